@@ -1,0 +1,1 @@
+"""COCO-format data, engine-free: reading, checking and generating."""
