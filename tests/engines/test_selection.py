@@ -48,7 +48,8 @@ def test_broken_detectron2_is_passed_over_with_its_own_error(tmp_path: Path) -> 
 def test_detectron2_without_its_compiled_part_is_passed_over(tmp_path: Path) -> None:
     fake_detectron2(tmp_path, "")
     out = run_python(CHOOSE_AUTO, tmp_path)
-    assert out.startswith("torchvision |") and "detectron2._C" in out
+    assert out.startswith("torchvision |")
+    assert "detectron2._C" in out
 
 
 def test_a_folder_named_detectron2_is_not_taken_for_an_installation(
@@ -62,17 +63,19 @@ def test_a_folder_named_detectron2_is_not_taken_for_an_installation(
     monkeypatch.delitem(sys.modules, "detectron2", raising=False)
     assert finder("detectron2") is not None
     status = selection.probe_detectron2()
-    assert not status.usable and str(tmp_path / "detectron2") in status.problem
+    assert not status.usable
+    assert str(tmp_path / "detectron2") in status.problem
 
 
 def test_missing_detectron2_gives_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection.importlib.util, "find_spec", lambda name: None)
     status = selection.probe_detectron2()
-    assert "--no-build-isolation" in status.problem and "setuptools<81" in status.problem
+    assert "--no-build-isolation" in status.problem
+    assert "setuptools<81" in status.problem
     assert selection.DETECTRON2_INSTALL_PAGE in status.problem
     with pytest.raises(ConfigError, match="not installed"):
         selection.select_engine("detectron2")
-    with pytest.raises(ConfigError, match="no engine can be used: detectron2 .*torchvision"):
+    with pytest.raises(ConfigError, match=r"no engine can be used: detectron2 .*torchvision"):
         selection.select_engine("auto")
 
 
@@ -83,7 +86,7 @@ def test_torchvision_is_chosen_without_importing_detectron2(tmp_path: Path) -> N
 
 
 def test_unknown_engine_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="--engine keras: .*auto, detectron2, torchvision"):
+    with pytest.raises(ConfigError, match=r"--engine keras: .*auto, detectron2, torchvision"):
         selection.select_engine("keras")
 
 

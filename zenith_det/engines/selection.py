@@ -120,6 +120,23 @@ def probe_model_zoo() -> EngineStatus:
     return EngineStatus("detectron2.model_zoo", not problem, problem)
 
 
+def detectron2_build() -> tuple[str, str]:
+    """What an importable Detectron2 was compiled with, and what is wrong with that here ("" if nothing)."""
+    import detectron2._C as compiled
+    import torch
+
+    compiler = compiled.get_compiler_version()
+    if compiled.has_cuda():
+        return f"{compiler}, CUDA {compiled.get_cuda_version()}", ""
+    problem = ""
+    if torch.cuda.is_available():
+        problem = (
+            "detectron2 was built without CUDA but torch sees a GPU: models with deformable convolutions or "
+            "rotated boxes fail on it; build it again where nvcc is found, with FORCE_CUDA=1"
+        )
+    return f"{compiler}, for the CPU only", problem
+
+
 def probe_torchvision() -> EngineStatus:
     """Try to import torchvision with its detection operators; never raises for a broken installation."""
     spec = importlib.util.find_spec("torchvision")
@@ -148,7 +165,7 @@ def import_problem(*modules: str) -> str:
             try:
                 importlib.import_module(module)
             # A library built for another torch raises anything from OSError to RuntimeError.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 lines = str(error).strip().splitlines() or [""]
                 return f"{type(error).__name__}: {lines[0].strip()}"
     return ""

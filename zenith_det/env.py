@@ -1,0 +1,139 @@
+"""What is installed, which engine a command would take, and what is wrong with the rest.
+
+``python -m zenith_det.env`` prints it, ready to paste into a bug report.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from pathlib import Path
+
+import zenith_det
+from zenith_det.engines.selection import (
+    EngineStatus,
+    detectron2_build,
+    import_problem,
+    probe_detectron2,
+    probe_model_zoo,
+    probe_torchvision,
+    select_engine,
+)
+from zenith_det.errors import ConfigError
+
+_ENGINE_ROW = "engine auto takes"
+
+# (distribution, the module it installs), in the order printed.
+_LIBRARIES = (
+    ("fvcore", "fvcore"),
+    ("pycocotools", "pycocotools"),
+    ("faster-coco-eval", "faster_coco_eval"),
+    ("opencv-python", "cv2"),
+    ("opencv-python-headless", "cv2"),
+    ("pillow", "PIL"),
+    ("numpy", "numpy"),
+    ("tensorboard", "tensorboard"),
+    ("setuptools", "setuptools"),
+)
+
+
+def collect() -> tuple[list[tuple[str, str]], list[str]]:
+    """What is here as (name, description) rows, and what is wrong as a list of lines.
+
+    Imports torch, torchvision and, where it is installed, Detectron2.
+    """
+    detectron2, torchvision = probe_detectron2(), probe_torchvision()
+    problems = [status.problem for status in (detectron2, torchvision) if not status.usable]
+    rows = [
+        ("zenith_det", f"{zenith_det.__version__} in {_folder(zenith_det.__file__)}"),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("system", f"{platform.platform()}, {os.cpu_count()} CPUs"),
+        ("torch", _torch(problems)),
+        ("torchvision", _engine_library(torchvision)),
+        ("detectron2", _engine_library(detectron2)),
+    ]
+    if detectron2.usable:
+        build, problem = detectron2_build()
+        rows.append(("  compiled", build))
+        problems += [problem] if problem else []
+        zoo = probe_model_zoo()
+        rows.append(("  model zoo", "usable" if zoo.usable else "cannot be imported"))
+        if not zoo.usable:
+            problems.append(zoo.problem)
+    rows += _libraries(problems)
+    rows.append(("DETECTRON2_DATASETS", os.environ.get("DETECTRON2_DATASETS", "not set: ./datasets")))
+    try:
+        choice = select_engine("auto")
+        # What to do about a missing Detectron2 is told below, with the rest that is wrong.
+        rows.append((_ENGINE_ROW, f"{choice.name}: {choice.reason.partition(';')[0]}"))
+    except ConfigError:
+        rows.append((_ENGINE_ROW, "none: no engine can be used"))
+    return rows, problems
+
+
+def report(rows: list[tuple[str, str]], problems: list[str]) -> str:
+    """The rows and problems of :func:`collect` as text, with the home directory written as ``~``."""
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    lines.append(f"{'what is wrong':<{width}}  {len(problems) or 'nothing'}")
+    lines += [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
+    home = str(Path.home())
+    text = "\n".join(lines)
+    # Paths are needed to tell installations apart; whose account it is, is not.
+    return text if home == "/" else text.replace(home, "~")
+
+
+def _torch(problems: list[str]) -> str:
+    problem = import_problem("torch")
+    if problem:
+        problems.append(
+            f"torch cannot be imported ({problem}); to install it: https://pytorch.org/get-started"
+        )
+        return "cannot be imported"
+    import torch
+
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
+    if not torch.cuda.is_available():
+        return f"{torch.__version__} ({build}), no GPU can be used"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    counted = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
+    return f"{torch.__version__} ({build}), {counted}"
+
+
+def _engine_library(status: EngineStatus) -> str:
+    if not status.location:
+        return "not installed"
+    return f"{status.version} in {status.location}" + ("" if status.usable else ", cannot be imported")
+
+
+def _libraries(problems: list[str]) -> list[tuple[str, str]]:
+    rows = []
+    for distribution, module in _LIBRARIES:
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        # setuptools is here for its version alone: importing it changes how distutils is found.
+        problem = "" if module == "setuptools" else import_problem(module)
+        if problem:
+            problems.append(f"{distribution} {version} cannot be imported ({problem})")
+        rows.append((distribution, version + (", cannot be imported" if problem else "")))
+    return rows
+
+
+def _folder(file: str | None) -> str:
+    return str(Path(file).parent) if file else "an unknown place"
+
+
+def main() -> int:
+    """Print the report; the exit code is 1 where no engine can be used, else 0."""
+    rows, problems = collect()
+    print(report(rows, problems))
+    return int(dict(rows)[_ENGINE_ROW].startswith("none"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
