@@ -1,0 +1,38 @@
+# make demo [TASK=mask|keypoint|faster]   train and evaluate with ZENITH on generated images
+# make test                               lint, types and the whole test suite
+# make lint                               ruff and mypy alone
+# make clean                              the environment and everything generated
+
+PYTHON ?= python3
+VENV ?= .venv
+TASK ?= mask
+OUTPUT ?= output/$(TASK)_rcnn_zenith
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DATA := $(if $(filter keypoint,$(TASK)),datasets/figures,datasets/shapes)
+KIND := $(if $(filter keypoint,$(TASK)),keypoints,instances)
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED) $(DATA)/train.json
+	$(BIN)/python tools/train_net.py --engine torchvision \
+	    --config-file configs/quickstart/$(TASK)_rcnn_zenith.yaml OUTPUT_DIR $(OUTPUT)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(INSTALLED): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+datasets/%/train.json: $(INSTALLED) zenith_det/data/synthetic.py
+	$(BIN)/python datasets/make_shapes.py --task $(KIND) --output datasets/$*
+
+clean:
+	rm -rf $(VENV) output datasets/shapes datasets/figures

@@ -1,0 +1,62 @@
+"""Packaging of zenith_det: ``pip install -e ".[test]"`` brings everything but Detectron2."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "zenith_det" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+OPTIMIZERS = [
+    "schedulefree>=1.4",  # AdamWScheduleFree and SGDScheduleFree with train()/eval() since 1.3
+    "prodigyopt>=1.1",  # first with the fix for parameters without gradients
+    "pytorch-optimizer>=3.3",  # DAdaptSGD
+]
+
+setup(
+    name="zenith_det",
+    version=VERSION,
+    description="Train Faster, Mask and Keypoint R-CNN without guessing a learning-rate schedule (ZENITH)",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["zenith_det", "zenith_det.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        # Each torchvision goes with one torch (0.29.2 with 2.15.0): no upper bounds, the index pairs them.
+        "torch>=2.6",  # weights_only by default, named parameters in optimizers, torch.nn.utils.get_total_norm
+        "torchvision>=0.21",  # the one for torch 2.6
+        "numpy>=1.24",
+        "pillow>=9.1",  # Image.Resampling
+        "fvcore>=0.1.5",  # yacs configs with _BASE_, parameter schedulers, registries
+        "pycocotools>=2.0.7",  # the first with wheels for Python 3.12
+        "faster-coco-eval>=1.6",  # compiled COCO metrics
+        # Headless: the same cv2, without the X libraries that plain opencv-python wants at import.
+        "opencv-python-headless>=4.8",
+        "matplotlib>=3.7",
+        "tensorboard>=2.12",
+        "rich>=13",
+        "psutil>=5.9",
+    ],
+    extras_require={
+        "optimizers": OPTIMIZERS,
+        "test": [
+            *OPTIMIZERS,
+            "pytest>=8",
+            "pytest-timeout>=2.2",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "types-PyYAML",
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,235 @@
+"""From a dataset record to a network input: read, resize, flip, to tensors, as Detectron2's mapper does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from zenith_det.config import CfgNode
+from zenith_det.data import DatasetMetadata, read_image
+from zenith_det.engines.torchvision_engine.masks import Mask, decode_rle, is_empty, polygons_to_bitmap
+from zenith_det.engines.torchvision_engine.roi_heads import Targets
+from zenith_det.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+MIN_BOX_SIDE = 1e-5
+MAX_UNREADABLE_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A resize of an image to ``height`` × ``width`` pixels, then perhaps a flip."""
+
+    scale_x: float
+    scale_y: float
+    height: int
+    width: int
+    flip: str
+
+    def points(self, xy: np.ndarray) -> np.ndarray:
+        """Map continuous points ``(M, 2)`` of the original image."""
+        moved = xy * (self.scale_x, self.scale_y)
+        if self.flip == "horizontal":
+            moved[:, 0] = self.width - moved[:, 0]
+        elif self.flip == "vertical":
+            moved[:, 1] = self.height - moved[:, 1]
+        return moved
+
+    def image(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+        """Map an image ``(H, W)`` or ``(H, W, 3)`` uint8, contiguous."""
+        if pixels.shape[:2] != (self.height, self.width):
+            pixels = np.asarray(Image.fromarray(pixels).resize((self.width, self.height), resample))
+        if self.flip == "horizontal":
+            pixels = pixels[:, ::-1]
+        elif self.flip == "vertical":
+            pixels = pixels[::-1]
+        return np.ascontiguousarray(pixels)
+
+
+def shortest_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """The (height, width) that brings the short side to ``short`` unless the long one passed ``longest``.
+
+    Detectron2's rounding (``ResizeShortestEdge.get_output_shape``); ``short = 0`` keeps the size.
+    """
+    if short == 0:
+        return height, width
+    scale = short / min(height, width)
+    new_height, new_width = (short, scale * width) if height < width else (scale * height, short)
+    if max(new_height, new_width) > longest:
+        shrink = longest / max(new_height, new_width)
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return int(new_height + 0.5), int(new_width + 0.5)
+
+
+class TrainingMapper:
+    """A record to a training sample; random choices come from the generator it is given."""
+
+    def __init__(self, cfg: CfgNode, metadata: DatasetMetadata) -> None:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        self.short_sides = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+        self.sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        self.longest = cfg.INPUT.MAX_SIZE_TRAIN
+        self.flip = cfg.INPUT.RANDOM_FLIP
+        self.image_format = cfg.INPUT.FORMAT
+        self.masks = cfg.MODEL.MASK_ON
+        self.bitmask = cfg.INPUT.MASK_FORMAT == "bitmask"
+        self.keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
+        self.flip_indices = metadata.keypoint_flip_indices
+
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """The sample: ``image`` uint8 ``(3, H, W)``, ``targets``, ``image_id``, ``file_name``."""
+        image = read_image(record["file_name"], self.image_format)
+        geometry = self._draw(image.shape[0], image.shape[1], rng)
+        pixels = geometry.image(image, Image.Resampling.BILINEAR)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "targets": self.targets(record, geometry),
+            "image_id": record["image_id"],
+            "file_name": record["file_name"],
+        }
+
+    def _draw(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
+        if self.sampling == "range":
+            short = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
+        else:
+            short = int(rng.choice(self.short_sides))
+        flip = self.flip if self.flip != "none" and rng.random() < 0.5 else "none"
+        new_height, new_width = shortest_edge_size(height, width, short, self.longest)
+        return Geometry(new_width / width, new_height / height, new_height, new_width, flip)
+
+    def targets(self, record: dict[str, Any], geometry: Geometry) -> Targets:
+        """Boxes clipped to the image, masks and keypoints under ``geometry``; crowds and empty ones left out."""
+        boxes, classes, masks, keypoints = [], [], [], []
+        limit = np.array([geometry.width, geometry.height] * 2, dtype=np.float64)
+        for annotation in record["annotations"]:
+            if annotation.get("iscrowd", 0):
+                continue
+            x, y, w, h = annotation["bbox"]
+            corners = geometry.points(np.array([[x, y], [x + w, y + h]], dtype=np.float64))
+            box = np.concatenate((corners.min(axis=0), corners.max(axis=0))).clip(0, limit)
+            mask = self._mask(annotation.get("segmentation"), geometry) if self.masks else None
+            if (box[2:] - box[:2] <= MIN_BOX_SIDE).any() or is_empty(mask):
+                continue
+            boxes.append(box)
+            classes.append(annotation["category_id"])
+            masks.append(mask)
+            if self.keypoints:
+                keypoints.append(self._keypoints(annotation.get("keypoints"), geometry))
+        count = len(boxes)
+        return Targets(
+            boxes=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(count, 4)),
+            classes=torch.tensor(classes, dtype=torch.int64),
+            masks=masks if self.masks else None,
+            keypoints=torch.from_numpy(np.array(keypoints, dtype=np.float32).reshape(count, self.keypoints, 3))
+            if self.keypoints
+            else None,
+        )
+
+    def _mask(self, segmentation: Any, geometry: Geometry) -> Mask:
+        if not segmentation:
+            return None
+        if isinstance(segmentation, dict):
+            bitmap = geometry.image(decode_rle(segmentation), Image.Resampling.NEAREST)
+            return torch.from_numpy(bitmap.astype(bool))
+        polygons = [
+            geometry.points(np.array(p, dtype=np.float64).reshape(-1, 2)).reshape(-1) for p in segmentation
+        ]
+        if self.bitmask:
+            return torch.from_numpy(polygons_to_bitmap(polygons, geometry.height, geometry.width))
+        return polygons
+
+    def _keypoints(self, flat: Sequence[float] | None, geometry: Geometry) -> np.ndarray:
+        if flat is None or len(flat) == 0:
+            return np.zeros((self.keypoints, 3))
+        points = np.array(flat, dtype=np.float64).reshape(-1, 3)
+        points[:, :2] = geometry.points(points[:, :2])
+        inside = ((points[:, :2] >= 0) & (points[:, :2] <= (geometry.width, geometry.height))).all(axis=1)
+        points[~inside, 2] = 0
+        if geometry.flip == "horizontal":
+            points = points[self.flip_indices]
+        points[points[:, 2] == 0] = 0
+        return points
+
+
+class TestMapper:
+    """A record to an inference sample: resized by ``MIN_SIZE_TEST``, with the original size beside it."""
+
+    __test__ = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.short = cfg.INPUT.MIN_SIZE_TEST
+        self.longest = cfg.INPUT.MAX_SIZE_TEST
+        self.image_format = cfg.INPUT.FORMAT
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The sample: ``image`` uint8 ``(3, H, W)``, ``height``, ``width``, ``image_id``, ``file_name``."""
+        sample = self.from_image(read_image(record["file_name"], self.image_format))
+        return sample | {"image_id": record["image_id"], "file_name": record["file_name"]}
+
+    def from_image(self, image: np.ndarray) -> dict[str, Any]:
+        """The same for pixels already read, uint8 ``(H, W, 3)`` in ``INPUT.FORMAT`` order."""
+        height, width = image.shape[:2]
+        new_height, new_width = shortest_edge_size(height, width, self.short, self.longest)
+        geometry = Geometry(new_width / width, new_height / height, new_height, new_width, "none")
+        pixels = geometry.image(image, Image.Resampling.BILINEAR)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "height": height,
+            "width": width,
+        }
+
+
+class TrainingDataset(Dataset[dict[str, Any]]):
+    """Training samples by (index, seed): the same pair gives the same sample in any process.
+
+    An image that cannot be read (it could when the run started) is replaced by the next one that can,
+    with a warning, instead of ending a run hours in.
+
+    Args:
+        records: of the training set.
+        mapper: see :class:`TrainingMapper`.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: TrainingMapper) -> None:
+        self.records = records
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        for attempt in range(MAX_UNREADABLE_IN_A_ROW):
+            record = self.records[(index + attempt) % len(self.records)]
+            try:
+                return self.mapper(record, np.random.default_rng(seed))
+            except DatasetError as error:
+                logger.warning("image replaced by the next one in the set: %s", error)
+        raise DatasetError(
+            f"{MAX_UNREADABLE_IN_A_ROW} images in a row could not be read, from {record['file_name']} "
+            "backwards: run tools/check_dataset.py --full"
+        )
+
+
+class TestDataset(Dataset[dict[str, Any]]):
+    """Inference samples by index."""
+
+    __test__ = False
+
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: TestMapper) -> None:
+        self.records = records
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.mapper(self.records[index])

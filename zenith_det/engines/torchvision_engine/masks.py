@@ -1,0 +1,113 @@
+"""Instance masks between the image and the fixed square that a mask head sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_api
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+Mask = list[np.ndarray] | Tensor | None
+"""One ground-truth mask: polygons (flat ``x0, y0, x1, …``), a bool bitmap ``(H, W)``, or none known."""
+
+PASTE_CHUNK_ELEMENTS = 2**28 // 4
+
+
+def polygons_to_bitmap(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Rasterize the union of polygons as COCO does; bool ``(height, width)``."""
+    if not polygons:
+        return np.zeros((height, width), dtype=bool)
+    rle = mask_api.merge(mask_api.frPyObjects([p.tolist() for p in polygons], height, width))
+    return mask_api.decode(rle).astype(bool)
+
+
+def is_empty(mask: Mask) -> bool:
+    """Whether a known mask has nothing in it."""
+    if mask is None:
+        return False
+    return not bool(mask.any()) if isinstance(mask, Tensor) else len(mask) == 0
+
+
+def crop_and_resize(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
+    """The part of each mask inside its box, resampled to a square: the mask head's target.
+
+    Polygons are scaled and then rasterized; bitmaps go through an aligned RoIAlign and a threshold
+    of one half. Both as Detectron2's ``PolygonMasks`` and ``BitMasks`` do.
+
+    Args:
+        masks: one per box, none of them ``None``.
+        boxes: ``(M, 4)``, xyxy pixels.
+        side: of the square, in pixels.
+
+    Returns:
+        bool ``(M, side, side)`` on the boxes' device.
+    """
+    target = torch.zeros((len(masks), side, side), dtype=torch.bool)
+    cpu_boxes = boxes.detach().cpu()
+    corners = cpu_boxes.double().numpy()
+    bitmaps: dict[int, list[int]] = {}
+    for i, mask in enumerate(masks):
+        if isinstance(mask, Tensor):
+            bitmaps.setdefault(id(mask), []).append(i)
+            continue
+        assert mask is not None
+        x0, y0, x1, y1 = corners[i]
+        scale = np.array([side / max(x1 - x0, 0.1), side / max(y1 - y0, 0.1)])
+        local = [((p.reshape(-1, 2) - (x0, y0)) * scale).reshape(-1) for p in mask]
+        target[i] = torch.from_numpy(polygons_to_bitmap(local, side, side))
+    for indices in bitmaps.values():
+        bitmap = masks[indices[0]]
+        assert isinstance(bitmap, Tensor)
+        rois = torch.cat([torch.zeros(len(indices), 1), cpu_boxes[indices].float()], dim=1)
+        crops = roi_align(bitmap[None, None].float().cpu(), rois, (side, side), 1.0, 0, aligned=True)
+        target[indices] = crops[:, 0] >= 0.5
+    return target.to(boxes.device, non_blocking=True)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:
+    """Put soft square masks into the image by bilinear sampling at pixel centres.
+
+    Args:
+        masks: probabilities ``(N, M, M)``.
+        boxes: ``(N, 4)``, xyxy pixels of the image.
+        height, width: of the image.
+
+    Returns:
+        bool ``(N, height, width)``.
+    """
+    pasted = torch.zeros((len(masks), height, width), dtype=torch.bool, device=masks.device)
+    if masks.device.type == "cpu":
+        for i, box in enumerate(boxes.tolist()):
+            left, top = max(int(box[0]) - 1, 0), max(int(box[1]) - 1, 0)
+            right, bottom = min(int(np.ceil(box[2])) + 1, width), min(int(np.ceil(box[3])) + 1, height)
+            if right > left and bottom > top:
+                region = _sample(masks[i : i + 1], boxes[i : i + 1], (left, top, right, bottom))
+                pasted[i, top:bottom, left:right] = region[0] >= threshold
+        return pasted
+    per_chunk = max(1, PASTE_CHUNK_ELEMENTS // (height * width))
+    for start in range(0, len(masks), per_chunk):
+        chunk = slice(start, start + per_chunk)
+        pasted[chunk] = _sample(masks[chunk], boxes[chunk], (0, 0, width, height)) >= threshold
+    return pasted
+
+
+def _sample(masks: Tensor, boxes: Tensor, region: tuple[int, int, int, int]) -> Tensor:
+    left, top, right, bottom = region
+    x0, y0, x1, y1 = boxes.float().split(1, dim=1)
+    xs = torch.arange(left, right, device=boxes.device, dtype=torch.float32) + 0.5
+    ys = torch.arange(top, bottom, device=boxes.device, dtype=torch.float32) + 0.5
+    xs = (xs - x0) / (x1 - x0) * 2 - 1
+    ys = (ys - y0) / (y1 - y0) * 2 - 1
+    n, width, height = len(masks), xs.shape[1], ys.shape[1]
+    grid = torch.stack((xs[:, None].expand(n, height, width), ys[:, :, None].expand(n, height, width)), 3)
+    return F.grid_sample(masks[:, None].float(), grid, align_corners=False)[:, 0]
+
+
+def decode_rle(segmentation: dict[str, Any]) -> np.ndarray:
+    """A compressed COCO RLE to uint8 ``(H, W)``."""
+    decoded: np.ndarray = mask_api.decode(segmentation)
+    return decoded

@@ -1,0 +1,399 @@
+"""The second stage: boxes, masks and keypoints of proposals, to Detectron2's recipe."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import Conv2dNormActivation, roi_align
+from torchvision.ops import boxes as box_ops
+
+from zenith_det.config import CfgNode
+from zenith_det.engines.torchvision_engine.backbone import norm_layer
+from zenith_det.engines.torchvision_engine.box_regression import box_regression_loss
+from zenith_det.engines.torchvision_engine.keypoints import heatmaps_to_keypoints, keypoints_to_heatmap
+from zenith_det.engines.torchvision_engine.masks import Mask, crop_and_resize
+
+CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
+
+
+class Targets:
+    """The ground truth of one image, on the model's device.
+
+    Attributes:
+        boxes: ``(G, 4)``, xyxy pixels of the network's input.
+        classes: int64 ``(G,)``, 0-based.
+        masks: ``G`` masks (see :data:`~.masks.Mask`), or ``None`` for a set without masks.
+        keypoints: ``(G, K, 3)``, or ``None``.
+    """
+
+    def __init__(
+        self, boxes: Tensor, classes: Tensor, masks: list[Mask] | None = None, keypoints: Tensor | None = None
+    ) -> None:
+        self.boxes = boxes
+        self.classes = classes
+        self.masks = masks
+        self.keypoints = keypoints
+
+    def to(self, device: torch.device) -> Targets:
+        """A copy whose tensors are on ``device``; masks stay where they are cropped, on the host."""
+        return Targets(
+            self.boxes.to(device, non_blocking=True),
+            self.classes.to(device, non_blocking=True),
+            self.masks,
+            None if self.keypoints is None else self.keypoints.to(device, non_blocking=True),
+        )
+
+
+class Sampled:
+    """Proposals of one image drawn for training, with what they were matched to."""
+
+    def __init__(self, boxes: Tensor, classes: Tensor, matched: Tensor, targets: Targets) -> None:
+        self.boxes = boxes
+        self.classes = classes
+        self.matched = matched
+        self.targets = targets
+
+    def foreground(self, num_classes: int) -> Sampled:
+        """Only the proposals matched to an object."""
+        keep = (self.classes < num_classes).nonzero().squeeze(1)
+        return self[keep]
+
+    def __getitem__(self, index: Tensor) -> Sampled:
+        return Sampled(self.boxes[index], self.classes[index], self.matched[index], self.targets)
+
+
+class AlignedPooler(nn.Module):
+    """RoIAlign with half-pixel alignment over a pyramid, levels assigned by box size.
+
+    torchvision's ``MultiScaleRoIAlign`` has no alignment and guesses scales from padded sizes.
+
+    Args:
+        output_size: side of the pooled square.
+        strides: of the levels, in pixels, finest first.
+        sampling_ratio: points per bin and axis; 0 adapts to the box.
+        aligned: False for ``ROIAlign`` (Detectron2's first version), True for ``ROIAlignV2``.
+    """
+
+    def __init__(self, output_size: int, strides: list[int], sampling_ratio: int, aligned: bool) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.strides = strides
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.min_level = int(math.log2(strides[0]))
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """``(sum of M_i, C, S, S)`` for ``boxes`` of ``(M_i, 4)`` per image."""
+        flat = torch.cat(boxes)
+        image = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+        rois = torch.cat((image, flat), dim=1)
+        size = self.output_size
+        if len(features) == 1:
+            return self._pool(features[0], rois, self.strides[0])
+        level = torch.floor(
+            CANONICAL_LEVEL + torch.log2(box_ops.box_area(flat).sqrt() / CANONICAL_SIZE + 1e-8)
+        )
+        top = self.min_level + len(features) - 1
+        level = level.clamp(self.min_level, top).long() - self.min_level
+        pooled = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
+        for i, (feature, stride) in enumerate(zip(features, self.strides)):
+            index = (level == i).nonzero().squeeze(1)
+            crops = self._pool(feature, rois[index], stride)
+            pooled = pooled.index_put((index,), crops.to(pooled.dtype))
+        return pooled
+
+    def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        out: Tensor = roi_align(
+            feature,
+            rois.to(feature.dtype),
+            (self.output_size, self.output_size),
+            1.0 / stride,
+            self.sampling_ratio,
+            self.aligned,
+        )
+        return out
+
+
+class BoxHead(nn.Sequential):
+    """``NUM_CONV`` 3×3 convolutions, then ``NUM_FC`` fully connected layers, each with ReLU."""
+
+    def __init__(self, cfg: CfgNode, in_channels: int) -> None:
+        head = cfg.MODEL.ROI_BOX_HEAD
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = in_channels
+        for i in range(1, head.NUM_CONV + 1):
+            conv = Conv2dNormActivation(channels, head.CONV_DIM, 3, norm_layer=norm_layer(head.NORM))
+            nn.init.kaiming_normal_(conv[0].weight, mode="fan_out", nonlinearity="relu")
+            if conv[0].bias is not None:
+                nn.init.zeros_(conv[0].bias)
+            layers[f"conv{i}"] = conv
+            channels = head.CONV_DIM
+        layers["flatten"] = nn.Flatten()
+        features = channels * head.POOLER_RESOLUTION**2
+        for i in range(1, head.NUM_FC + 1):
+            linear = nn.Linear(features, head.FC_DIM)
+            nn.init.kaiming_uniform_(linear.weight, a=1)
+            nn.init.zeros_(linear.bias)
+            layers[f"fc{i}"], layers[f"fc_relu{i}"] = linear, nn.ReLU()
+            features = head.FC_DIM
+        super().__init__(layers)
+        self.out_features = features
+
+
+class BoxPredictor(nn.Module):
+    """Class scores and box deltas. Unlike torchvision's, the background is the *last* class and has no box."""
+
+    def __init__(self, in_features: int, num_classes: int, class_agnostic: bool) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_features, 4 * (1 if class_agnostic else num_classes))
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(R, F)`` to scores ``(R, K + 1)`` and deltas ``(R, 4 · K)`` (``(R, 4)`` if class-agnostic)."""
+        return self.cls_score(x), self.bbox_pred(x)
+
+
+class ROIHeads(nn.Module):
+    """Detectron2's ``StandardROIHeads``.
+
+    Args:
+        cfg: reads ``MODEL.ROI_HEADS``, ``ROI_BOX_HEAD``, ``ROI_MASK_HEAD``, ``ROI_KEYPOINT_HEAD`` and ``TEST``.
+        in_channels: of every feature map.
+        strides: pixel stride of the feature maps by name.
+    """
+
+    def __init__(self, cfg: CfgNode, in_channels: int, strides: dict[str, int]) -> None:
+        super().__init__()
+        heads, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
+        self.num_classes: int = heads.NUM_CLASSES
+        self.in_features = list(heads.IN_FEATURES)
+        level_strides = [strides[name] for name in self.in_features]
+
+        def pooler(head: CfgNode) -> AlignedPooler:
+            aligned = head.POOLER_TYPE == "ROIAlignV2"
+            return AlignedPooler(head.POOLER_RESOLUTION, level_strides, head.POOLER_SAMPLING_RATIO, aligned)
+
+        self.matcher = Matcher(
+            heads.IOU_THRESHOLDS[0], heads.IOU_THRESHOLDS[0], allow_low_quality_matches=False
+        )
+        self.sampler = BalancedPositiveNegativeSampler(heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION)
+        self.append_gt: bool = heads.PROPOSAL_APPEND_GT
+        self.score_thresh: float = heads.SCORE_THRESH_TEST
+        self.nms_thresh: float = heads.NMS_THRESH_TEST
+        self.detections_per_image: int = cfg.TEST.DETECTIONS_PER_IMAGE
+
+        self.box_pooler = pooler(box)
+        self.box_head = BoxHead(cfg, in_channels)
+        self.box_predictor = BoxPredictor(
+            self.box_head.out_features, self.num_classes, box.CLS_AGNOSTIC_BBOX_REG
+        )
+        self.box_coder = BoxCoder(weights=tuple(box.BBOX_REG_WEIGHTS))
+        self.class_agnostic: bool = box.CLS_AGNOSTIC_BBOX_REG
+        self.loss_type: str = box.BBOX_REG_LOSS_TYPE
+        self.smooth_l1_beta: float = box.SMOOTH_L1_BETA
+        self.box_weight: float = box.BBOX_REG_LOSS_WEIGHT
+
+        self.mask_head: nn.Module | None = None
+        if cfg.MODEL.MASK_ON:
+            mask = cfg.MODEL.ROI_MASK_HEAD
+            self.mask_pooler = pooler(mask)
+            norm: Callable[[int], nn.Module] | None = norm_layer(mask.NORM)
+            self.mask_head = MaskRCNNHeads(in_channels, [mask.CONV_DIM] * mask.NUM_CONV, 1, norm)
+            channels = mask.CONV_DIM if mask.NUM_CONV else in_channels
+            outputs = 1 if mask.CLS_AGNOSTIC_MASK else self.num_classes
+            self.mask_predictor = MaskRCNNPredictor(channels, mask.CONV_DIM, outputs)
+            nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
+            nn.init.zeros_(self.mask_predictor.mask_fcn_logits.bias)
+            nn.init.zeros_(self.mask_predictor.conv5_mask.bias)
+
+        self.keypoint_head: nn.Module | None = None
+        if cfg.MODEL.KEYPOINT_ON:
+            keypoint = cfg.MODEL.ROI_KEYPOINT_HEAD
+            self.keypoint_pooler = pooler(keypoint)
+            self.keypoint_head = KeypointRCNNHeads(in_channels, tuple(keypoint.CONV_DIMS))
+            self.keypoint_predictor = KeypointRCNNPredictor(keypoint.CONV_DIMS[-1], keypoint.NUM_KEYPOINTS)
+            self.keypoint_weight: float = keypoint.LOSS_WEIGHT
+            self.keypoint_normalizer: float | None = None
+            if not keypoint.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS:
+                self.keypoint_normalizer = (
+                    keypoint.NUM_KEYPOINTS * heads.BATCH_SIZE_PER_IMAGE * heads.POSITIVE_FRACTION
+                )
+
+    # ---- training
+
+    @torch.no_grad()
+    def sample(self, proposals: list[Tensor], targets: list[Targets]) -> list[Sampled]:
+        """Match proposals to ground truth and draw ``BATCH_SIZE_PER_IMAGE`` of them per image."""
+        sampled = []
+        for boxes, target in zip(proposals, targets):
+            if self.append_gt:
+                boxes = torch.cat((boxes, target.boxes))
+            if len(target.boxes):
+                match = self.matcher(box_ops.box_iou(target.boxes, boxes))
+                matched = match.clamp(min=0)
+                classes = torch.where(match >= 0, target.classes[matched], self.num_classes)
+            else:
+                matched = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+                classes = torch.full_like(matched, self.num_classes)
+            positive, negative = self.sampler([(classes < self.num_classes).long()])
+            keep = (positive[0].bool() | negative[0].bool()).nonzero().squeeze(1)
+            sampled.append(Sampled(boxes[keep], classes[keep], matched[keep], target))
+        return sampled
+
+    def losses(
+        self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[Targets]
+    ) -> dict[str, Tensor]:
+        """All losses of the second stage, scalars, under Detectron2's names."""
+        maps = [features[name] for name in self.in_features]
+        sampled = self.sample(proposals, targets)
+        losses = self._box_losses(maps, sampled)
+        foreground = [s.foreground(self.num_classes) for s in sampled]
+        if self.mask_head is not None:
+            losses["loss_mask"] = self._mask_loss(maps, foreground)
+        if self.keypoint_head is not None:
+            losses["loss_keypoint"] = self._keypoint_loss(maps, foreground)
+        return losses
+
+    def _box_losses(self, maps: list[Tensor], sampled: list[Sampled]) -> dict[str, Tensor]:
+        pooled = self.box_pooler(maps, [s.boxes for s in sampled])
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        classes = torch.cat([s.classes for s in sampled])
+        if classes.numel() == 0:
+            return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
+        fg = (classes < self.num_classes).nonzero().squeeze(1)
+        matched = torch.cat(
+            [s.targets.boxes[s.matched] if len(s.targets.boxes) else torch.zeros_like(s.boxes) for s in sampled]
+        )
+        if self.class_agnostic:
+            fg_deltas = deltas[fg]
+        else:
+            fg_deltas = deltas.view(len(deltas), self.num_classes, 4)[fg, classes[fg]]
+        box_loss = box_regression_loss(
+            self.box_coder,
+            torch.cat([s.boxes for s in sampled])[fg],
+            fg_deltas,
+            matched[fg],
+            self.loss_type,
+            self.smooth_l1_beta,
+        )
+        return {
+            "loss_cls": F.cross_entropy(scores.float(), classes),
+            "loss_box_reg": box_loss * (self.box_weight / classes.numel()),
+        }
+
+    def _mask_loss(self, maps: list[Tensor], foreground: list[Sampled]) -> Tensor:
+        assert self.mask_head is not None
+        with_mask = [s[_has_mask(s)] for s in foreground]
+        pooled = self.mask_pooler(maps, [s.boxes for s in with_mask])
+        logits = self.mask_predictor(self.mask_head(pooled))
+        if len(logits) == 0:
+            return logits.sum() * 0.0
+        masks: list[Mask] = []
+        for s in with_mask:
+            assert s.targets.masks is not None or len(s.matched) == 0
+            masks += [s.targets.masks[i] for i in s.matched.tolist()] if s.targets.masks else []
+        target = crop_and_resize(masks, torch.cat([s.boxes for s in with_mask]), logits.shape[-1])
+        classes = torch.cat([s.classes for s in with_mask])
+        channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
+        chosen = logits[torch.arange(len(logits), device=logits.device), channel]
+        return F.binary_cross_entropy_with_logits(chosen.float(), target.float())
+
+    def _keypoint_loss(self, maps: list[Tensor], foreground: list[Sampled]) -> Tensor:
+        assert self.keypoint_head is not None
+        visible, truth = [], []
+        for s in foreground:
+            assert s.targets.keypoints is not None, "MODEL.KEYPOINT_ON needs keypoints in every target"
+            points = s.targets.keypoints[s.matched]
+            x, y, flag = points.unbind(dim=-1)
+            inside = (x >= s.boxes[:, None, 0]) & (x <= s.boxes[:, None, 2])
+            inside &= (y >= s.boxes[:, None, 1]) & (y <= s.boxes[:, None, 3])
+            keep = (inside & (flag >= 1)).any(dim=1).nonzero().squeeze(1)
+            visible.append(s[keep])
+            truth.append(points[keep])
+        pooled = self.keypoint_pooler(maps, [s.boxes for s in visible])
+        logits = self.keypoint_predictor(self.keypoint_head(pooled))
+        if len(logits) == 0:
+            return logits.sum() * 0.0
+        boxes = torch.cat([s.boxes for s in visible])
+        cells, valid = keypoints_to_heatmap(torch.cat(truth), boxes, logits.shape[-1])
+        chosen = logits.flatten(2)[valid]
+        if len(chosen) == 0:
+            return logits.sum() * 0.0
+        loss = F.cross_entropy(chosen.float(), cells[valid], reduction="sum")
+        normalizer = len(chosen)
+        if self.keypoint_normalizer is not None:
+            return loss * (self.keypoint_weight / (self.keypoint_normalizer * len(foreground)))
+        return loss * (self.keypoint_weight / normalizer)
+
+    # ---- inference
+
+    def detect(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections per image, in pixels of the network's input, best first.
+
+        Returns:
+            ``boxes (D, 4)``, ``scores (D,)``, ``classes (D,)``, and where the model has them
+            ``masks (D, M, M)`` (probabilities within the box) and ``keypoints (D, K, 3)`` (x, y, score).
+        """
+        maps = [features[name] for name in self.in_features]
+        pooled = self.box_pooler(maps, proposals)
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        probabilities = scores.float().softmax(dim=-1)
+        kinds = deltas.shape[1] // 4
+        decoded = self.box_coder.decode_single(deltas.float(), torch.cat(proposals)).view(-1, kinds, 4)
+        counts = [len(p) for p in proposals]
+        detections = [
+            self._select(b, p, size)
+            for b, p, size in zip(decoded.split(counts), probabilities.split(counts), image_sizes)
+        ]
+        boxes = [d["boxes"] for d in detections]
+        counts = [len(b) for b in boxes]
+        if self.mask_head is not None:
+            logits = self.mask_predictor(self.mask_head(self.mask_pooler(maps, boxes))).float()
+            classes = torch.cat([d["classes"] for d in detections])
+            channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
+            masks = logits[torch.arange(len(logits), device=logits.device), channel].sigmoid()
+            for detection, mask in zip(detections, masks.split(counts)):
+                detection["masks"] = mask
+        if self.keypoint_head is not None:
+            heatmaps = self.keypoint_predictor(self.keypoint_head(self.keypoint_pooler(maps, boxes))).float()
+            points = heatmaps_to_keypoints(heatmaps, torch.cat(boxes))
+            for detection, keypoints in zip(detections, points.split(counts)):
+                detection["keypoints"] = keypoints
+        return detections
+
+    def _select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        finite = torch.isfinite(boxes).all(dim=(1, 2)) & torch.isfinite(scores).all(dim=1)
+        boxes, scores = boxes[finite], scores[finite, :-1]
+        boxes = box_ops.clip_boxes_to_image(boxes, size)
+        index, classes = (scores > self.score_thresh).nonzero(as_tuple=True)
+        chosen = boxes[index, 0] if self.class_agnostic else boxes[index, classes]
+        chosen_scores = scores[index, classes]
+        keep = box_ops.batched_nms(chosen, chosen_scores, classes, self.nms_thresh)
+        if self.detections_per_image >= 0:
+            keep = keep[: self.detections_per_image]
+        return {"boxes": chosen[keep], "scores": chosen_scores[keep], "classes": classes[keep]}
+
+
+def _has_mask(sampled: Sampled) -> Tensor:
+    """Indices of the proposals whose object has a known mask."""
+    masks = sampled.targets.masks
+    if masks is None:
+        return torch.zeros(0, dtype=torch.int64, device=sampled.boxes.device)
+    known = torch.tensor([m is not None for m in masks], dtype=torch.bool, device=sampled.boxes.device)
+    if not len(known):
+        return torch.zeros(0, dtype=torch.int64, device=sampled.boxes.device)
+    return known[sampled.matched].nonzero().squeeze(1)
