@@ -1,0 +1,17 @@
+"""Configuration: Detectron2's keys and YAML format, this toolkit's own keys, and errors that name the key."""
+
+from zenith_det.config.defaults import add_zenith_config
+from zenith_det.config.loading import LoadedConfig, get_cfg, load_config
+from zenith_det.config.node import CfgNode
+from zenith_det.config.unused import zenith_unused_keys
+from zenith_det.config.validation import validate_config
+
+__all__ = [
+    "CfgNode",
+    "LoadedConfig",
+    "add_zenith_config",
+    "get_cfg",
+    "load_config",
+    "validate_config",
+    "zenith_unused_keys",
+]

@@ -1,0 +1,51 @@
+"""Names of keys: all of them, and the one that a misspelt key was meant to be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_CLOSE = 0.6  # difflib's own idea of a close match
+_SAME_NAME = 0.3  # what a right name in the wrong section counts for
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a nested mapping with its dotted key, such as ``("SOLVER.BASE_LR", 0.02)``."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def sections(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of each nested mapping, such as ``"SOLVER.ZENITH"``."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield f"{prefix}{name}"
+            yield from sections(value, f"{prefix}{name}.")
+
+
+def nearest(wanted: str, known: Iterable[str]) -> str | None:
+    """Return the known key that ``wanted`` most likely means, or ``None`` where nothing comes near.
+
+    A right name in the wrong section is near: ``BASE_LR`` means ``SOLVER.BASE_LR``.
+    """
+    best, best_score = None, _CLOSE
+    folded = wanted.casefold()
+    matcher = difflib.SequenceMatcher(b=folded)
+    for key in known:
+        candidate = key.casefold()
+        matcher.set_seq1(candidate)
+        same_name = candidate.rpartition(".")[2] == folded.rpartition(".")[2]
+        score = matcher.ratio() + (_SAME_NAME if same_name else 0.0)
+        if score > best_score:
+            best, best_score = key, score
+    return best
+
+
+def did_you_mean(wanted: str, known: Iterable[str]) -> str:
+    """Return ``": did you mean X?"`` for the end of an error message, or ``""`` where nothing comes near."""
+    found = nearest(wanted, known)
+    return f": did you mean {found}?" if found else ""

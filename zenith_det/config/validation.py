@@ -1,0 +1,109 @@
+"""Values that no training can run with, told before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zenith_det.config.keys import did_you_mean
+from zenith_det.config.node import CfgNode
+from zenith_det.errors import ConfigError
+
+SUPPORTED_VERSION = 2
+
+_Check = Callable[[Any], bool]
+
+
+def _number(check: Callable[[float], bool]) -> _Check:
+    return lambda value: isinstance(value, (int, float)) and math.isfinite(value) and check(value)
+
+
+_POSITIVE = (_number(lambda x: x > 0), "a number above 0")
+_NOT_NEGATIVE = (_number(lambda x: x >= 0), "a number from 0 up")
+_FROM_1 = (_number(lambda x: x >= 1), "1 or more")
+_UNIT_OPEN = (_number(lambda x: 0 <= x < 1), "in [0, 1)")
+_UNIT = (_number(lambda x: 0 <= x <= 1), "in [0, 1]")
+_BETAS = (lambda pair: len(pair) == 2 and all(_UNIT_OPEN[0](x) for x in pair), "two numbers in [0, 1)")
+
+_RANGES: dict[str, tuple[_Check, str]] = {
+    "SOLVER.MAX_ITER": _FROM_1,
+    "SOLVER.IMS_PER_BATCH": _FROM_1,
+    "SOLVER.GRADIENT_ACCUMULATION": _FROM_1,
+    "SOLVER.CHECKPOINT_PERIOD": _FROM_1,
+    "SOLVER.REFERENCE_WORLD_SIZE": _NOT_NEGATIVE,
+    "SOLVER.BASE_LR": _POSITIVE,
+    "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
+    "SOLVER.MOMENTUM": _UNIT_OPEN,
+    "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
+    "SOLVER.WEIGHT_DECAY_BIAS": (lambda x: x is None or _NOT_NEGATIVE[0](x), "None or a number from 0 up"),
+    "SOLVER.BIAS_LR_FACTOR": _POSITIVE,
+    "SOLVER.GAMMA": _POSITIVE,
+    "SOLVER.NUM_DECAYS": _FROM_1,
+    "SOLVER.WARMUP_ITERS": _NOT_NEGATIVE,
+    "SOLVER.WARMUP_FACTOR": _NOT_NEGATIVE,
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (
+        lambda p: isinstance(p, float) and p > 0,
+        "a number above 0, or .inf",
+    ),
+    "SOLVER.ZENITH.WINDOW": _FROM_1,
+    "SOLVER.ZENITH.MIN_RATIO": _UNIT,
+    "SOLVER.ZENITH.RECORD_AFTER": _NOT_NEGATIVE,
+    "SOLVER.ZENITH.MAX_NONFINITE_STEPS": _FROM_1,
+    "SOLVER.ADAMW.BETAS": _BETAS,
+    "SOLVER.ADAMW.EPS": _POSITIVE,
+    "SOLVER.PRODIGY.BETAS": _BETAS,
+    "SOLVER.PRODIGY.D_COEF": _POSITIVE,
+    "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
+    "TEST.MAX_IMAGES": _NOT_NEGATIVE,
+    "TEST.DETECTIONS_PER_IMAGE": _FROM_1,
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
+    "SOLVER.ZENITH.NORM_SOURCE": ("gradient", "momentum"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+}
+
+
+def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> None:
+    """Refuse a value that no engine could use; names of optimizers and schedules are left to the registries.
+
+    Args:
+        cfg: a full configuration, with :func:`~zenith_det.config.add_zenith_config`'s keys.
+        sources: where each key was set, for the message.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    sources = sources or {}
+    if cfg.VERSION != SUPPORTED_VERSION:
+        raise _wrong("VERSION", cfg.VERSION, f"only version {SUPPORTED_VERSION} is supported", sources)
+    for key, (allowed, text) in _RANGES.items():
+        value = _get(cfg, key)
+        if not allowed(value):
+            raise _wrong(key, value, f"it must be {text}", sources)
+    for key, choices in _CHOICES.items():
+        value = _get(cfg, key)
+        if value not in choices:
+            names = ", ".join(repr(choice) for choice in choices)
+            raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _wrong(key: str, value: Any, problem: str, sources: Mapping[str, str]) -> ConfigError:
+    source = f"{sources[key]}: " if key in sources else ""
+    return ConfigError(f"{source}{key} is {value!r}: {problem}")
