@@ -17,8 +17,8 @@ _MAX_DEPTH = 16  # Detectron2's own keys are four deep
 _MAX_ITEMS = 100_000  # in one value: YAML aliases can stand for more items than fit in memory
 _YAML_PREFIX = "tag:yaml.org,2002:"
 
-# Detectron2's RetinaNet configs give their anchor sizes as this expression for Python's eval. It is recognised by
-# its text, character by character, and nothing is evaluated.
+# Detectron2's RetinaNet configs give their anchor sizes as this expression for Python's eval. It is known
+# by its text, character by character, and nothing is evaluated.
 _EVAL_TAG = f"{_YAML_PREFIX}python/object/apply:eval"
 _RETINANET_SIZES = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
 
