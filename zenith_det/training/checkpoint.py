@@ -25,6 +25,8 @@ LAST_FILE = "last_checkpoint"
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 _FINAL = "model_final.pth"
 _ZIP_MAGIC = b"PK\x03\x04"
+# What zipfile stumbles over in a damaged archive (RuntimeError: a flipped "encrypted" bit).
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error, RuntimeError)
 
 
 class CorruptCheckpointError(CheckpointError):
@@ -177,7 +179,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Check that a checkpoint is whole and safe, without keeping its tensors; raises as :func:`load_checkpoint`."""
+    """Check that a checkpoint is whole and safe, without keeping its tensors.
+
+    Raises as :func:`load_checkpoint`.
+    """
     path = Path(path)
     _check_file(path)
     _torch_load(path, "meta")
@@ -202,9 +207,13 @@ def to_plain(value: Any, _where: str = "state") -> Any:
         return to_plain(value.item(), _where)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
-    for kind in (bool, int, float, complex, str, bytes):  # subclasses: IntEnum, numpy.float64, numpy.str_
-        if isinstance(value, kind):
-            return kind(value) if kind is not str else str.__str__(value)
+    # Subclasses of Python's own (an IntEnum, an enum of strings).
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
@@ -216,10 +225,11 @@ def to_plain(value: Any, _where: str = "state") -> Any:
     if isinstance(value, list) or type(value).__name__ == "deque":
         return [to_plain(v, f"{_where}[{i}]") for i, v in enumerate(value)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name), f"{_where}.{f.name}") for f in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: to_plain(getattr(value, name), f"{_where}.{name}") for name in names}
     raise CheckpointError(
-        f"{_where} is a {type(value).__module__}.{type(value).__qualname__}, which no safe loading could read "
-        "back: put tensors, numbers, strings and containers of them into a checkpoint"
+        f"{_where} is a {type(value).__module__}.{type(value).__qualname__}, which no safe loading could "
+        "read back: put tensors, numbers, strings and containers of them into a checkpoint"
     )
 
 
@@ -301,10 +311,11 @@ def _check_file(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             # torch stores without compressing. A small archive of a great many zeros is no checkpoint.
-            if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if compressed or sum(entry.file_size for entry in entries) > size:
                 raise CheckpointError(f"{path}: is not a checkpoint: a compressed zip archive")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error, RuntimeError) as error:
+    except _ZIP_ERRORS as error:
         raise CorruptCheckpointError(f"{path}: is torn or damaged ({_first_line(error)})") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -320,10 +331,10 @@ def _torch_load(path: Path, device: str) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         forbidden = _forbidden_name(str(error))
         if forbidden is None:
-            raise CheckpointError(f"{path}: is not a checkpoint ({_first_line(error)})") from error
+            raise CheckpointError(f"{path}: is not a checkpoint that PyTorch can read") from error
         raise CheckpointError(
-            f"{path}: refused, since reading it could run code: it holds {forbidden!r}, not tensors alone; if you "
-            "trust it, rewrite it once: torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
+            f"{path}: refused, since reading it could run code: it holds {forbidden!r}, not tensors alone; if "
+            "you trust it, rewrite it: torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise CheckpointError(f"{path}: does not fit into memory") from error
@@ -337,17 +348,15 @@ def _torch_load(path: Path, device: str) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise kind(f"{path}: is not a checkpoint, or damaged ({reason})") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: is not a checkpoint: it holds a {type(state).__name__}, not a dictionary")
+        kind_of = type(state).__name__
+        raise CheckpointError(f"{path}: is not a checkpoint: it holds a {kind_of}, not a dictionary")
     return state
 
 
 def _forbidden_name(message: str) -> str | None:
     """The object in the words of torch's refusal, e.g. ``posix.system``."""
-    for pattern in (r"GLOBAL (\S+) (?:whose|was)", r"[Uu]nsupported (?:global|class|GLOBAL):? ?(?:GLOBAL )?(\S+)"):
-        match = re.search(pattern, message)
-        if match:
-            return match[1].rstrip(".,")
-    return None
+    match = re.search(r"GLOBAL (\S+) (?:whose|was)", message)
+    return match[1] if match else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -79,7 +79,8 @@ def setup_logging(
     """Send the package's log to the console (rank 0 only) and to a file.
 
     Args:
-        output_dir: holds ``log.txt`` (``log.txt.rank1`` for rank 1, …), which is appended to; ``None``: no file.
+        output_dir: holds ``log.txt`` (``log.txt.rank1`` for rank 1, …), which is appended to;
+            ``None``: no file.
         rank: of this process.
         level: the lowest level that is shown.
 

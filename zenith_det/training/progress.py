@@ -215,8 +215,9 @@ class EvaluationProgress:
         elif now - self._said >= EVALUATION_LINE_SECONDS and self._done < self._total:
             self._said = now
             rate = self._rate(now)
-            speed = f"{rate:.3g} images/s. ETA={format_duration((self._total - self._done) / rate)}" if rate else ""
-            logger.info("Inference done %d/%d%s. %s", self._done, self._total, self._of(), speed)
+            speed = f"{rate:.3g} images/s. " if rate else ""
+            eta = format_duration((self._total - self._done) / rate if rate else None)
+            logger.info("Inference done %d/%d%s. %sETA=%s", self._done, self._total, self._of(), speed, eta)
 
     def close(self) -> None:
         """Say how long it took; the bar goes."""
