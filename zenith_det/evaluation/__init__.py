@@ -1,0 +1,46 @@
+"""COCO evaluation without an engine: AP, its explanation, its tables, and result files.
+
+results = evaluate_coco(ground_truth, detections, ("bbox", "segm"), class_names=names)
+log_results(results, explain_results(results, ground_truth, detections, score_threshold=0.05))
+"""
+
+from zenith_det.evaluation.coco import (
+    COCO_OKS_SIGMAS,
+    METRICS,
+    TASKS,
+    Results,
+    evaluate_coco,
+    finite_scalars,
+    infer_tasks,
+)
+from zenith_det.evaluation.explain import explain_results
+from zenith_det.evaluation.masks import decode_masks, encode_masks
+from zenith_det.evaluation.results import (
+    RESULTS_FILE,
+    check_results,
+    detections_to_results,
+    load_results,
+    write_results,
+)
+from zenith_det.evaluation.tables import copypaste_lines, log_results, results_table
+
+__all__ = [
+    "COCO_OKS_SIGMAS",
+    "METRICS",
+    "RESULTS_FILE",
+    "TASKS",
+    "Results",
+    "check_results",
+    "copypaste_lines",
+    "decode_masks",
+    "detections_to_results",
+    "encode_masks",
+    "evaluate_coco",
+    "explain_results",
+    "finite_scalars",
+    "infer_tasks",
+    "load_results",
+    "log_results",
+    "results_table",
+    "write_results",
+]

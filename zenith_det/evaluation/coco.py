@@ -1,0 +1,376 @@
+"""Box, mask and keypoint AP by the COCO metrics.
+
+The metrics are those of https://cocodataset.org/#detection-eval and #keypoints-eval. The matching and the
+precision curves come from ``faster_coco_eval`` (compiled) or from ``pycocotools`` (the reference); the two
+give the same numbers, and the tests hold them to 1e-9. What is ours is everything around them that users
+trip over: files without "info", empty result lists, annotation id 0, keypoint counts other than 17, limits
+of detections other than 100, ground truth without masks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from zenith_det.errors import ConfigError, DatasetError
+from zenith_det.evaluation.results import check_results
+
+logger = logging.getLogger(__name__)
+
+#: Metrics of each task, in the order Detectron2 prints them. COCO defines no small size for keypoints: its
+#: small people carry none.
+METRICS: dict[str, tuple[str, ...]] = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+}
+TASKS: tuple[str, ...] = tuple(METRICS)
+
+#: Areas in pixels², both ends included (COCO's definition: 1024 is small *and* medium).
+AREA_RANGES: dict[str, tuple[float, float]] = {
+    "all": (0.0, 1e5**2),
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, 1e5**2),
+}
+SIZE_OF_METRIC = {"APs": "small", "APm": "medium", "APl": "large"}
+
+#: How far annotators disagree on each of COCO's 17 person keypoints, as a fraction of the object's scale
+#: (https://cocodataset.org/#keypoints-eval).
+COCO_OKS_SIGMAS: tuple[float, ...] = (
+    0.026, 0.025, 0.025, 0.035, 0.035,  # nose, eyes, ears
+    0.079, 0.079, 0.072, 0.072, 0.062, 0.062,  # shoulders, elbows, wrists
+    0.107, 0.107, 0.087, 0.087, 0.089, 0.089,  # hips, knees, ankles
+)  # fmt: skip
+#: COCO evaluates at most this many people an image by their keypoints, whatever the limit for boxes is.
+MAX_DETS_KEYPOINTS = 20
+
+Results = OrderedDict[str, dict[str, float]]
+
+
+def evaluate_coco(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    oks_sigmas: Sequence[float] | None = None,
+    max_dets_per_image: int = 100,
+    image_ids: Collection[int] | None = None,
+    backend: str = "auto",
+) -> Results:
+    """Compute AP, in percent, for boxes, masks and keypoints.
+
+    Args:
+        ground_truth: a COCO annotation file as a dict. "info" and "licenses" are not needed; missing
+            "iscrowd", "area" and "num_keypoints" are filled in. It is not changed.
+        results: detections in COCO's result format, in the file's own category ids:
+            ``{"image_id", "category_id", "score", "bbox": [x, y, w, h], "segmentation": RLE, "keypoints":
+            [x, y, s]*K}``. It is not changed. Detections of categories that ``ground_truth`` lacks don't
+            count, as in COCO.
+        tasks: of "bbox", "segm", "keypoints". ``None``: boxes, and whatever else the results carry (for an
+            empty list, what the ground truth carries).
+        class_names: classes to report, matched to the file's categories by name; default: the file's
+            categories, by id.
+        oks_sigmas: one per keypoint; default: COCO's for 17 keypoints, otherwise their mean for each, with a
+            warning.
+        max_dets_per_image: the highest-scored detections that count, per image *and class*, for boxes and
+            masks.
+        image_ids: evaluate on these images alone (default: all).
+        backend: "faster" (``faster_coco_eval``), "pycocotools", or "auto": the first where it is installed.
+
+    Returns:
+        task -> metric -> percent, tasks in Detectron2's order and metrics by its names: AP, AP50, AP75, APs,
+        APm, APl (keypoints: no APs), "AP-<class>". Plain floats. ``nan`` means one thing only: there is no
+        ground truth to find (of that size or class). No detections where there is ground truth is 0.
+        :func:`zenith_det.evaluation.explain_results` puts both into words, and
+        :func:`zenith_det.evaluation.finite_scalars` is what to log and to compare.
+
+    Raises:
+        DatasetError: a result of an image that ``ground_truth`` lacks, with a field missing, or with a number
+            that is not finite; keypoint counts that differ.
+        ConfigError: the number of ``oks_sigmas`` is not that of the keypoints.
+        ValueError: an unknown task or backend, or ``max_dets_per_image`` < 1.
+    """
+    if max_dets_per_image < 1:
+        raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
+    chosen = infer_tasks(ground_truth, results) if tasks is None else tuple(tasks)
+    if unknown := set(chosen) - set(TASKS):
+        raise ValueError(f"unknown task {sorted(unknown)[0]!r}; the tasks are {', '.join(TASKS)}")
+    resolved = _resolve_backend(backend)
+    check_results(results, ground_truth, chosen, known_categories_only=False)
+
+    out: Results = OrderedDict()
+    for task in sorted(set(chosen)):
+        sigmas = None
+        if task == "keypoints":
+            sigmas = _oks_sigmas(ground_truth, results, oks_sigmas)
+        gt = _prepare_ground_truth(ground_truth, task, image_ids, len(sigmas) if sigmas else 0)
+        dt = _prepare_results(results, task, gt, image_ids)
+        max_dets = MAX_DETS_KEYPOINTS if task == "keypoints" else max_dets_per_image
+        category_ids = sorted(category["id"] for category in gt["categories"])
+        precision = _precision(gt, dt, task, category_ids, max_dets, sigmas, resolved)
+        out[task] = _metrics(precision, task, _class_columns(gt, category_ids, class_names))
+    return out
+
+
+def infer_tasks(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The tasks that ``results`` can be evaluated for; for an empty list, those the ground truth allows."""
+    source: Sequence[Mapping[str, Any]] = results if results else ground_truth.get("annotations", [])
+    tasks = ["bbox"]
+    if any(item.get("keypoints") for item in source):
+        tasks.append("keypoints")
+    if any(item.get("segmentation") for item in source):
+        tasks.append("segm")
+    return tuple(tasks)
+
+
+def finite_scalars(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Flatten to ``{"bbox/AP": 41.2, …}`` without the ``nan`` ones.
+
+    This is what goes into ``metrics.json`` (JSON has no NaN) and what a "best so far" may compare (nothing is
+    ever better or worse than NaN).
+    """
+    return {
+        f"{task}/{metric}": value
+        for task, metrics in results.items()
+        for metric, value in metrics.items()
+        if math.isfinite(value)
+    }
+
+
+def _resolve_backend(backend: str) -> str:
+    if backend not in ("auto", "faster", "pycocotools"):
+        raise ValueError(f"unknown backend {backend!r}; choose 'auto', 'faster' or 'pycocotools'")
+    if backend == "auto":
+        return "faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+    return backend
+
+
+def _keypoint_count(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> int:
+    """K, which annotations and results must agree on; 17 when neither has keypoints."""
+    counts: dict[int, str] = {}
+    for annotation in ground_truth.get("annotations", []):
+        if annotation.get("keypoints"):
+            counts.setdefault(len(annotation["keypoints"]) // 3, f"annotation {annotation.get('id')}")
+    for index, result in enumerate(results):
+        if result.get("keypoints"):
+            counts.setdefault(
+                len(result["keypoints"]) // 3, f"detection {index} of image {result['image_id']}"
+            )
+    if len(counts) > 1:
+        told = ", ".join(f"{count} in {where}" for count, where in counts.items())
+        raise DatasetError(f"keypoint counts differ: {told}; they must be one number for all")
+    return next(iter(counts), len(COCO_OKS_SIGMAS))
+
+
+def _oks_sigmas(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], given: Sequence[float] | None
+) -> tuple[float, ...]:
+    count = _keypoint_count(ground_truth, results)
+    if given:
+        if len(given) != count:
+            raise ConfigError(
+                f"TEST.KEYPOINT_OKS_SIGMAS has {len(given)} numbers, but the data has {count} keypoints; "
+                "give one for each"
+            )
+        return tuple(float(sigma) for sigma in given)
+    if count == len(COCO_OKS_SIGMAS):
+        return COCO_OKS_SIGMAS
+    mean = round(sum(COCO_OKS_SIGMAS) / len(COCO_OKS_SIGMAS), 3)
+    logger.warning(
+        "no OKS sigmas for these %d keypoints: %g (the mean of COCO's) is used for each, so keypoint AP "
+        "compares only with runs that use the same; set TEST.KEYPOINT_OKS_SIGMAS to choose",
+        count,
+        mean,
+    )
+    return (mean,) * count
+
+
+def _prepare_ground_truth(
+    ground_truth: Mapping[str, Any], task: str, image_ids: Collection[int] | None, num_keypoints: int
+) -> dict[str, Any]:
+    """A copy that either backend accepts: every field there, annotation ids from 1.
+
+    Both backends mark a match by the annotation's id, so that one with id 0 could never be found.
+    """
+    wanted = None if image_ids is None else set(image_ids)
+    images = [
+        dict(image) for image in ground_truth.get("images", []) if wanted is None or image["id"] in wanted
+    ]
+    kept_ids = {image["id"] for image in images}
+    annotations: list[dict[str, Any]] = []
+    for source in ground_truth.get("annotations", []):
+        if source["image_id"] not in kept_ids:
+            continue
+        annotation = dict(source, id=len(annotations) + 1)
+        annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+        if annotation.get("area") is None:
+            annotation["area"] = _area_of(annotation)
+        if task == "segm" and not annotation.get("segmentation"):
+            # An object nobody drew can be neither demanded nor held against a detection: a region to ignore.
+            x, y, width, height = annotation["bbox"]
+            annotation["segmentation"] = [[x, y, x, y + height, x + width, y + height, x + width, y]]
+            annotation["iscrowd"] = 1
+        if task == "keypoints":
+            keypoints = annotation.get("keypoints") or [0] * (3 * num_keypoints)
+            annotation["keypoints"] = keypoints
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+        annotations.append(annotation)
+    categories = [dict(category) for category in ground_truth.get("categories", [])]
+    return {
+        "info": {},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def _area_of(annotation: Mapping[str, Any]) -> float:
+    """Mask area where polygons or compressed RLE give one, else box area."""
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], (str, bytes)):
+        return float(coco_mask.area(dict(segmentation)))
+    if isinstance(segmentation, list) and segmentation:
+        total = 0.0
+        for polygon in segmentation:
+            x, y = np.asarray(polygon[0::2], dtype=float), np.asarray(polygon[1::2], dtype=float)
+            total += 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+        return total
+    return float(annotation["bbox"][2] * annotation["bbox"][3])
+
+
+def _prepare_results(
+    results: Sequence[Mapping[str, Any]], task: str, gt: Mapping[str, Any], image_ids: Collection[int] | None
+) -> dict[str, Any]:
+    """Detections as an annotation set, each with the area that decides its size.
+
+    For masks this is the area of the mask, whatever box comes with it; for keypoints the box, where there is
+    one (both as in Detectron2).
+    """
+    wanted = None if image_ids is None else set(image_ids)
+    detections: list[dict[str, Any]] = []
+    for source in results:
+        if wanted is not None and source["image_id"] not in wanted:
+            continue
+        detection: dict[str, Any] = {
+            "id": len(detections) + 1,
+            "image_id": source["image_id"],
+            "category_id": source["category_id"],
+            "score": float(source["score"]),
+            "iscrowd": 0,
+        }
+        if task == "segm":
+            rle = dict(source["segmentation"])
+            detection["segmentation"] = rle
+            detection["bbox"] = coco_mask.toBbox(rle).tolist()
+            detection["area"] = float(coco_mask.area(rle))
+        else:
+            box = source.get("bbox")
+            if not box and task == "bbox":
+                box = coco_mask.toBbox(dict(source["segmentation"])).tolist()
+            if not box:
+                xs, ys = source["keypoints"][0::3], source["keypoints"][1::3]
+                box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+            detection["bbox"] = [float(value) for value in box]
+            detection["area"] = detection["bbox"][2] * detection["bbox"][3]
+            if task == "keypoints":
+                detection["keypoints"] = source["keypoints"]
+        detections.append(detection)
+    return {
+        "info": {},
+        "images": [dict(image) for image in gt["images"]],
+        "annotations": detections,
+        "categories": [dict(category) for category in gt["categories"]],
+    }
+
+
+def _precision(
+    gt: dict[str, Any],
+    dt: dict[str, Any],
+    task: str,
+    category_ids: list[int],
+    max_dets: int,
+    sigmas: Sequence[float] | None,
+    backend: str,
+) -> np.ndarray:
+    """Precision (T, R, K, A): 10 IoU thresholds, 101 recalls, categories, area ranges; -1 without ground
+    truth."""
+    if not gt["images"] or not category_ids:
+        return -np.ones((10, 101, len(category_ids), len(_area_labels(task))))
+    # pycocotools prints its progress to standard output.
+    with contextlib.redirect_stdout(io.StringIO()):
+        if backend == "faster":
+            from faster_coco_eval import COCO, COCOeval_faster
+
+            evaluator = COCOeval_faster(COCO(gt), COCO(dt), iouType=task, print_function=_say_nothing)
+        else:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+
+            indexed = []
+            for dataset in (gt, dt):
+                coco = COCO()
+                coco.dataset = dataset
+                coco.createIndex()
+                indexed.append(coco)
+            evaluator = COCOeval(*indexed, iouType=task)
+        params = evaluator.params
+        params.catIds = category_ids
+        params.maxDets = [max_dets]
+        params.areaRngLbl = _area_labels(task)
+        params.areaRng = [list(AREA_RANGES[label]) for label in params.areaRngLbl]
+        if sigmas is not None:
+            params.kpt_oks_sigmas = np.array(sigmas)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"])[..., -1]
+
+
+def _say_nothing(*_: object) -> None:
+    """Takes the backend's progress lines, which would fill every log with five lines a task."""
+
+
+def _area_labels(task: str) -> list[str]:
+    return [label for label in AREA_RANGES if not (task == "keypoints" and label == "small")]
+
+
+def _class_columns(
+    gt: Mapping[str, Any], category_ids: list[int], class_names: Sequence[str] | None
+) -> list[tuple[str, int | None]]:
+    """(class name, its index among the sorted category ids or None where the file lacks it)."""
+    index_of: dict[str, int] = {}
+    for category in sorted(gt["categories"], key=lambda category: category["id"]):
+        name = str(category.get("name", category["id"]))
+        if name in index_of:
+            name = f"{name} (id {category['id']})"
+        index_of[name] = category_ids.index(category["id"])
+    return [(name, index_of.get(name)) for name in (index_of if class_names is None else class_names)]
+
+
+def _metrics(precision: np.ndarray, task: str, columns: list[tuple[str, int | None]]) -> dict[str, float]:
+    labels = _area_labels(task)
+    out: dict[str, float] = {}
+    for metric in METRICS[task]:
+        picked = precision[..., labels.index(SIZE_OF_METRIC.get(metric, "all"))]
+        if metric in ("AP50", "AP75"):
+            picked = picked[(int(metric[2:]) - 50) // 5]
+        out[metric] = _mean_percent(picked)
+    for name, index in columns:
+        out[f"AP-{name}"] = math.nan if index is None else _mean_percent(precision[:, :, index, 0])
+    return out
+
+
+def _mean_percent(precision: np.ndarray) -> float:
+    defined = precision[precision > -1]
+    return float(defined.mean() * 100) if defined.size else math.nan

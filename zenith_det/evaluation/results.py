@@ -1,0 +1,237 @@
+"""Detections in COCO's result format: made from arrays, checked, written and read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zenith_det.errors import DatasetError
+from zenith_det.evaluation.masks import encode_masks
+
+RESULTS_FILE = "coco_instances_results.json"
+#: Added to COCO's whole-pixel keypoints on reading, so that a keypoint lies in the middle of its pixel
+#: (Detectron2's convention); taken off again in results.
+KEYPOINT_OFFSET = 0.5
+
+_FIELD_OF_TASK = {"segm": "segmentation", "keypoints": "keypoints"}
+
+
+def detections_to_results(
+    image_id: int,
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    classes: npt.ArrayLike,
+    category_ids: Sequence[int],
+    *,
+    masks: npt.ArrayLike | None = None,
+    keypoints: npt.ArrayLike | None = None,
+) -> list[dict[str, Any]]:
+    """One image's detections as COCO results, with plain Python numbers.
+
+    Args:
+        image_id: the image's id in the annotation file.
+        boxes: (N, 4), x0 y0 x1 y1 in pixels of the original image.
+        scores: (N,).
+        classes: (N,), contiguous class indices from 0.
+        category_ids: the file's category id of each class index.
+        masks: (N, H, W) bool, at the original image's size.
+        keypoints: (N, K, 3), x y score, with Detectron2's half-pixel offset, which is taken off here.
+
+    Raises:
+        ValueError: the numbers of boxes, scores, classes, masks or keypoints differ.
+        DatasetError: a class index without a category id.
+    """
+    box_array = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    count = len(box_array)
+    score_list = np.asarray(scores, dtype=np.float64).reshape(-1).tolist()
+    class_list = [int(index) for index in np.asarray(classes).reshape(-1)]
+    if not len(score_list) == len(class_list) == count:
+        raise ValueError(
+            f"{count} boxes, {len(score_list)} scores and {len(class_list)} classes; they must be as many"
+        )
+    if out_of_range := [index for index in class_list if not 0 <= index < len(category_ids)]:
+        raise DatasetError(
+            f"image {image_id}: class index {out_of_range[0]} was predicted, but the dataset has "
+            f"{len(category_ids)} classes; the model was trained for other ones (MODEL.ROI_HEADS.NUM_CLASSES)"
+        )
+    xywh = np.concatenate([box_array[:, :2], box_array[:, 2:] - box_array[:, :2]], axis=1).tolist()
+    results: list[dict[str, Any]] = [
+        {"image_id": int(image_id), "category_id": int(category_ids[index]), "bbox": box, "score": score}
+        for box, score, index in zip(xywh, score_list, class_list, strict=True)
+    ]
+    if masks is not None:
+        for result, rle in zip(results, encode_masks(masks), strict=True):
+            result["segmentation"] = rle
+    if keypoints is not None:
+        points = np.array(keypoints, dtype=np.float64)
+        points[..., :2] -= KEYPOINT_OFFSET
+        for result, instance in zip(results, points, strict=True):
+            result["keypoints"] = instance.reshape(-1).tolist()
+    return results
+
+
+def check_results(
+    results: Iterable[Any],
+    ground_truth: Mapping[str, Any],
+    tasks: Sequence[str] = ("bbox",),
+    *,
+    known_categories_only: bool = True,
+    where: str = "results",
+) -> None:
+    """Raise a one-line :class:`DatasetError` for the first result that cannot be evaluated.
+
+    Args:
+        results: detections in COCO's result format.
+        ground_truth: the annotation file as a dict.
+        tasks: what they are to be evaluated for; decides which fields must be there.
+        known_categories_only: also refuse category ids that ``ground_truth`` lacks.
+        where: named in the message, such as a file name.
+    """
+    sizes = {
+        image["id"]: (image.get("height"), image.get("width")) for image in ground_truth.get("images", [])
+    }
+    categories = {category["id"] for category in ground_truth.get("categories", [])}
+    needed = [_FIELD_OF_TASK[task] for task in tasks if task in _FIELD_OF_TASK]
+
+    for index, result in enumerate(results):
+        at = f"{where}: detection {index}"
+        if not isinstance(result, Mapping):
+            raise DatasetError(
+                f"{at} is {type(result).__name__}, not an object with image_id, category_id and score"
+            )
+        for key in ("image_id", "category_id", "score"):
+            if key not in result:
+                raise DatasetError(f"{at} has no {key!r}")
+        image_id = result["image_id"]
+        if image_id not in sizes:
+            raise DatasetError(
+                f"{at} is of image {image_id!r}, which the ground truth ({len(sizes)} images) does not have; "
+                "the results belong to another dataset or split"
+            )
+        at = f"{at} (image {image_id})"
+        if known_categories_only and result["category_id"] not in categories:
+            known = sorted(categories)
+            told = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
+            raise DatasetError(
+                f"{at} has category_id {result['category_id']!r}, which the ground truth does not declare "
+                f"(it has {told}); results must carry the annotation file's own ids"
+            )
+        if not _all_finite([result["score"]]):
+            raise DatasetError(
+                f"{at} has score {result['score']!r}, not a finite number; the model's outputs diverged"
+            )
+        box = result.get("bbox")
+        if box is not None:
+            if (
+                not isinstance(box, Sequence)
+                or len(box) != 4
+                or not _all_finite(box)
+                or box[2] < 0
+                or box[3] < 0
+            ):
+                raise DatasetError(
+                    f"{at} has bbox {box!r}, not [x, y, width, height] in finite numbers, sides >= 0"
+                )
+        elif "bbox" in tasks and "segmentation" not in result:
+            raise DatasetError(f"{at} has no 'bbox'")
+        for field in needed:
+            if not result.get(field):
+                raise DatasetError(
+                    f"{at} has no {field!r}, but is to be evaluated for {', '.join(sorted(tasks))}"
+                )
+        if result.get("segmentation"):
+            _check_rle(result["segmentation"], sizes[image_id], at)
+        if result.get("keypoints"):
+            points = result["keypoints"]
+            if len(points) % 3 or not _all_finite(points):
+                raise DatasetError(f"{at} has keypoints that are not [x, y, score] triples of finite numbers")
+
+
+def _all_finite(values: Sequence[Any]) -> bool:
+    try:
+        return all(math.isfinite(value) for value in values)
+    except TypeError:
+        return False
+
+
+def _check_rle(rle: Any, size: tuple[Any, Any], at: str) -> None:
+    if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)):
+        raise DatasetError(f"{at} has a segmentation that is not compressed RLE {{'size', 'counts'}}")
+    declared = tuple(rle.get("size", ()))
+    if declared != size and None not in size:
+        raise DatasetError(
+            f"{at} has a mask of size {list(declared)}, but the image is {list(size)} (height, width)"
+        )
+
+
+def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Write results as JSON, whole or not at all: beside the target first, then renamed over it.
+
+    Args:
+        results: detections in COCO's result format.
+        path: the file, usually ``OUTPUT_DIR/inference/coco_instances_results.json``; its folder is made.
+
+    Raises:
+        DatasetError: a number is not finite (JSON has no NaN), or the file cannot be written.
+    """
+    target = Path(path)
+    try:
+        text = json.dumps(list(results), allow_nan=False)
+    except ValueError as error:
+        raise DatasetError(
+            f"{target}: a detection has a number that is not finite; the model's outputs diverged"
+        ) from error
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files that only their owner reads; results are as public as anything else in the
+        # folder.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise DatasetError(f"{target}: cannot write the results: {error.strerror or error}") from error
+    return target
+
+
+def load_results(
+    path: str | os.PathLike[str], ground_truth: Mapping[str, Any], tasks: Sequence[str] = ("bbox",)
+) -> list[dict[str, Any]]:
+    """Read and check a result file.
+
+    Args:
+        path: a COCO result file.
+        ground_truth: the annotation file as a dict; image and category ids are checked against it.
+        tasks: as in :func:`check_results`.
+
+    Raises:
+        DatasetError: the file cannot be read, is not JSON, is not a list, or holds a result that cannot be
+            evaluated.
+    """
+    source = Path(path)
+    try:
+        results = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{source}: cannot read the results: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DatasetError(f"{source}: not a JSON file ({error}); was it cut short?") from error
+    if not isinstance(results, list):
+        raise DatasetError(f"{source}: holds {type(results).__name__}, not a list of detections")
+    check_results(results, ground_truth, tasks, where=str(source))
+    return results
