@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -271,10 +272,8 @@ def _write_synced(path: Path, write: Any) -> None:
         os.replace(beside, path)
     except BaseException:
         # What is half written only takes the space that is short.
-        try:
+        with contextlib.suppress(OSError):
             beside.unlink()
-        except OSError:
-            pass
         raise
     _sync_directory(path.parent)
 
@@ -333,8 +332,9 @@ def _torch_load(path: Path, device: str) -> dict[str, Any]:
         if forbidden is None:
             raise CheckpointError(f"{path}: is not a checkpoint that PyTorch can read") from error
         raise CheckpointError(
-            f"{path}: refused, since reading it could run code: it holds {forbidden!r}, not tensors alone; if "
-            "you trust it, rewrite it: torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
+            f"{path}: refused, since reading it could run code: it holds {forbidden!r}, not tensors "
+            "alone; if you trust it, rewrite it: "
+            "torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise CheckpointError(f"{path}: does not fit into memory") from error

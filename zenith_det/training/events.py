@@ -6,6 +6,7 @@ The names, the file layout and the smoothing (a median over the last 20 iteratio
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -221,10 +222,9 @@ class JsonWriter:
 
     def close(self) -> None:
         """Close the file."""
-        try:
+        # A failure was said when the write failed; closing tries to flush the same bytes again.
+        with contextlib.suppress(OSError):
             self._file.close()
-        except OSError:
-            pass  # said already when the write failed; closing tries to flush the same bytes again
 
 
 class TensorBoardWriter:

@@ -6,20 +6,14 @@ numeric numpy arrays and containers and nothing else. Neither runs code, whoever
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
-import io
 import logging
-import math
 import os
-import pickle
-import pickletools
 import re
 import socket
 import urllib.error
 import urllib.request
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -30,6 +24,7 @@ from torch import nn
 
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoint import load_checkpoint
+from zenith_det.training.safe_pickle import read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +58,25 @@ def read_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> dict[s
             data = data[key]
             break
     tensors = {
-        str(key): torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for key, value in data.items()
         # Detectron1's files hold the optimizer's buffers beside the weights.
-        if isinstance(value, torch.Tensor | np.ndarray) and not str(key).endswith("_momentum")
+        if isinstance(value, torch.Tensor | np.ndarray)
+        and isinstance(key, str)
+        and not key.endswith("_momentum")
     }
     if not tensors:
-        raise CheckpointError(f"{path}: holds no weights; give a checkpoint with a 'model' entry or a state dict")
+        raise CheckpointError(
+            f"{path}: holds no weights; give a checkpoint with a 'model' entry, or a state dict"
+        )
     return strip_prefixes(tensors, str(path))
 
 
 def locate_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> Path:
-    """The local file that ``name`` stands for, fetched if it is a URL not fetched before; see :func:`read_weights`."""
+    """The local file that ``name`` stands for, fetched if it is a URL not fetched before.
+
+    See :func:`read_weights` for ``name`` and the errors.
+    """
     scheme = urlsplit(name).scheme if "://" in name else ""
     if scheme in ("", "file"):
         path = Path(unquote(urlsplit(name).path) if scheme else name).expanduser()
@@ -95,7 +97,8 @@ def locate_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> Path
             f"MODEL.WEIGHTS: {name!r}: cannot read {scheme}:// names; give a file, detectron2://… or https://…"
         )
     parts = urlsplit(url)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / (parts.hostname or "") / _safe_relative(parts.path, name)
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / (parts.hostname or "")
+    cached = cache / _safe_relative(parts.path, name)
     for path in [cached, *known]:
         if path.is_file():
             return path
@@ -249,7 +252,7 @@ def _names(names: Any, most: int = 3) -> str:
 
 def _safe_relative(path: str, name: str) -> Path:
     parts = [part for part in unquote(path).split("/") if part]
-    if not parts or any(part in (".", "..") or "\\" in part or ":" in part or "\x00" in part for part in parts):
+    if not parts or any(part in (".", "..") or re.search(r"[\\:\x00]", part) for part in parts):
         raise CheckpointError(f"MODEL.WEIGHTS: {name!r} is not the address of a file")
     return Path(*parts)
 
@@ -271,8 +274,8 @@ def _fetch(name: str, url: str, path: Path, timeout: float) -> None:
         os.replace(beside, path)
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise CheckpointError(
-            f"MODEL.WEIGHTS: {name!r} could not be fetched from {url} ({_network_reason(error)}); download it "
-            f"where there is a network and put it at {path}, or give its path, or train from scratch with "
+            f"MODEL.WEIGHTS: {name!r} could not be fetched from {url} ({_network_reason(error)}); download "
+            f"it where there is a network and put it at {path}, or give its path, or train from scratch with "
             "MODEL.WEIGHTS ''"
         ) from error
     finally:
@@ -290,187 +293,3 @@ def _network_reason(error: Exception) -> str:
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
     return str(reason).splitlines()[0] if str(reason) else type(error).__name__
-
-
-# --- pickles ------------------------------------------------------------------------------------------
-
-
-def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a model-zoo pickle: numeric numpy arrays, numbers, strings and containers of them.
-
-    Nothing in the file is called: the few names that such files need stand for parsers of our own, and an
-    array is rebuilt from its checked description. Anything else is refused by name.
-
-    Raises:
-        CheckpointError: missing, damaged, not a dictionary, or holding anything else than the above.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        _scan(data)
-        # Files of Python 2 hold byte strings; latin1 keeps each byte.
-        value = _to_values(_ArrayUnpickler(io.BytesIO(data), encoding="latin1").load())
-    except _RefusedGlobal as error:
-        raise CheckpointError(
-            f"{path}: refused, since reading it could run code: it holds {error.name!r}, not arrays alone; if "
-            "you trust it, load it with pickle yourself and save its arrays with torch.save"
-        ) from error
-    except MemoryError as error:
-        raise CheckpointError(f"{path}: does not fit into memory") from error
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: is nested too deeply to be weights") from error
-    except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: is damaged, or not a model-zoo pickle ({reason})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
-    return value
-
-
-class _RefusedGlobal(pickle.UnpicklingError):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-class _Parser:
-    """A function under a name that pickles call; unlike a function, a pickle cannot set attributes on it."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("state for a function")
-
-
-class _DType:
-    """A numeric dtype as a pickle describes it: its code, then its byte order."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
-        code = _text(code)
-        if not re.fullmatch(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16|\?)", code):
-            raise pickle.UnpicklingError(f"an array of {code!r}, not of numbers")
-        self.value = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        # (version, byte order, then what only records and sub-arrays have)
-        order = _text(state[1])
-        if order not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"byte order {order!r}")
-        self.value = self.value.newbyteorder(order)
-
-
-class _Array:
-    """An array as a pickle describes it: made empty, then given its shape, dtype and bytes."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value: np.ndarray[Any, Any] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.value = _array(raw, dtype, shape, "F" if fortran else "C")
-
-
-def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
-
-
-def _raw(value: Any) -> bytes:
-    if isinstance(value, str):  # Python 2
-        return value.encode("latin1")
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    raise pickle.UnpicklingError(f"array data of type {type(value).__name__}")
-
-
-def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]:
-    if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
-        raise pickle.UnpicklingError("an array without dtype or shape")
-    if not all(type(size) is int and size >= 0 for size in shape) or order not in ("C", "F"):
-        raise pickle.UnpicklingError(f"an array of shape {shape!r}")
-    data = _raw(raw)
-    if math.prod(shape) * dtype.value.itemsize != len(data):
-        raise pickle.UnpicklingError(f"an array of shape {shape!r} with {len(data)} bytes")
-    array = np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order)
-    # torch wants the machine's byte order, rows first, and memory that may be written.
-    return np.array(array, dtype=dtype.value.newbyteorder("="), order="C")
-
-
-def _scalar(dtype: Any, raw: Any) -> Any:
-    return _array(raw, dtype, (), "C").item()
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    # numpy makes an empty array first; its shape and bytes follow as state.
-    return _Array()
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    # How Python 3 writes bytes in protocol 2.
-    if not isinstance(text, str) or codecs.lookup(_text(encoding)).name not in ("iso8859-1", "utf-8"):
-        raise pickle.UnpicklingError("bytes in an unknown encoding")
-    return text.encode(_text(encoding))
-
-
-def _empty_bytes(*args: Any) -> bytes:
-    if args and args != (b"",):
-        raise pickle.UnpicklingError("bytes from arguments")
-    return b""
-
-
-_PARSERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _Parser(_encode),
-    ("builtins", "bytes"): _Parser(_empty_bytes),
-    ("__builtin__", "bytes"): _Parser(_empty_bytes),
-    ("numpy", "ndarray"): "numpy.ndarray",  # only ever an argument of _reconstruct
-    ("numpy", "dtype"): _Parser(_DType),
-}
-for _package in ("numpy.core", "numpy._core"):
-    _PARSERS[f"{_package}.multiarray", "_reconstruct"] = _Parser(_reconstruct)
-    _PARSERS[f"{_package}.multiarray", "scalar"] = _Parser(_scalar)
-    _PARSERS[f"{_package}.numeric", "_frombuffer"] = _Parser(_array)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _PARSERS[module, name]
-        except KeyError:
-            raise _RefusedGlobal(f"{module}.{name}") from None
-
-
-def _scan(data: bytes) -> None:
-    """Refuse pickles that would make the unpickler itself reserve memory without bound."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        # The memo is an array in C, grown to the highest index that a file names.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > 2 * count + 256:
-            raise pickle.UnpicklingError("a memo index out of all proportion")
-
-
-def _to_values(value: Any) -> Any:
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise pickle.UnpicklingError("an array without data")
-        return value.value
-    if isinstance(value, _DType):
-        return str(value.value)
-    if isinstance(value, dict):
-        return {_to_values(key): _to_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(_to_values(item) for item in value)
-    if isinstance(value, np.ndarray) or value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return value
-    raise pickle.UnpicklingError(f"a {type(value).__name__}")
