@@ -1,1 +1,36 @@
 """COCO-format data, engine-free: reading, checking and generating."""
+
+from zenith_det.data.catalog import dataset_names, dataset_source, register_coco_dataset
+from zenith_det.data.checking import (
+    DatasetReport,
+    Problem,
+    filter_empty,
+    filter_few_keypoints,
+)
+from zenith_det.data.coco import (
+    CocoDataset,
+    coco_ground_truth,
+    examine_coco_dataset,
+    load_coco_dataset,
+)
+from zenith_det.data.images import ImageError, read_image
+from zenith_det.data.metadata import DatasetMetadata
+from zenith_det.data.serialized import SerializedList
+
+__all__ = [
+    "CocoDataset",
+    "DatasetMetadata",
+    "DatasetReport",
+    "ImageError",
+    "Problem",
+    "SerializedList",
+    "coco_ground_truth",
+    "dataset_names",
+    "dataset_source",
+    "examine_coco_dataset",
+    "filter_empty",
+    "filter_few_keypoints",
+    "load_coco_dataset",
+    "read_image",
+    "register_coco_dataset",
+]

@@ -1,9 +1,9 @@
 """A synthetic COCO-format set: seeded, deterministic, any number of images, nothing to download.
 
 Two tasks. ``instances`` draws textured, rotated, lit shapes of six classes that hide each other in front of
-a cluttered background; ``keypoints`` draws articulated people-like figures with COCO's 17 keypoints. Both have
-visible-part masks (polygons, compressed RLE, and uncompressed RLE for crowd regions), small objects, crowd
-regions and a few images without objects, so that everything a real set asks of a reader is in them.
+a cluttered background; ``keypoints`` draws articulated people-like figures with COCO's 17 keypoints. Both
+have visible-part masks (polygons, compressed RLE, and uncompressed RLE for crowd regions), small objects,
+crowd regions and a few images without objects, so that all that a real set asks of a reader is in them.
 
 Image ``i`` of a split depends on the seed, the split, the size and ``i`` alone: a longer set begins with the
 images of a shorter one. Images are PNG, so that the pixels are the same whatever decodes them.
@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as mask_utils
 
+from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from zenith_det.errors import DatasetError
 
 FloatArray = npt.NDArray[np.float32]
@@ -36,30 +37,6 @@ ByteArray = npt.NDArray[np.uint8]
 
 TASKS = ("instances", "keypoints")
 SHAPE_NAMES = ("rectangle", "ellipse", "triangle", "star", "ring", "cross")
-KEYPOINT_NAMES = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-#: COCO's person skeleton, 1-based as in COCO's files.
-SKELETON = (
-    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9),
-    (8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
-)  # fmt: skip
 
 #: Changes whenever the same settings give other bytes, so that a set made by an older version is made again.
 VERSION = 1
@@ -142,7 +119,7 @@ def _texture(
     kind = rng.choice(
         ["plain", "gradient", "stripes", "checks", "dots", "noise"], p=[0.15, 0.2, 0.2, 0.1, 0.1, 0.25]
     )
-    blend: FloatArray
+    blend: npt.NDArray[Any]
     if kind == "plain":
         blend = np.zeros((height, width), np.float32)
     elif kind == "gradient":
@@ -277,7 +254,7 @@ def _distractor(rng: np.random.Generator, extent: int, x: float, y: float) -> _S
 # ---------------------------------------------------------------------------------------------- figures
 
 _HEAD, _TORSO, _LEFT_ARM, _RIGHT_ARM, _LEFT_LEG, _RIGHT_LEG = range(1, 7)
-#: The parts of a figure on which a keypoint is in plain view, in the order of KEYPOINT_NAMES.
+#: The parts of a figure on which a keypoint is in plain view, in the order of COCO_KEYPOINT_NAMES.
 _SEEN_ON = (
     (_HEAD,), (_HEAD,), (_HEAD,), (_HEAD,), (_HEAD,),
     (_TORSO, _LEFT_ARM), (_TORSO, _RIGHT_ARM), (_LEFT_ARM,), (_RIGHT_ARM,), (_LEFT_ARM,), (_RIGHT_ARM,),
@@ -413,7 +390,7 @@ def _figure(rng: np.random.Generator, size: float, x: float, y: float) -> _Sprit
     # Averaged together with its own mask, so that no black from outside the figure bleeds into its edge.
     small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     cover = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    colours = small / np.maximum(cover, 1e-3)[..., None]
+    colours = (small / np.maximum(cover, 1e-3)[..., None]).astype(np.float32)
     light = _shade(rng, height, width, rng.uniform(0.1, 0.4))
     sprite = _Sprite(left, top, mask, lambda under: colours * light, 0, seen=seen, shadow=0.3)
     sprite.joints = (joints - low) * np.float32(scale) + np.array([left, top], np.float32)
@@ -600,7 +577,7 @@ def _annotate(
             "segmentation": segmentation,
         }
         if task == "keypoints":
-            annotation["keypoints"] = [0] * (3 * len(KEYPOINT_NAMES))
+            annotation["keypoints"] = [0] * (3 * len(COCO_KEYPOINT_NAMES))
             annotation["num_keypoints"] = 0
         annotations.append(annotation)
         return annotation
@@ -668,13 +645,13 @@ def draw_image(
 def categories(task: str) -> list[dict[str, Any]]:
     """The ``categories`` of the annotation files."""
     if task == "keypoints":
-        skeleton = [list(bone) for bone in SKELETON]
+        skeleton = [list(bone) for bone in COCO_SKELETON]
         return [
             {
                 "id": 1,
                 "name": "person",
                 "supercategory": "person",
-                "keypoints": list(KEYPOINT_NAMES),
+                "keypoints": list(COCO_KEYPOINT_NAMES),
                 "skeleton": skeleton,
             }
         ]
@@ -695,7 +672,8 @@ def _write_split(
     json_file, image_root = split_files(output, split, task)
     json_file.parent.mkdir(parents=True, exist_ok=True)
     image_root.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index in range(count):
         picture, described = draw_image(task, size, seed, number, index)
         image_id = index + 1
@@ -771,7 +749,7 @@ def generate(
             }
         if previous is None and output.is_dir() and any(output.iterdir()):
             raise DatasetError(
-                f"{output} is not empty and wasn't written by this generator: choose another folder or empty it"
+                f"{output} is not empty and wasn't written by this generator: empty it or choose another"
             )
         output.mkdir(parents=True, exist_ok=True)
         # While files are being replaced the record must match neither the old set nor the new one.

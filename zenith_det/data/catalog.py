@@ -1,0 +1,85 @@
+"""Dataset names: Detectron2's built-in COCO names, and those that a user registers."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from zenith_det.errors import DatasetError
+
+#: Where the built-in sets lie: Detectron2's variable, with Detectron2's default.
+ROOT_VARIABLE = "DETECTRON2_DATASETS"
+DEFAULT_ROOT = "datasets"
+
+
+def _coco_splits() -> dict[str, tuple[str, str]]:
+    """Built-in name -> (annotation file, image folder), below the root."""
+    splits = {}
+    for prefix, kind in (("coco", "instances"), ("keypoints_coco", "person_keypoints")):
+        for year, split, images in (
+            ("2014", "train", "train2014"),
+            ("2014", "val", "val2014"),
+            ("2014", "minival", "val2014"),
+            ("2014", "valminusminival", "val2014"),
+            ("2017", "train", "train2017"),
+            ("2017", "val", "val2017"),
+        ):
+            json_file = f"coco/annotations/{kind}_{split}{year}.json"
+            splits[f"{prefix}_{year}_{split}"] = (json_file, f"coco/{images}")
+        splits[f"{prefix}_2017_val_100"] = (f"coco/annotations/{kind}_val2017_100.json", "coco/val2017")
+    splits["coco_2017_test"] = ("coco/annotations/image_info_test2017.json", "coco/test2017")
+    splits["coco_2017_test-dev"] = ("coco/annotations/image_info_test-dev2017.json", "coco/test2017")
+    return splits
+
+
+_BUILTIN = _coco_splits()
+_registered: dict[str, tuple[str, str]] = {}
+
+
+def datasets_root() -> str:
+    """The folder of the built-in sets: ``$DETECTRON2_DATASETS``, else ``datasets``."""
+    return os.path.expanduser(os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def dataset_names() -> list[str]:
+    """Every known name, registered ones last."""
+    return [*_BUILTIN, *_registered]
+
+
+def is_builtin(name: str) -> bool:
+    return name in _BUILTIN
+
+
+def dataset_source(name: str) -> tuple[str, str]:
+    """The annotation file and the image folder of a built-in or registered dataset.
+
+    The files need not exist; ``$DETECTRON2_DATASETS`` is read at each call.
+
+    Raises:
+        DatasetError: no dataset has this name.
+    """
+    if name in _registered:
+        return _registered[name]
+    if name in _BUILTIN:
+        json_file, image_root = _BUILTIN[name]
+        return os.path.join(datasets_root(), json_file), os.path.join(datasets_root(), image_root)
+    near = difflib.get_close_matches(name, dataset_names(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(dataset_names())}"
+    raise DatasetError(f"dataset {name!r} is unknown: {hint} (register_coco_dataset adds one)")
+
+
+def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:
+    """Give a COCO-format set a name, for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+
+    Registering the same name again with the same files does nothing.
+
+    Raises:
+        DatasetError: the name already stands for other files.
+    """
+    source = (str(json_file), str(image_root))
+    if name in _BUILTIN or _registered.get(name, source) != source:
+        raise DatasetError(
+            f"dataset {name!r} is already registered for {dataset_source(name)[0]}: choose another name"
+        )
+    _registered[name] = source

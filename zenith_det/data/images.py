@@ -1,0 +1,174 @@
+"""Reading image files: any kind of picture in, 8-bit colour out, no surprise from a stranger's file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from zenith_det.errors import DatasetError
+
+#: Formats that are pictures and nothing else. Pillow also opens EPS, by running Ghostscript on it.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "MPO", "JPEG2000", "TGA", "AVIF")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TAIL = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+class ImageError(DatasetError):
+    """An image file that can't be used.
+
+    Attributes:
+        path: the file.
+        kind: ``missing file``, ``unreadable image`` or ``image too large``.
+        reason: what is wrong, without the path.
+    """
+
+    def __init__(self, path: str, kind: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.kind, self.reason = path, kind, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a loader worker sends it to the main process
+        return type(self), (self.path, self.kind, self.reason)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the start of an image file says."""
+
+    width: int  # as displayed, EXIF rotation applied
+    height: int
+    rotated: bool  # EXIF turns it by 90 degrees: width and height are the other way round in the file
+
+
+def max_pixels() -> int:
+    """The largest image accepted, in pixels: Pillow's own limit, twice ``PIL.Image.MAX_IMAGE_PIXELS``."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 2**62
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever, a device never end
+            raise ImageError(path, "unreadable image", "is not a regular file")
+        if status.st_size == 0:
+            raise ImageError(path, "unreadable image", "is empty (0 bytes)")
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise ImageError(path, "missing file", "does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(path, "unreadable image", f"can't be opened: {_cause(error)}") from None
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _failure(path: str, error: Exception) -> ImageError:
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError(
+            path, "image too large", f"has more than {max_pixels()} pixels (a decompression bomb?)"
+        )
+    if isinstance(error, Image.UnidentifiedImageError):
+        return ImageError(
+            path, "unreadable image", f"is not an image of a known format ({', '.join(FORMATS)})"
+        )
+    return ImageError(path, "unreadable image", f"can't be decoded: {_cause(error)}")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF raises anything at all, and says nothing about the pixels
+        return 1
+
+
+def read_header(path: str) -> ImageHeader:
+    """Read an image's size without decoding it, and look whether the file ends where it should.
+
+    A file whose end mark is missing is decoded, which tells a truncated file from one with bytes appended.
+
+    Raises:
+        ImageError: missing, empty, not an image, truncated, or larger than :func:`max_pixels`.
+    """
+    with _open(path) as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+                # Asking for a PNG's EXIF decodes the whole image when none stands before the pixels.
+                declared = {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys()
+                rotated = bool(declared or image.format == "TIFF") and _orientation(image) >= 5
+                mark = _TAIL.get(image.format or "")
+                if mark is not None:
+                    position = file.tell()
+                    file.seek(-min(len(mark), os.fstat(file.fileno()).st_size), os.SEEK_END)
+                    ended = file.read() == mark
+                    file.seek(position)
+                    if not ended:
+                        image.load()
+        except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them into
+            raise _failure(path, error) from None
+    if rotated:
+        width, height = height, width
+    return ImageHeader(width, height, rotated)
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow would clip 16-bit values at 255, which turns the picture white: keep the high byte instead.
+        deep = np.asarray(image)
+        if image.mode == "F":
+            deep = np.nan_to_num(deep)
+        elif image.mode != "I" or deep.max(initial=0) > 255:
+            deep = deep >> 8
+        grey = np.clip(deep, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray[np.uint8]:
+    """Read an image as Detectron2 does: EXIF rotation applied, alpha dropped, grey and CMYK made colour.
+
+    16-bit grey images are brought to 8 bits by their high byte.
+
+    Args:
+        path: the file.
+        format: ``BGR`` or ``RGB``, the order of the channels.
+
+    Returns:
+        uint8, (H, W, 3), contiguous.
+
+    Raises:
+        ImageError: a :class:`~zenith_det.errors.DatasetError` that names the file: missing, empty, truncated,
+            not an image, or larger than :func:`max_pixels`.
+        ValueError: another ``format``.
+    """
+    if format not in ("BGR", "RGB"):
+        raise ValueError(f"format must be 'BGR' or 'RGB', got {format!r}")
+    path = os.fspath(path)
+    with _open(path) as file:
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                image.load()
+                turn = _TRANSPOSE.get(_orientation(image))
+                array = _to_rgb(image if turn is None else image.transpose(turn))
+        except Exception as error:  # as in read_header
+            raise _failure(path, error) from None
+    return np.ascontiguousarray(array[:, :, ::-1] if format == "BGR" else array)

@@ -1,0 +1,85 @@
+"""What a dataset's classes and keypoints are called and how they hang together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COCO_KEYPOINT_NAMES = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+#: COCO's person skeleton, 1-based as in COCO's files.
+COCO_SKELETON = (
+    (16, 14), (14, 12), (17, 15), (15, 13), (12, 13), (6, 12), (7, 13), (6, 7), (6, 8), (7, 9),
+    (8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7),
+)  # fmt: skip
+#: How far annotators differ per keypoint, relative to the object's size
+#: (cocodataset.org/#keypoints-eval; the values of pycocotools' ``Params.kpt_oks_sigmas``).
+COCO_OKS_SIGMAS = (
+    0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062,
+    0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DatasetMetadata:
+    """Names, ids and keypoint structure of a dataset.
+
+    Attributes:
+        name: the dataset's name, or its annotation file's stem.
+        json_file: absolute path of the annotation file.
+        image_root: absolute path of the folder that ``file_name`` is relative to.
+        thing_classes: class names; a record's ``category_id`` indexes them.
+        thing_dataset_id_to_contiguous_id: category id in the file -> index into ``thing_classes``.
+        keypoint_names: in the order of the annotations; empty when the file declares none.
+        keypoint_flip_map: pairs of names that change places in a mirrored image.
+        keypoint_connections: pairs of 0-based keypoint indices to draw bones between.
+        keypoint_oks_sigmas: per keypoint, for keypoint AP; empty when neither COCO's nor given.
+    """
+
+    name: str
+    json_file: str
+    image_root: str
+    thing_classes: tuple[str, ...]
+    thing_dataset_id_to_contiguous_id: dict[int, int]
+    keypoint_names: tuple[str, ...] = ()
+    keypoint_flip_map: tuple[tuple[str, str], ...] = ()
+    keypoint_connections: tuple[tuple[int, int], ...] = ()
+    keypoint_oks_sigmas: tuple[float, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.thing_classes)
+
+    @property
+    def num_keypoints(self) -> int:
+        return len(self.keypoint_names)
+
+    @property
+    def keypoint_flip_indices(self) -> list[int]:
+        """Per keypoint, the index of the one that takes its place in a mirrored image."""
+        partner = {name: name for name in self.keypoint_names}
+        for first, second in self.keypoint_flip_map:
+            partner[first], partner[second] = second, first
+        index = {name: number for number, name in enumerate(self.keypoint_names)}
+        return [index[partner[name]] for name in self.keypoint_names]
+
+    @property
+    def contiguous_id_to_thing_dataset_id(self) -> dict[int, int]:
+        """Index into ``thing_classes`` -> category id in the file, for results in the file's own ids."""
+        return {index: original for original, index in self.thing_dataset_id_to_contiguous_id.items()}
