@@ -1,0 +1,196 @@
+"""LR schedules: warm-up, then constant for ZENITH, or one of Detectron2's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
+from torch.optim.lr_scheduler import LRScheduler
+
+from zenith_det.errors import ConfigError
+from zenith_det.optim import ZENITH
+from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+
+logger = logging.getLogger(__name__)
+
+_DECAYING = frozenset({"WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"})
+
+
+def build_lr_scheduler(cfg: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Return the schedule that ``SOLVER.LR_SCHEDULER_NAME`` names.
+
+    Args:
+        cfg: this toolkit's configuration, or Detectron2's after ``add_zenith_config``.
+
+    Raises:
+        ConfigError: an unknown name, or values that make no schedule.
+    """
+    name = cfg.SOLVER.LR_SCHEDULER_NAME
+    scheduler: LRScheduler = LR_SCHEDULER_REGISTRY.get(name)(cfg, optimizer)
+    if isinstance(optimizer, ZENITH) and name in _DECAYING:
+        logger.warning(
+            "ZENITH under SOLVER.LR_SCHEDULER_NAME %s: the schedule's decay and ZENITH's ratio multiply; "
+            "WarmupZenithLR leaves the LR to ZENITH",
+            name,
+        )
+    return scheduler
+
+
+class MultiplierLR(LRScheduler):
+    """Every group's LR is its initial one times a function of the iteration.
+
+    It is the one owner of ``group["lr"]``: a loaded optimizer or scheduler state never changes what the LRs
+    start from, so that a run resumed under another ``BASE_LR`` follows the new one, in whatever order the two
+    are loaded. A group added later is scheduled with the LR it came with.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, multiplier: Callable[[int], float], last_epoch: int = -1
+    ) -> None:
+        """
+        Args:
+            multiplier: from the iteration (counted from 0) to the factor on the LRs. It must be defined for
+                the iteration after the last one too, as trainers step the schedule once more.
+            last_epoch: the last finished iteration, -1 for a new run.
+        """
+        self._multiplier = multiplier
+        super().__init__(optimizer, last_epoch)
+        optimizer.register_load_state_dict_post_hook(lambda _: self._write_lrs())
+
+    def get_lr(self) -> list[float]:  # type: ignore[override, unused-ignore]
+        """Return this iteration's LRs, one a group."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
+        multiplier = self._multiplier(self.last_epoch)
+        return [base_lr * multiplier for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the iteration; everything else is the configuration's."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved iteration. Detectron2's own scheduler state is read too, but not its LRs."""
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = self.last_epoch + 1
+        self._write_lrs()
+
+    def _write_lrs(self) -> None:
+        for group, base_lr, lr in zip(self.optimizer.param_groups, self.base_lrs, self.get_lr()):
+            group["initial_lr"] = base_lr
+            group["lr"] = lr
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
+@LR_SCHEDULER_REGISTRY.register()
+def WarmupZenithLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
+    """Warm-up, then constant. ``MAX_ITER`` plays no part: any run can be made longer."""
+    return MultiplierLR(optimizer, _warmup_then_constant(cfg))
+
+
+@LR_SCHEDULER_REGISTRY.register()
+def WarmupConstantLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
+    """The same as ``WarmupZenithLR``, for the optimizers that aren't ZENITH. ``WARMUP_ITERS 0``: constant."""
+    return MultiplierLR(optimizer, _warmup_then_constant(cfg))
+
+
+@LR_SCHEDULER_REGISTRY.register()
+def WarmupMultiStepLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
+    """Times ``GAMMA`` at each of ``STEPS``, as Detectron2 computes it."""
+    solver = cfg.SOLVER
+    steps = list(solver.STEPS)
+    if not all(type(step) is int and step > 0 for step in steps) or sorted(set(steps)) != steps:
+        raise ConfigError(f"SOLVER.STEPS is {solver.STEPS!r}: iterations above 0 in rising order are needed")
+    counted = [step for step in steps if step < solver.MAX_ITER]
+    if len(counted) < len(steps):
+        logger.warning(
+            "SOLVER.STEPS %s from SOLVER.MAX_ITER %d on are not reached",
+            steps[len(counted) :],
+            solver.MAX_ITER,
+        )
+    return _over_the_run(
+        cfg,
+        optimizer,
+        MultiStepParamScheduler(
+            values=[solver.GAMMA**k for k in range(len(counted) + 1)],
+            milestones=counted,
+            num_updates=solver.MAX_ITER,
+        ),
+    )
+
+
+@LR_SCHEDULER_REGISTRY.register()
+def WarmupCosineLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
+    """From ``BASE_LR`` down to ``BASE_LR_END`` by half a cosine, as Detectron2 computes it."""
+    solver = cfg.SOLVER
+    if not 0 <= solver.BASE_LR_END <= solver.BASE_LR:
+        raise ConfigError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}: it must be from 0 to BASE_LR, {solver.BASE_LR}"
+        )
+    return _over_the_run(cfg, optimizer, CosineParamScheduler(1, solver.BASE_LR_END / solver.BASE_LR))
+
+
+@LR_SCHEDULER_REGISTRY.register()
+def WarmupStepWithFixedGammaLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
+    """Times ``GAMMA``, ``NUM_DECAYS`` times at equal distances, as Detectron2 computes it."""
+    values = [1.0]
+    for _ in range(cfg.SOLVER.NUM_DECAYS):
+        values.append(values[-1] * cfg.SOLVER.GAMMA)
+    return _over_the_run(cfg, optimizer, _EqualSteps(values))
+
+
+class _EqualSteps(ParamScheduler):
+    """One value after another, each for the same part of the run; the last one at progress 1 as well.
+
+    fvcore's ``StepParamScheduler`` raises an ``IndexError`` there, before the final checkpoint is written.
+    """
+
+    def __init__(self, values: list[float]) -> None:
+        self._values = values
+
+    def __call__(self, where: float) -> float:
+        index = int((where + self.WHERE_EPSILON) * len(self._values))
+        return self._values[min(index, len(self._values) - 1)]
+
+
+def _warmup_then_constant(cfg: Any) -> Callable[[int], float]:
+    warmup_iters = cfg.SOLVER.WARMUP_ITERS
+    warmup = _warmup(cfg.SOLVER.WARMUP_METHOD, cfg.SOLVER.WARMUP_FACTOR, 1.0)
+
+    def multiplier(iteration: int) -> float:
+        return warmup(iteration / warmup_iters) if iteration < warmup_iters else 1.0
+
+    return multiplier
+
+
+def _over_the_run(cfg: Any, optimizer: torch.optim.Optimizer, schedule: ParamScheduler) -> MultiplierLR:
+    """Put the warm-up in front of a schedule over a run's progress, 0 to 1."""
+    solver = cfg.SOLVER
+    max_iter = solver.MAX_ITER
+    length = min(solver.WARMUP_ITERS / max_iter, 1.0)
+    # A warm-up as long as the run leaves nothing to rescale the schedule to.
+    rescale = solver.RESCALE_INTERVAL and length < 1.0
+    end = schedule(0.0) if rescale else schedule(length)
+    warmed_up = CompositeParamScheduler(
+        [_warmup(solver.WARMUP_METHOD, solver.WARMUP_FACTOR * schedule(0.0), end), schedule],
+        lengths=[length, 1 - length],
+        interval_scaling=["rescaled", "rescaled" if rescale else "fixed"],
+    )
+    return MultiplierLR(optimizer, lambda iteration: warmed_up(min(iteration / max_iter, 1.0)))
+
+
+def _warmup(method: str, start: float, end: float) -> ParamScheduler:
+    if method == "linear":
+        return LinearParamScheduler(start, end)
+    if method == "constant":
+        return ConstantParamScheduler(start)
+    raise ConfigError(f"SOLVER.WARMUP_METHOD {method!r} is not one of linear, constant")
