@@ -1,0 +1,8 @@
+"""ZENITH and what it is made of. Needs torch alone: usable in any training loop, detection or not."""
+
+from __future__ import annotations
+
+from ._norm import global_norm
+from .zenith import ZENITH
+
+__all__ = ["ZENITH", "global_norm"]
