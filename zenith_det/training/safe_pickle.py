@@ -128,7 +128,8 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray[Any, Any]
     data = _raw(raw)
     if math.prod(shape) * dtype.value.itemsize != len(data):
         raise pickle.UnpicklingError(f"an array with {len(data)} bytes, which is not what its shape needs")
-    array = np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order)
+    flat = np.frombuffer(data, dtype=dtype.value) if data else np.zeros(0, dtype.value)
+    array = flat.reshape(shape, order=order)
     # torch wants the machine's byte order, rows first, and memory that may be written.
     return np.array(array, dtype=dtype.value.newbyteorder("="), order="C")
 
