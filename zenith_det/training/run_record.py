@@ -1,0 +1,109 @@
+"""What a run leaves and says about itself when it starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zenith_det.errors import UserError
+
+CONFIG_FILE = "config.yaml"
+
+
+def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
+    """Make the directory of a run and see that files can be written there.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    path = Path(output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Permission bits don't tell on every file system, and nothing of a full disk: try.
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {path}: cannot be written: {error.strerror or error}; choose another OUTPUT_DIR"
+        ) from error
+    return path
+
+
+def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
+    """Write the whole configuration (``cfg.dump()``) to ``config.yaml``, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(output_dir) / CONFIG_FILE
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(cfg.dump(), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def start_line(
+    *,
+    num_images: int,
+    batch_size: int,
+    max_iter: int,
+    base_lr: float,
+    optimizer: str,
+    device: str,
+    window: int | None = None,
+    start_iter: int = 0,
+    num_processes: int = 1,
+    accumulation: int = 1,
+) -> str:
+    """The line that says what is about to happen.
+
+    Args:
+        num_images: that are trained on (after images without objects are left out).
+        batch_size: images per iteration, over all processes, accumulated batches included.
+        max_iter: iterations of the whole run.
+        base_lr: η₀.
+        optimizer: its name in the registry.
+        device: ``"cpu"``, ``"cuda"``.
+        window: ZENITH's, in iterations; ``None`` for other optimizers.
+        start_iter: where a resumed run goes on.
+        num_processes: over all machines.
+        accumulation: batches per optimizer step.
+
+    Example: ``5000 images, batch 16, 90000 iterations = 288 epochs, ZENITH: eta0 = 0.02, window = 100,
+    device cuda``.
+    """
+    epochs = max_iter * batch_size / num_images if num_images else 0.0
+    parts = [
+        f"{num_images} images",
+        f"batch {batch_size}"
+        + (f" (over {num_processes} processes)" if num_processes > 1 else "")
+        + (f" ({accumulation} x {batch_size / accumulation:g})" if accumulation > 1 else ""),
+        f"{max_iter} iterations = {epochs:.4g} epochs",
+    ]
+    if start_iter:
+        parts.append(f"from iteration {start_iter}")
+    parts.append(f"{optimizer}: eta0 = {base_lr:g}")
+    if window is not None:
+        parts.append(f"window = {window}")
+    parts.append(f"device {device}")
+    return ", ".join(parts)
+
+
+def unused_keys_line(unused: Sequence[tuple[str, str]], optimizer: str, scheduler: str) -> str | None:
+    """The line that names what the user set in vain; ``None`` when there is nothing.
+
+    Args:
+        unused: (key, where it was set), as :func:`zenith_det.config.zenith_unused_keys` gives them.
+        optimizer: its name.
+        scheduler: the LR schedule's name.
+    """
+    if not unused:
+        return None
+    listed = ", ".join(f"{key} (from {source})" for key, source in unused)
+    return f"not used under {optimizer} with {scheduler}: {listed}"
