@@ -7,6 +7,7 @@ from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from zenith_det.config.keys import did_you_mean, leaves, sections
@@ -121,6 +122,14 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
         for key, value in leaves(cfg_other):
             self.assign(key, value, "the other configuration")
 
+    def dump(self, **kwargs: Any) -> str:
+        """Return the whole configuration as YAML that any ``merge_from_file`` takes.
+
+        Args:
+            kwargs: for ``yaml.dump``.
+        """
+        return str(yaml.dump(_plain(self), Dumper=_Dumper, **kwargs))
+
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         """Return what a YAML file and its ``_BASE_`` files hold, as nested dicts.
@@ -180,6 +189,16 @@ def pairs(words: Sequence[Any]) -> Iterator[tuple[str, Any]]:
             hint = ": write KEY VALUE, with a space" if "=" in key else ": overrides are KEY VALUE pairs"
             raise ConfigError(f"{COMMAND_LINE}: {key} has no value{hint}")
         yield key, words[index + 1]
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write equal values out twice: a reader of config.yaml wants values, not ``&id001`` and ``*id001``."""
+        return True
+
+
+def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in node.items()}
 
 
 def _join(path: str, name: str) -> str:
