@@ -345,7 +345,8 @@ def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
             height, width = read_image(file.path).shape[:2]
             header = ImageHeader(width, height, header.rotated)
     except ImageError as error:
-        raise Fault(error.kind, f"{error.path}: {error.reason}") from None
+        where = f" ({error.path})" if error.kind == "missing file" else ""
+        raise Fault(error.kind, error.reason + where) from None
     found = (header.height, header.width)
     if (file.height, file.width) == (None, None) or found == (file.height, file.width):
         return found
@@ -356,7 +357,7 @@ def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
             if header.rotated
             else " (width and height swapped)"
         )
-    raise Fault("wrong image size", f"{file.path}: {reason}")
+    raise Fault("wrong image size", reason)
 
 
 def check_image_files(

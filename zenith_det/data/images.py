@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from PIL import Image
 from zenith_det.errors import DatasetError
 
 #: Formats that are pictures and nothing else. Pillow also opens EPS, by running Ghostscript on it.
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "MPO", "JPEG2000", "TGA", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF")
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,6 +53,13 @@ class ImageHeader:
     width: int  # as displayed, EXIF rotation applied
     height: int
     rotated: bool  # EXIF turns it by 90 degrees: width and height are the other way round in the file
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with; asking it for another is an error."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def max_pixels() -> int:
@@ -110,7 +118,7 @@ def read_header(path: str) -> ImageHeader:
     """
     with _open(path) as file:
         try:
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
                 # Asking for a PNG's EXIF decodes the whole image when none stands before the pixels.
                 declared = {"exif", "xmp", "XML:com.adobe.xmp"} & image.info.keys()
@@ -165,7 +173,7 @@ def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray
     path = os.fspath(path)
     with _open(path) as file:
         try:
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=_formats()) as image:
                 image.load()
                 turn = _TRANSPOSE.get(_orientation(image))
                 array = _to_rgb(image if turn is None else image.transpose(turn))

@@ -1,0 +1,161 @@
+"""Reading pictures: whatever the file holds, (H, W, 3) uint8 upright, or one line that names the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from zenith_det.data import ImageError, read_image
+from zenith_det.data.images import read_header
+
+from .builders import HEIGHT, WIDTH, picture
+
+
+def rotated(path: Path, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture().save(path, exif=exif, quality=95)
+    return path
+
+
+def bomb(path: Path, side: int = 100_000) -> Path:
+    """A PNG of a few bytes whose header declares side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_bgr_is_rgb_backwards(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture().save(path)
+    rgb = read_image(path, "RGB")
+    assert rgb.shape == (HEIGHT, WIDTH, 3)
+    assert rgb.dtype == np.uint8
+    assert np.array_equal(rgb, np.asarray(picture()))
+    bgr = read_image(str(path))
+    assert np.array_equal(bgr, rgb[:, :, ::-1])
+    assert bgr.flags["C_CONTIGUOUS"]
+    with pytest.raises(ValueError, match="HSV"):
+        read_image(path, "HSV")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation: int, tmp_path: Path) -> None:
+    path = rotated(tmp_path / "a.jpg", orientation)
+    plain = read_image(rotated(tmp_path / "plain.jpg", 1), "RGB")
+    # How the stored picture is shown, by the EXIF standard: rows and columns of the stored one.
+    shown = {
+        1: plain,
+        2: plain[:, ::-1],
+        3: plain[::-1, ::-1],
+        4: plain[::-1],
+        5: plain.transpose(1, 0, 2),
+        6: plain[::-1].transpose(1, 0, 2),
+        7: plain[::-1, ::-1].transpose(1, 0, 2),
+        8: plain[:, ::-1].transpose(1, 0, 2),
+    }[orientation]
+    assert np.array_equal(read_image(path, "RGB"), shown)
+    header = read_header(str(path))
+    assert (header.height, header.width) == shown.shape[:2]
+    assert header.rotated == (orientation >= 5)
+
+
+def test_broken_exif_does_not_matter(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_image(tmp_path / "a.jpg").shape == (HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
+def test_other_modes_become_colour(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture().convert("L").convert(mode).save(path)
+    image = read_image(path, "RGB")
+    assert image.shape == (HEIGHT, WIDTH, 3)
+    grey = np.asarray(picture().convert("L")).astype(int)
+    if mode != "1":
+        assert np.abs(image.astype(int) - grey[:, :, None]).max() <= 2
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    picture().convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    expected = np.asarray(picture()).astype(int)
+    assert np.abs(read_image(tmp_path / "a.jpg", "RGB").astype(int) - expected).mean() < 6
+
+
+def test_16_bit_keeps_its_contrast(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, WIDTH).astype(np.uint16)[None].repeat(HEIGHT, 0)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        image = read_image(tmp_path / name)
+        assert np.array_equal(image[..., 0], ramp >> 8)
+
+
+def test_missing_empty_folder_and_text(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, kind, reason in (
+        ("none.jpg", "missing file", "does not exist"),
+        ("empty.jpg", "unreadable image", "0 bytes"),
+        ("text.jpg", "unreadable image", "not an image"),
+        ("folder.jpg", "unreadable image", "not a regular file"),
+        ("pipe.jpg", "unreadable image", "not a regular file"),
+        ("nul\0.jpg", "unreadable image", "can't be opened"),
+    ):
+        for read in (read_image, read_header):
+            with pytest.raises(ImageError, match=reason) as caught:
+                read(str(tmp_path / name))
+            assert caught.value.kind == kind
+            assert name in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_truncated_file_is_found_by_the_header_check_too(name: str, tmp_path: Path) -> None:
+    picture(300, 400).save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    for read in (read_image, read_header):
+        with pytest.raises(ImageError, match="can't be decoded"):
+            read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_bytes_after_the_end_do_no_harm(name: str, tmp_path: Path) -> None:
+    picture().save(tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\0" * 100)
+    assert read_header(str(tmp_path / name)).width == WIDTH
+    assert read_image(tmp_path / name).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    for read in (read_image, read_header):
+        with pytest.raises(ImageError, match="pixels") as caught:
+            read(str(bomb(tmp_path / "a.png")))
+        assert caught.value.kind == "image too large"
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    """Pillow would hand it to Ghostscript."""
+    (tmp_path / "a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EOF\n")
+    with pytest.raises(ImageError, match="not an image of a known format"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_error_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("a.jpg", "missing file", "does not exist")))
+    assert (str(error), error.kind) == ("a.jpg: does not exist", "missing file")

@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Check COCO-format datasets: the check that runs before training, and each image decoded.
+
+    python tools/check_dataset.py coco_2017_train coco_2017_val
+    python tools/check_dataset.py --json my/train.json --images my/images
+
+Prints what was found and what training would do about it: "stops" (the set can't be used), "dropped" (left
+out), "filled" (worked out), "kept" (worth knowing). Exit code 0: the set can be used; 2: it can't, or
+something would be dropped and --strict was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from zenith_det.cli import EXIT_USER_ERROR, run
+from zenith_det.data import examine_coco_dataset
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="built-in datasets, under $DETECTRON2_DATASETS")
+    parser.add_argument("--json", metavar="FILE", help="annotation file of another dataset")
+    parser.add_argument("--images", metavar="FOLDER", help="its image folder")
+    parser.add_argument("--strict", action="store_true", help="refuse a set of which anything would be dropped")
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--full", action="store_true", help="decode each image (the default)")
+    depth.add_argument("--fast", action="store_true", help="read image headers only, as at the start of training")
+    parser.add_argument("--max-bad-images", type=int, default=0, metavar="N", help="unusable images to put up with")
+    parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
+    args = parser.parse_args()
+    if bool(args.json) != bool(args.images):
+        parser.error("--json and --images go together")
+    if not args.names and not args.json:
+        parser.error("name a dataset, or give --json and --images")
+    if args.examples < 1:
+        parser.error("--examples must be 1 or more")
+
+    sources: list[str | tuple[str, str]] = list(args.names)
+    if args.json:
+        sources.append((args.json, args.images))
+    usable = True
+    for source in sources:
+        report = examine_coco_dataset(
+            source, check_images="header" if args.fast else "full", max_bad_images=args.max_bad_images
+        ).report
+        print(report.summary())
+        if report.problems:
+            print(report.table(args.examples))
+        if report.count("stops"):
+            print("result: can't be used")
+            usable = False
+        elif report.count("dropped") and args.strict:
+            print("result: refused, as --strict was given")
+            usable = False
+        else:
+            print("result: usable")
+    return 0 if usable else EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    run(main)
