@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -63,6 +64,11 @@ class LogFileHandler(logging.FileHandler):
     """Appends to a file; a full disk is said once, not once a line, and does not end training."""
 
     _failed = False
+
+    def close(self) -> None:
+        # Closing tries again to write what could not be written.
+        with contextlib.suppress(OSError):
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
