@@ -21,3 +21,7 @@ class DatasetError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, trusted or matched to the model."""
+
+
+class TrainingDivergedError(UserError):
+    """Losses or gradients stayed non-finite; the message says where and what usually helps."""

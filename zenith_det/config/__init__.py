@@ -1,5 +1,6 @@
 """Configuration: Detectron2's keys and YAML format, this toolkit's own keys, and errors that name the key."""
 
+from zenith_det.config.dataset_keys import follow_dataset
 from zenith_det.config.defaults import add_zenith_config
 from zenith_det.config.loading import LoadedConfig, get_cfg, load_config
 from zenith_det.config.node import CfgNode
@@ -10,6 +11,7 @@ __all__ = [
     "CfgNode",
     "LoadedConfig",
     "add_zenith_config",
+    "follow_dataset",
     "get_cfg",
     "load_config",
     "validate_config",

@@ -290,6 +290,10 @@ RENAMED_KEYS: dict[str, str] = {
 }
 
 ZENITH_DEFAULTS: dict[str, Any] = {
+    "MODEL": {
+        # True: weights of another shape (heads for other classes) are left out, not an error.
+        "WEIGHTS_ALLOW_MISMATCH": False,
+    },
     "DATASETS": {
         # A COCO-format set by its files, in place of the names in TRAIN and TEST. ``--train-json`` and
         # its like write them here, so that the config.yaml of a run alone is enough to evaluate it.
@@ -297,6 +301,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "TRAIN_IMAGES": "",
         "VAL_JSON": "",
         "VAL_IMAGES": "",
+        "MAX_BAD_IMAGES": 0,  # missing or unreadable images that are left out rather than stop the run
         "STRICT": False,  # True: stop at an annotation that could be dropped, rather than drop and count it
     },
     "SOLVER": {

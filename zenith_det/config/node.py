@@ -193,7 +193,7 @@ def pairs(words: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
-        """Write equal values out twice: a reader of config.yaml wants values, not ``&id001`` and ``*id001``."""
+        """Write equal values out twice: a reader wants values, not ``&id001`` and ``*id001``."""
         return True
 
 

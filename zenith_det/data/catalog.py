@@ -33,7 +33,13 @@ def _coco_splits() -> dict[str, tuple[str, str]]:
     return splits
 
 
-_BUILTIN = _coco_splits()
+#: The sets that ``datasets/make_shapes.py`` makes, with its default folders.
+_GENERATED = {
+    f"{folder}_{split}": (f"{folder}/annotations/{kind}_{split}.json", f"{folder}/{split}")
+    for folder, kind in (("shapes", "instances"), ("figures", "person_keypoints"))
+    for split in ("train", "val")
+}
+_BUILTIN = _coco_splits() | _GENERATED
 _registered: dict[str, tuple[str, str]] = {}
 
 
@@ -63,7 +69,10 @@ def dataset_source(name: str) -> tuple[str, str]:
         return _registered[name]
     if name in _BUILTIN:
         json_file, image_root = _BUILTIN[name]
-        return os.path.join(datasets_root(), json_file), os.path.join(datasets_root(), image_root)
+        root = datasets_root()
+        if name in _GENERATED and not os.path.exists(os.path.join(root, json_file)):
+            root = DEFAULT_ROOT  # where make_shapes.py writes, wherever COCO lies
+        return os.path.join(root, json_file), os.path.join(root, image_root)
     near = difflib.get_close_matches(name, dataset_names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(dataset_names())}"
     raise DatasetError(f"dataset {name!r} is unknown: {hint} (register_coco_dataset adds one)")

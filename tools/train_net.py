@@ -1,0 +1,121 @@
+"""Train or evaluate Faster, Mask or Keypoint R-CNN with ZENITH, on Detectron2 or on the built-in engine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from zenith_det import cli
+from zenith_det.engines.detectron2_engine.zoo import load_config_file
+from zenith_det.engines.selection import EngineChoice, select_engine
+from zenith_det.training.distributed import launch
+
+EPILOG = """
+examples:
+  one GPU (or the CPU, where there is none):
+    tools/train_net.py --config-file configs/mask_rcnn_zenith.yaml
+  your own COCO-format data, no code:
+    tools/train_net.py --config-file configs/mask_rcnn_zenith.yaml --epochs 12 \\
+        --train-json train.json --train-images images --val-json val.json --val-images images
+  eight GPUs:
+    tools/train_net.py --config-file configs/mask_rcnn_zenith.yaml --num-gpus 8
+  evaluate, or go on after an interruption:
+    tools/train_net.py --config-file output/config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+    tools/train_net.py --config-file output/config.yaml --resume
+"""
+DATA_FLAGS = {
+    "train_json": "DATASETS.TRAIN_JSON",
+    "train_images": "DATASETS.TRAIN_IMAGES",
+    "val_json": "DATASETS.VAL_JSON",
+    "val_images": "DATASETS.VAL_IMAGES",
+}
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's flags with their meanings, and ours."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="a YAML config, or the name of one in Detectron2's model zoo (with Detectron2 installed)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "detectron2", "torchvision"),
+        default="auto",
+        help="auto: Detectron2 where it imports, else the built-in engine on torchvision",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR"
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument(
+        "--zenith",
+        action="store_true",
+        help="put ZENITH under any config: its step schedule (STEPS, GAMMA) is dropped",
+    )
+    parser.add_argument("--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER")
+    parser.add_argument("--train-json", metavar="FILE", help="COCO-format annotations to train on")
+    parser.add_argument("--train-images", metavar="DIR", help="where their images are")
+    parser.add_argument("--val-json", metavar="FILE", help="COCO-format annotations to evaluate on")
+    parser.add_argument("--val-images", metavar="DIR", help="where their images are")
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse a dataset with annotations that had to be dropped"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (0: the CPU)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines in all")
+    parser.add_argument("--machine-rank", type=int, default=0, help="this machine, from 0")
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="where the machines meet: tcp://HOST:PORT of machine 0; auto on one machine",
+    )
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override, at the end"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, choose the engine, run."""
+    args = argument_parser().parse_args(argv)
+    if args.epochs is not None and not 0 < args.epochs < float("inf"):
+        argument_parser().error(f"--epochs is {args.epochs}: give a number above 0")
+    choice = select_engine(args.engine)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"engine: {choice.name} ({choice.reason})", flush=True)
+    return run_engine(choice, args)
+
+
+def run_engine(choice: EngineChoice, args: argparse.Namespace) -> int:
+    """Load the configuration and hand it to the engine chosen, in as many processes as asked for."""
+    loaded = load_config_file(args.config_file, args.opts, zenith=args.zenith)
+    for flag, key in DATA_FLAGS.items():
+        if getattr(args, flag):
+            loaded.override(key, getattr(args, flag), "--" + flag.replace("_", "-"))
+    if args.strict:
+        loaded.override("DATASETS.STRICT", True, "--strict")
+    if args.num_gpus == 0:
+        loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
+    if choice.name == "detectron2":
+        from zenith_det.engines.detectron2_engine.run import RunOptions, run
+    else:
+        from zenith_det.engines.torchvision_engine.run import RunOptions, run
+    launch(
+        run,
+        max(args.num_gpus, 1),
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        (loaded, RunOptions(resume=args.resume, eval_only=args.eval_only, epochs=args.epochs)),
+        device=loaded.cfg.MODEL.DEVICE if loaded.cfg.MODEL.DEVICE != "cuda" else "auto",
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""The keys that a training set decides: how many classes and keypoints there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zenith_det.config.loading import LoadedConfig
+from zenith_det.errors import ConfigError
+
+CLASS_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
+KEYPOINT_KEY = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
+SIGMAS_KEY = "TEST.KEYPOINT_OKS_SIGMAS"
+
+
+def follow_dataset(
+    loaded: LoadedConfig,
+    dataset: str,
+    num_classes: int,
+    num_keypoints: int,
+    oks_sigmas: Sequence[float] = (),
+) -> None:
+    """Set the numbers of classes and keypoints to the training set's.
+
+    Args:
+        loaded: changed in place.
+        dataset: its name, for messages.
+        num_classes: of the training set.
+        num_keypoints: per object; 0 where the set has none.
+        oks_sigmas: of the keypoints, where the set gives them; a list in the config wins.
+
+    Raises:
+        ConfigError: a number that the user set contradicts the set; keypoints are asked for and there are none.
+    """
+    wanted = dict.fromkeys(CLASS_KEYS, (num_classes, "classes"))
+    if loaded.cfg.MODEL.KEYPOINT_ON:
+        if num_keypoints == 0:
+            raise ConfigError(
+                f"MODEL.KEYPOINT_ON is True{_from(loaded, 'MODEL.KEYPOINT_ON')}, but {dataset} has no keypoints: "
+                "give a keypoint dataset, or a config without keypoints"
+            )
+        wanted[KEYPOINT_KEY] = (num_keypoints, "keypoints")
+    for key, (number, what) in wanted.items():
+        section, name = key.rsplit(".", 1)
+        node = loaded.cfg
+        for part in section.split("."):
+            node = node[part]
+        if key in loaded.sources and node[name] != number:
+            raise ConfigError(
+                f"{key} is {node[name]}{_from(loaded, key)}, but {dataset} has {number} {what}: leave the key "
+                "out, it follows the training set"
+            )
+        node[name] = number
+    if loaded.cfg.MODEL.KEYPOINT_ON and oks_sigmas and not loaded.cfg.TEST.KEYPOINT_OKS_SIGMAS:
+        loaded.cfg.TEST.KEYPOINT_OKS_SIGMAS = list(oks_sigmas)
+
+
+def _from(loaded: LoadedConfig, key: str) -> str:
+    return f" ({loaded.sources[key]})" if key in loaded.sources else ""

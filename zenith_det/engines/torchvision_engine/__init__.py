@@ -1,0 +1,1 @@
+"""The built-in engine: Detectron2's R-CNN recipe on torchvision, from the package index alone."""

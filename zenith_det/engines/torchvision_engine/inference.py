@@ -1,0 +1,128 @@
+"""A trained model on a dataset: predictions, COCO metrics, and why an AP is what it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zenith_det.config import CfgNode
+from zenith_det.data import CocoDataset, coco_ground_truth
+from zenith_det.engines.torchvision_engine.loaders import build_test_loader
+from zenith_det.evaluation import (
+    RESULTS_FILE,
+    detections_to_results,
+    evaluate_coco,
+    explain_results,
+    finite_scalars,
+    log_results,
+    write_results,
+)
+from zenith_det.training.distributed import all_gather_objects, get_rank, get_world_size, is_main_process
+from zenith_det.training.progress import EvaluationProgress
+
+logger = logging.getLogger(__name__)
+
+
+def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+    """The COCO tasks that the configured model answers."""
+    tasks = ["bbox"]
+    if cfg.MODEL.MASK_ON:
+        tasks.append("segm")
+    if cfg.MODEL.KEYPOINT_ON:
+        tasks.append("keypoints")
+    return tuple(tasks)
+
+
+@torch.no_grad()
+def predict(
+    cfg: CfgNode, model: nn.Module, dataset: CocoDataset, class_to_category: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Detections on every image of ``dataset`` in COCO's result format, gathered on all ranks.
+
+    Args:
+        cfg: the configuration.
+        model: in evaluation mode.
+        dataset: its records are read; ``TEST.MAX_IMAGES`` limits them.
+        class_to_category: the set's original category id of each of the model's classes.
+    """
+    records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
+    loader = build_test_loader(cfg, records, rank=get_rank(), world_size=get_world_size())
+    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], torch.float16, enabled=False)
+    results: list[dict[str, Any]] = []
+    total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
+    with EvaluationProgress(total, dataset.metadata.name) as progress, autocast:
+        for batch in loader:
+            for sample, found in zip(batch, model(batch)):
+                found = {k: v.cpu().numpy() for k, v in found.items()}
+                results += detections_to_results(
+                    sample["image_id"],
+                    found["boxes"],
+                    found["scores"],
+                    found["classes"],
+                    class_to_category,
+                    masks=found.get("masks"),
+                    keypoints=found.get("keypoints"),
+                )
+            progress.update(len(batch))
+    if get_world_size() > 1:
+        results = [r for part in all_gather_objects(results) for r in part]
+        results.sort(key=lambda r: r["image_id"])
+    return results
+
+
+def evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: CocoDataset,
+    class_names: Sequence[str],
+    output_dir: Path,
+    weights: tuple[int, int] | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Predict, write ``inference/coco_instances_results.json``, compute and print the COCO metrics.
+
+    Args:
+        class_names: the model's classes; the dataset's categories were matched to them by name.
+        output_dir: of the run.
+        weights: (loaded, all) parameters, for explaining an AP of 0.
+
+    Returns:
+        Scalars such as ``bbox/AP`` (percent; an AP without ground truth is left out), and the results. On
+        ranks other than the main one both are empty.
+    """
+    metadata = dataset.metadata
+    back = {index: original for original, index in metadata.thing_dataset_id_to_contiguous_id.items()}
+    # A class that this set lacks can still be predicted: an id that no category has makes it a detection
+    # without ground truth, which COCO leaves out of the mean.
+    absent = -1
+    class_to_category = [back.get(i, absent) for i in range(len(class_names))]
+    results = [r for r in predict(cfg, model, dataset, class_to_category) if r["category_id"] != absent]
+    if not is_main_process():
+        return {}, []
+    truth = coco_ground_truth(dataset)
+    write_results(results, output_dir / RESULTS_FILE)
+    used = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
+    image_ids = {r["image_id"] for r in used}
+    scores = evaluate_coco(
+        truth,
+        results,
+        tasks_of(cfg),
+        class_names=[name for i, name in enumerate(class_names) if i in back],
+        oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        image_ids=image_ids,
+    )
+    explanations = explain_results(
+        scores,
+        truth,
+        results,
+        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        weights=weights,
+        image_ids=image_ids,
+    )
+    log_results(scores, explanations)
+    return finite_scalars(scores), results

@@ -1,0 +1,467 @@
+"""A whole run of the built-in engine, in one process of however many: data, model, training, evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, zenith_unused_keys
+from zenith_det.data import (
+    CocoDataset,
+    DatasetMetadata,
+    SerializedList,
+    filter_empty,
+    filter_few_keypoints,
+    load_coco_dataset,
+    read_image,
+)
+from zenith_det.engines.torchvision_engine import inference
+from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
+from zenith_det.engines.torchvision_engine.loaders import build_train_loader
+from zenith_det.engines.torchvision_engine.rcnn import build_model
+from zenith_det.engines.torchvision_engine.support import check_supported
+from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
+from zenith_det.engines.torchvision_engine.weights import load_weights
+from zenith_det.errors import CheckpointError, ConfigError, DatasetError
+from zenith_det.report.curves import plot_curves
+from zenith_det.report.pictures import Instances, SheetRow, prediction_sheet
+from zenith_det.solver import build_lr_scheduler, build_optimizer
+from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
+from zenith_det.training.distributed import (
+    broadcast_object,
+    get_local_rank,
+    get_rank,
+    get_world_size,
+    is_main_process,
+    process_line,
+)
+from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
+from zenith_det.training.logging_setup import setup_logging
+from zenith_det.training.progress import ConsoleWriter
+from zenith_det.training.run_record import prepare_output_dir, start_line, unused_keys_line, write_config
+
+logger = logging.getLogger(__name__)
+
+PICTURED_IMAGES = 6
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the configuration.
+
+    Attributes:
+        resume: go on from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
+        eval_only: evaluate ``MODEL.WEIGHTS`` and stop.
+        epochs: length of the run in passes over the data; overrides ``SOLVER.MAX_ITER``.
+    """
+
+    resume: bool = False
+    eval_only: bool = False
+    epochs: float | None = None
+
+
+def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
+    """Train and evaluate, or evaluate alone, as ``loaded`` says.
+
+    Called in each process of a run, with or without a process group.
+
+    Returns:
+        Scalars of the last evaluation (``bbox/AP``, percent); empty on all ranks but the main one.
+
+    Raises:
+        UserError: anything the user can mend, in one line.
+    """
+    cfg = loaded.cfg
+    resolve_device(loaded)
+    check_supported(loaded)
+    output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
+    setup_logging(output_dir, get_rank())
+    if get_world_size() > 1:
+        logger.info(process_line())
+    apply_torch_settings(cfg)
+    if options.eval_only:
+        return evaluate_only(loaded, output_dir)
+    return train(loaded, options, output_dir)
+
+
+def resolve_device(loaded: LoadedConfig) -> None:
+    """``MODEL.DEVICE auto`` (or Detectron2's default, cuda, where the user didn't ask for it) to what is there."""
+    cfg = loaded.cfg
+    asked = cfg.MODEL.DEVICE
+    there = torch.cuda.is_available()
+    if asked == "auto" or (asked == "cuda" and not there and "MODEL.DEVICE" not in loaded.sources):
+        cfg.MODEL.DEVICE = "cuda" if there else "cpu"
+        if not there:
+            logger.info("no CUDA device: MODEL.DEVICE cpu")
+    elif asked.startswith("cuda") and not there:
+        raise ConfigError(
+            f"MODEL.DEVICE is {asked!r} ({loaded.sources.get('MODEL.DEVICE', 'default')}), but PyTorch sees no "
+            "CUDA device: use auto or cpu"
+        )
+    if cfg.MODEL.DEVICE.split(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"MODEL.DEVICE is {asked!r}: it must be auto, cpu or cuda")
+    if cfg.MODEL.DEVICE == "cuda" and get_world_size() > 1:
+        cfg.MODEL.DEVICE = f"cuda:{get_local_rank()}"
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
+
+
+def apply_torch_settings(cfg: CfgNode) -> None:
+    """``CUDNN_BENCHMARK`` and ``FLOAT32_PRECISION``, with Detectron2's meanings."""
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
+# ---- data
+
+
+def dataset_sources(cfg: CfgNode, kind: str) -> list[Any]:
+    """The (name | (json, images)) of ``DATASETS.TRAIN`` (``kind="TRAIN"``) or ``DATASETS.TEST`` (``"TEST"``)."""
+    prefix = "TRAIN" if kind == "TRAIN" else "VAL"
+    json_file, images = cfg.DATASETS[f"{prefix}_JSON"], cfg.DATASETS[f"{prefix}_IMAGES"]
+    if bool(json_file) != bool(images):
+        missing = f"--{prefix.lower()}-{'images' if json_file else 'json'}"
+        raise ConfigError(f"DATASETS.{prefix}_JSON and DATASETS.{prefix}_IMAGES go together: give {missing} too")
+    return [(json_file, images)] if json_file else list(cfg.DATASETS[kind])
+
+
+def load_training_set(cfg: CfgNode) -> CocoDataset:
+    """The training set, sets named together merged by class name, without the images left out by default.
+
+    Raises:
+        ConfigError: no set is named.
+        DatasetError: a set can't be used, or no image with objects is left.
+    """
+    sources = dataset_sources(cfg, "TRAIN")
+    if not sources:
+        raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
+    merged: CocoDataset | None = None
+    for source in sources:
+        classes = None if merged is None else merged.metadata.thing_classes
+        part = _load(cfg, source, classes)
+        merged = part if merged is None else replace(merged, records=merged.records + part.records)
+    assert merged is not None
+    records = merged.records
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_empty(records)
+        if cfg.MODEL.KEYPOINT_ON:
+            records = filter_few_keypoints(records, cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)
+        left_out = len(merged.records) - len(records)
+        if left_out:
+            what = "objects with keypoints" if cfg.MODEL.KEYPOINT_ON else "objects"
+            logger.info(
+                "%d images without %s left out of training "
+                "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them)",
+                left_out,
+                what,
+            )
+    if not records:
+        raise DatasetError(
+            f"{merged.metadata.name}: no image with objects is left to train on "
+            f"({len(merged.records)} images in {merged.metadata.json_file})"
+        )
+    return replace(merged, records=records)
+
+
+def load_test_sets(cfg: CfgNode, classes: Sequence[str] | None) -> list[CocoDataset]:
+    """The sets to evaluate on, their categories matched by name to ``classes``."""
+    return [_load(cfg, source, classes) for source in dataset_sources(cfg, "TEST")]
+
+
+def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDataset:
+    return load_coco_dataset(
+        source, strict=cfg.DATASETS.STRICT, classes=classes, max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES
+    )
+
+
+def dataset_facts(metadata: DatasetMetadata) -> dict[str, Any]:
+    """What a checkpoint remembers of its training set: enough to use the model without the set."""
+    return {
+        "dataset": {
+            "name": metadata.name,
+            "thing_classes": list(metadata.thing_classes),
+            "keypoint_names": list(metadata.keypoint_names),
+            "keypoint_flip_map": [list(pair) for pair in metadata.keypoint_flip_map],
+            "keypoint_connections": [list(pair) for pair in metadata.keypoint_connections],
+        }
+    }
+
+
+def metadata_of_checkpoint(state: dict[str, Any]) -> DatasetMetadata | None:
+    """The inverse of :func:`dataset_facts`; ``None`` for a checkpoint of another program."""
+    facts = state.get("dataset")
+    if not isinstance(facts, dict) or "thing_classes" not in facts:
+        return None
+    names = tuple(str(n) for n in facts["thing_classes"])
+    return DatasetMetadata(
+        name=str(facts.get("name", "")),
+        json_file="",
+        image_root="",
+        thing_classes=names,
+        thing_dataset_id_to_contiguous_id={i: i for i in range(len(names))},
+        keypoint_names=tuple(facts.get("keypoint_names", ())),
+        keypoint_flip_map=tuple((a, b) for a, b in facts.get("keypoint_flip_map", ())),
+        keypoint_connections=tuple((a, b) for a, b in facts.get("keypoint_connections", ())),
+    )
+
+
+# ---- training
+
+
+def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[str, float]:
+    """Train to the end, evaluating and saving on the way; then draw the curves and predictions."""
+    cfg = loaded.cfg
+    training_set = load_training_set(cfg)
+    metadata = training_set.metadata
+    follow_dataset(
+        loaded, metadata.name, metadata.num_classes, metadata.num_keypoints, metadata.keypoint_oks_sigmas
+    )
+    test_sets = load_test_sets(cfg, metadata.thing_classes)
+    if options.epochs is not None:
+        iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
+        loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
+    check_batch(cfg)
+    checkpointer = Checkpointer(output_dir)
+    state = find_checkpoint(checkpointer) if options.resume else None
+    progress = start_progress(cfg, state, metadata)
+    if is_main_process():
+        write_config(output_dir, cfg)
+        describe_run(loaded, training_set, progress)
+
+    torch.manual_seed(progress.seed)
+    model: nn.Module = build_model(cfg)
+    weights = None if state else load_weights(cfg, model)
+    if cfg.MODEL.RESNETS.NORM == "SyncBN" and (get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu"):
+        raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    if get_world_size() > 1:
+        device_ids = None if cfg.MODEL.DEVICE == "cpu" else [get_local_rank()]
+        model = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+
+    loader = build_train_loader(
+        cfg,
+        SerializedList(training_set.records),
+        TrainingMapper(cfg, metadata),
+        seed=progress.seed,
+        start=progress.iteration,
+        rank=get_rank(),
+        world_size=get_world_size(),
+    )
+    counts = None if weights is None else (len(weights.matched), weights.total)
+    last_results: list[list[dict[str, Any]]] = []
+
+    def evaluate() -> dict[str, float]:
+        last_results.clear()
+        scalars: dict[str, float] = {}
+        for dataset in test_sets:
+            folder = output_dir if len(test_sets) == 1 else output_dir / dataset.metadata.name
+            values, results = inference.evaluate(
+                cfg, unwrap(model), dataset, metadata.thing_classes, folder, counts
+            )
+            prefix = "" if len(test_sets) == 1 else f"{dataset.metadata.name}/"
+            scalars |= {prefix + k: v for k, v in values.items()}
+            last_results.append(results)
+        return scalars
+
+    trainer = Trainer(
+        cfg,
+        model,
+        optimizer,
+        scheduler,
+        iter(loader),
+        progress,
+        checkpointer,
+        build_writers(cfg, output_dir, progress, len(training_set.records)) if is_main_process() else [],
+        evaluate,
+    )
+    if state is not None:
+        resume(trainer, state)
+    scalars = trainer.train()
+    if is_main_process():
+        draw(cfg, output_dir, test_sets, last_results)
+    return scalars
+
+
+def check_batch(cfg: CfgNode) -> None:
+    """Refuse a batch that doesn't divide among processes and accumulated parts."""
+    ways = get_world_size() * cfg.SOLVER.GRADIENT_ACCUMULATION
+    if cfg.SOLVER.IMS_PER_BATCH % ways:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by {ways} "
+            f"({get_world_size()} processes x SOLVER.GRADIENT_ACCUMULATION {cfg.SOLVER.GRADIENT_ACCUMULATION})"
+        )
+
+
+def find_checkpoint(checkpointer: Checkpointer) -> dict[str, Any] | None:
+    """The newest checkpoint of the run, the same on all ranks; ``None`` (said so) where there is none."""
+    path = broadcast_object(checkpointer.last() if is_main_process() else None)
+    if path is None:
+        logger.info("--resume: no checkpoint in %s: starting at iteration 0", checkpointer.output_dir)
+        return None
+    state = load_checkpoint(path)
+    if "optimizer" not in state or "iteration" not in state:
+        raise CheckpointError(
+            f"{path}: weights without an optimizer, not a checkpoint of a run: give it as MODEL.WEIGHTS instead"
+        )
+    logger.info("resuming from %s", path)
+    return state
+
+
+def start_progress(cfg: CfgNode, state: dict[str, Any] | None, metadata: DatasetMetadata) -> Progress:
+    """Where a run starts, with the seed that its random choices come from."""
+    facts = dataset_facts(metadata) | {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "engine": "torchvision"}
+    if state is not None:
+        return Progress(int(state["iteration"]) + 1, int(state["seed"]), facts)
+    seed = cfg.SEED if cfg.SEED >= 0 else broadcast_object(secrets.randbits(31))
+    return Progress(0, seed, facts)
+
+
+def resume(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put a checkpoint's state into a trainer built from the present configuration, which wins."""
+    kept = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
+    configured = [{k: g[k] for k in kept if k in g} for g in trainer.optimizer.param_groups]
+    saved = [{k: g.get(k) for k in kept} for g in state["optimizer"]["param_groups"]]
+    try:
+        trainer.load(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint in {trainer.checkpointer.output_dir} is of another model or optimizer "
+            f"({reason[:300]}): use another OUTPUT_DIR, or give it as MODEL.WEIGHTS to load what fits"
+        ) from error
+    for group, now, before in zip(trainer.optimizer.param_groups, configured, saved):
+        for key, value in now.items():
+            if before.get(key) != value:
+                logger.info("resumed with another %s: %s, was %s", key, value, before.get(key))
+        group.update(now)
+    batch = state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
+    if batch != trainer.cfg.SOLVER.IMS_PER_BATCH and hasattr(trainer.optimizer, "reset_history"):
+        trainer.optimizer.reset_history(
+            f"SOLVER.IMS_PER_BATCH is {trainer.cfg.SOLVER.IMS_PER_BATCH}, was {batch}"
+        )
+
+
+def describe_run(loaded: LoadedConfig, training_set: CocoDataset, progress: Progress) -> None:
+    """Log the start line, and which keys the user set in vain."""
+    cfg = loaded.cfg
+    logger.info(
+        start_line(
+            num_images=len(training_set.records),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            base_lr=cfg.SOLVER.BASE_LR,
+            optimizer=cfg.SOLVER.OPTIMIZER,
+            device=cfg.MODEL.DEVICE,
+            window=cfg.SOLVER.ZENITH.WINDOW if cfg.SOLVER.OPTIMIZER == "ZENITH" else None,
+            start_iter=progress.iteration,
+            num_processes=get_world_size(),
+            accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
+        )
+    )
+    idle = unused_keys_line(
+        zenith_unused_keys(loaded.sources, cfg), cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_SCHEDULER_NAME
+    )
+    if idle:
+        logger.warning(idle)
+
+
+def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images: int) -> list[Writer]:
+    """Progress on the console, ``metrics.json`` and TensorBoard events."""
+    return [
+        ConsoleWriter(
+            cfg.SOLVER.MAX_ITER,
+            start_iter=progress.iteration,
+            iters_per_epoch=num_images / cfg.SOLVER.IMS_PER_BATCH,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        ),
+        JsonWriter(output_dir / "metrics.json", start_iter=progress.iteration),
+        TensorBoardWriter(output_dir, start_iter=progress.iteration),
+    ]
+
+
+# ---- evaluation and pictures
+
+
+def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
+    """Evaluate ``MODEL.WEIGHTS`` on the test sets.
+
+    Raises:
+        ConfigError: no weights or no test set.
+    """
+    cfg = loaded.cfg
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
+    if not dataset_sources(cfg, "TEST"):
+        raise ConfigError("DATASETS.TEST is empty: name a dataset, or give --val-json and --val-images")
+    remembered = _remembered_metadata(cfg.MODEL.WEIGHTS)
+    test_sets = load_test_sets(cfg, remembered.thing_classes if remembered else None)
+    metadata = remembered or test_sets[0].metadata
+    follow_dataset(
+        loaded,
+        metadata.name,
+        metadata.num_classes,
+        metadata.num_keypoints,
+        test_sets[0].metadata.keypoint_oks_sigmas,
+    )
+    model = build_model(cfg)
+    weights = load_weights(cfg, model, require_all=True)
+    model.eval()
+    scalars: dict[str, float] = {}
+    all_results = []
+    for dataset in test_sets:
+        folder = output_dir if len(test_sets) == 1 else output_dir / dataset.metadata.name
+        counts = (len(weights.matched), weights.total) if weights else None
+        values, results = inference.evaluate(cfg, model, dataset, metadata.thing_classes, folder, counts)
+        prefix = "" if len(test_sets) == 1 else f"{dataset.metadata.name}/"
+        scalars |= {prefix + k: v for k, v in values.items()}
+        all_results.append(results)
+    if is_main_process():
+        draw(cfg, output_dir, test_sets, all_results)
+    return scalars
+
+
+def _remembered_metadata(weights: str) -> DatasetMetadata | None:
+    path = Path(weights)
+    return metadata_of_checkpoint(load_checkpoint(path)) if path.suffix == ".pth" and path.is_file() else None
+
+
+def draw(
+    cfg: CfgNode,
+    output_dir: Path,
+    test_sets: Sequence[CocoDataset],
+    results: Sequence[list[dict[str, Any]]],
+) -> None:
+    """``curves.png`` and ``predictions.png``, and a line that says where they are."""
+    pictures = []
+    if (output_dir / "metrics.json").exists():
+        pictures.append(plot_curves(output_dir))
+    if test_sets and results:
+        dataset = test_sets[0]
+        used = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
+        by_image: dict[int, list[dict[str, Any]]] = {}
+        for result in results[0]:
+            by_image.setdefault(result["image_id"], []).append(result)
+        with_objects = [r for r in used if r["annotations"]] or used
+        step = max(1, len(with_objects) // PICTURED_IMAGES)
+        rows = [
+            SheetRow(
+                read_image(record["file_name"]),
+                Instances.from_record(record),
+                Instances.from_results(by_image.get(record["image_id"], []), dataset.metadata),
+            )
+            for record in with_objects[::step][:PICTURED_IMAGES]
+        ]
+        pictures.append(prediction_sheet(rows, dataset.metadata, output_dir / "predictions.png"))
+    if pictures:
+        logger.info("pictures: %s", ", ".join(str(p) for p in pictures))
