@@ -29,6 +29,7 @@ def test_nothing_given_is_the_defaults() -> None:
     loaded = load_config(None)
     assert loaded.sources == {}
     assert loaded.cfg.SOLVER.MAX_ITER == 40000
+    assert not loaded.cfg.is_frozen()  # as in Detectron2: whoever starts the run freezes it
 
 
 def test_a_base_chain_and_the_command_line_override_each_other(tmp_path: Path) -> None:

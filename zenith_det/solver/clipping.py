@@ -30,7 +30,9 @@ def make_clipper(cfg: Any) -> Clipper | None:
     limit, norm_type = float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
 
     def by_value(parameters: Iterable[torch.Tensor]) -> None:
-        clip_grad_value_(list(parameters), limit)
+        with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+        if with_gradient:  # torch raises on none
+            clip_grad_value_(with_gradient, limit)
 
     def by_norm(parameters: Iterable[torch.Tensor]) -> None:
         for parameter in parameters:
