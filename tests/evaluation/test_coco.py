@@ -322,3 +322,12 @@ def test_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for backend in BACKENDS:
         evaluate_coco(one_object(), [hit()], ("bbox",), backend=backend)
     assert capsys.readouterr().out == ""
+
+
+def test_without_the_compiled_backend_pycocotools_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    expected = evaluate_coco(one_object(), [hit()], ("bbox",))
+    # None in sys.modules is how Python says "cannot be imported".
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert_equal(evaluate_coco(one_object(), [hit()], ("bbox",))["bbox"], expected["bbox"])

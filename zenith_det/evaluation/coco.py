@@ -10,7 +10,6 @@ of detections other than 100, ground truth without masks.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import math
@@ -86,7 +85,7 @@ def evaluate_coco(
         max_dets_per_image: the highest-scored detections that count, per image *and class*, for boxes and
             masks.
         image_ids: evaluate on these images alone (default: all).
-        backend: "faster" (``faster_coco_eval``), "pycocotools", or "auto": the first where it is installed.
+        backend: "faster" (``faster_coco_eval``), "pycocotools", or "auto": the first where it can be imported.
 
     Returns:
         task -> metric -> percent, tasks in Detectron2's order and metrics by its names: AP, AP50, AP75, APs,
@@ -152,7 +151,11 @@ def _resolve_backend(backend: str) -> str:
     if backend not in ("auto", "faster", "pycocotools"):
         raise ValueError(f"unknown backend {backend!r}; choose 'auto', 'faster' or 'pycocotools'")
     if backend == "auto":
-        return "faster" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+        try:
+            import faster_coco_eval  # noqa: F401
+        except ImportError:
+            return "pycocotools"
+        return "faster"
     return backend
 
 

@@ -105,8 +105,8 @@ def _notes(
     stray = [d["image_id"] for d in detections if d["image_id"] not in all_images]
     if stray:
         lines.append(
-            f"image ids: {len(stray)} of {len(detections)} detections are of images that the ground truth does "
-            f"not have ({_ids(set(stray))}; it has {_ids(all_images)}) and don't count"
+            f"image ids: {len(stray)} of {len(detections)} detections are of images that the ground truth "
+            f"does not have ({_ids(set(stray))}; it has {_ids(all_images)}) and don't count"
         )
     reported = {
         metric.removeprefix("AP-")
