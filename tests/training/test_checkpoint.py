@@ -248,7 +248,9 @@ def test_a_checkpoint_with_code_runs_nothing(tmp_path: Path, nested: bool) -> No
 def test_an_old_format_checkpoint_with_code_runs_nothing(tmp_path: Path) -> None:
     witness = tmp_path / "ran"
     path = tmp_path / "old.pth"
-    torch.save({"x": RunsCode(eval, f"open({str(witness)!r}, 'w')")}, path, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"x": RunsCode(eval, f"open({str(witness)!r}, 'w')")}, path, _use_new_zipfile_serialization=False
+    )
     with pytest.raises(CheckpointError, match=r"refused.*eval"):
         load_checkpoint(path)
     path.write_bytes(pickle.dumps(RunsCode(eval, f"open({str(witness)!r}, 'w')")))

@@ -11,66 +11,70 @@ from pathlib import Path
 import pytest
 import torch
 
-from zenith_det.errors import ConfigError, UserError
+from zenith_det import cli
+from zenith_det.errors import ConfigError, DatasetError, UserError
 from zenith_det.training import distributed
 
 LIMIT = 60  # seconds; a hang would be the thirty minutes of a collective
 
-SCRIPT = """
-import os, signal, sys, time
-import torch
-import torch.distributed as dist
-from zenith_det import cli
-from zenith_det.errors import DatasetError
-from zenith_det.training import distributed as d
+PACKAGE = Path(distributed.__file__).parents[2]
 
-def main(kind, folder):
-    rank = d.get_rank()
-    open(os.path.join(folder, f"pid{rank}"), "w").write(str(os.getpid()))
-    if kind == "talk":
-        assert d.get_world_size() == 2 and d.is_main_process() == (rank == 0) and d.get_local_rank() == rank
-        assert d.all_gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
-        assert d.broadcast_object(("from", rank)) == ("from", 0)
-        assert d.average_scalars({"loss": float(rank), f"only{rank}": 3.0}) == {
-            "loss": 0.5, "only0": 3.0, "only1": 3.0}
-        total = torch.tensor(float(rank + 1)); dist.all_reduce(total); assert total.item() == 3.0
-        d.barrier()
-        open(os.path.join(folder, f"done{rank}"), "w").write(d.process_line())
-    elif kind == "both-mistaken":
+
+def talk(folder: Path) -> None:
+    rank = distributed.get_rank()
+    assert distributed.get_world_size() == 2
+    assert distributed.get_local_rank() == rank
+    assert distributed.is_main_process() == (rank == 0)
+    assert distributed.all_gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    assert distributed.broadcast_object(("from", rank)) == ("from", 0)
+    scalars = distributed.average_scalars({"loss": float(rank), f"only{rank}": 3.0})
+    assert scalars == {"loss": 0.5, "only0": 3.0, "only1": 3.0}
+    total = torch.tensor(float(rank + 1))
+    torch.distributed.all_reduce(total)
+    assert total.item() == 3.0
+    distributed.barrier()
+    (folder / f"said{rank}").write_text(distributed.process_line())
+
+
+def fail(folder: Path, kind: str) -> None:
+    """What rank 1 does wrong, while rank 0 waits for it."""
+    rank = distributed.get_rank()
+    (folder / f"pid{rank}").write_text(str(os.getpid()))
+    if kind == "talk, then both mistaken":
+        talk(folder)
         raise DatasetError("train.json: no such file; give --train-json")
-    elif rank == 1:
-        if kind == "crash": raise ZeroDivisionError("the cause")
-        if kind == "mistaken": raise DatasetError("images/7.jpg: cannot be read; remove it")
-        if kind == "killed": os.kill(os.getpid(), signal.SIGKILL)
-        if kind == "exit": sys.exit(5)
-    if kind == "busy": time.sleep(600)
-    if kind != "talk": d.barrier()
-
-if __name__ == "__main__":
-    kind, folder, processes = sys.argv[1:]
-    cli.run(lambda: d.launch(main, int(processes), args=(kind, folder), device="cpu"))
-"""
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("script") / "script.py"
-    path.write_text(SCRIPT)
-    return path
+    if rank == 1:
+        if kind == "crash":
+            raise ZeroDivisionError("the cause")
+        if kind == "mistaken":
+            raise DatasetError("images/7.jpg: cannot be read; remove it")
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "exit":
+            sys.exit(5)
+    if kind == "busy":
+        time.sleep(600)
+    distributed.barrier()
 
 
-def environment() -> dict[str, str]:
-    root = str(Path(distributed.__file__).parents[2])
-    hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**kept, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+def command(kind: str, folder: Path, *before: str) -> list[str]:
+    return [sys.executable, *before, __file__, str(folder), kind]
 
 
-def start(script: Path, kind: str, folder: Path, torchrun: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(script), kind, str(folder), "2"]
-    if torchrun:
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+def failure(kind: str, folder: Path) -> BaseException:
+    with pytest.raises((SystemExit, UserError)) as error:
+        distributed.launch(fail, 2, args=(folder, kind), device="cpu")
+    assert gone(folder)
+    return error.value
 
 
 def gone(folder: Path) -> bool:
@@ -84,57 +88,67 @@ def gone(folder: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_two_processes_talk_and_end_well(script: Path, tmp_path: Path, torchrun: bool) -> None:
-    done = start(script, "talk", tmp_path, torchrun)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "done0").read_text().startswith("process 0 of 2 on ")
-    assert (tmp_path / "done1").read_text().endswith("(gloo)")
+def test_two_processes_talk_and_end_well(tmp_path: Path) -> None:
+    distributed.launch(talk, 2, args=(tmp_path,), device="cpu")
+    assert (tmp_path / "said0").read_text().startswith("process 0 of 2 on ")
+    assert (tmp_path / "said1").read_text().endswith("(gloo)")
 
 
-def test_a_crash_of_one_rank_ends_all_with_its_traceback(script: Path, tmp_path: Path) -> None:
-    done = start(script, "crash", tmp_path)
-    assert done.returncode == 1
-    assert "rank 1 failed" in done.stderr
-    assert "ZeroDivisionError: the cause" in done.stderr
-    # The reason alone, not what the others said when they lost it.
-    assert done.stderr.count("Traceback") == 1
-    assert gone(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["mistaken", "both-mistaken"])
-def test_a_users_mistake_is_told_once_with_exit_code_2(script: Path, tmp_path: Path, kind: str) -> None:
-    done = start(script, kind, tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.count("error: ") == 1
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert gone(tmp_path)
-
-
-def test_a_users_mistake_under_torchrun_is_told_once(script: Path, tmp_path: Path) -> None:
-    done = start(script, "both-mistaken", tmp_path, torchrun=True)
+def test_torchrun_processes_talk_and_a_mistake_of_all_is_told_once(tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        command("talk, then both mistaken", tmp_path, *torchrun),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert (tmp_path / "said0").exists(), done.stderr
+    assert (tmp_path / "said1").exists(), done.stderr
     assert done.returncode != 0
     assert done.stderr.count("error: train.json") == 1
     assert "DatasetError" not in done.stderr
 
 
-def test_a_killed_rank_ends_all(script: Path, tmp_path: Path) -> None:
-    done = start(script, "killed", tmp_path)
-    assert done.returncode == 128 + signal.SIGKILL
-    assert "rank 1 was ended by SIGKILL (out of memory?)" in done.stderr
-    assert gone(tmp_path)
+def test_a_crash_of_one_rank_ends_all_with_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = failure("crash", tmp_path)
+    assert isinstance(error, SystemExit)
+    assert error.code == 1
+    told = capsys.readouterr().err
+    assert "rank 1 failed" in told
+    assert "ZeroDivisionError: the cause" in told
+    # The reason alone, not what the other said when it lost it.
+    assert told.count("Traceback") == 1
 
 
-def test_a_rank_that_exits_ends_all_with_its_code(script: Path, tmp_path: Path) -> None:
-    assert start(script, "exit", tmp_path).returncode == 5
-    assert gone(tmp_path)
+def test_a_users_mistake_on_one_rank_is_raised_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = failure("mistaken", tmp_path)
+    assert type(error) is DatasetError
+    assert str(error) == "images/7.jpg: cannot be read; remove it"
+    assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes follow their parent on Linux only")
-def test_no_process_outlives_a_launcher_that_is_killed(script: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(script), "busy", str(tmp_path), "2"]
-    launcher = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+def test_a_killed_rank_ends_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = failure("killed", tmp_path)
+    assert isinstance(error, SystemExit)
+    assert error.code == 128 + signal.SIGKILL
+    assert "rank 1 was ended by SIGKILL (out of memory?)" in capsys.readouterr().err
+
+
+def test_a_rank_that_exits_ends_all_with_its_code(tmp_path: Path) -> None:
+    error = failure("exit", tmp_path)
+    assert isinstance(error, SystemExit)
+    assert error.code == 5
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="processes follow their parent on Linux only"
+)
+def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    launcher = subprocess.Popen(command("busy", tmp_path), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + LIMIT
     while not all((tmp_path / f"pid{rank}").exists() for rank in (0, 1)):
         assert time.monotonic() < deadline
@@ -198,3 +212,7 @@ def test_numbers_that_make_no_sense_are_told(numbers: tuple[int, int, int]) -> N
 def test_cuda_where_there_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match="no CUDA device"):
         distributed.launch(print, 2, device="cuda")
+
+
+if __name__ == "__main__":
+    cli.run(lambda: distributed.launch(fail, 2, args=(Path(sys.argv[1]), sys.argv[2]), device="cpu"))

@@ -146,7 +146,9 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
         writer.close()
     events = EventAccumulator(str(tmp_path)).Reload().Scalars("total_loss")
     # A resumed run takes the place of what an older attempt wrote from there on.
-    assert [(e.step, e.value) for e in events] == [(i, 1.0) for i in range(4)] + [(i, 2.0) for i in range(4, 8)]
+    assert [(e.step, e.value) for e in events] == [(i, 1.0) for i in range(4)] + [
+        (i, 2.0) for i in range(4, 8)
+    ]
 
 
 def test_missing_tensorboard_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

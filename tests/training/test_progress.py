@@ -244,7 +244,10 @@ def test_setting_up_twice_logs_once_and_a_resumed_run_appends(
         for _ in range(2):
             logger = setup_logging(tmp_path)
         logger.info(text)
-    assert [line.split("]: ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["one", "two"]
+    assert [line.split("]: ")[1] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "one",
+        "two",
+    ]
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
@@ -257,7 +260,9 @@ def test_other_ranks_write_their_own_file_and_no_console(
     assert not (tmp_path / "log.txt").exists()
 
 
-def test_a_root_logger_that_someone_configured_does_not_double_lines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_root_logger_that_someone_configured_does_not_double_lines(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     handler = logging.StreamHandler(sys.__stderr__)
     logging.getLogger().addHandler(handler)
     try:

@@ -41,9 +41,18 @@ def test_an_output_directory_that_cannot_be_written_is_one_line(tmp_path: Path) 
 
 
 def test_the_start_line() -> None:
-    assert start_line(
-        num_images=5000, batch_size=16, max_iter=90000, base_lr=0.02, optimizer="ZENITH", device="cuda", window=100
-    ) == "5000 images, batch 16, 90000 iterations = 288 epochs, ZENITH: eta0 = 0.02, window = 100, device cuda"
+    line = start_line(
+        num_images=5000,
+        batch_size=16,
+        max_iter=90000,
+        base_lr=0.02,
+        optimizer="ZENITH",
+        device="cuda",
+        window=100,
+    )
+    assert line == (
+        "5000 images, batch 16, 90000 iterations = 288 epochs, ZENITH: eta0 = 0.02, window = 100, device cuda"
+    )
     assert start_line(
         num_images=100, batch_size=8, max_iter=10, base_lr=0.1, optimizer="SGD", device="cpu", start_iter=5,
         num_processes=2, accumulation=2,

@@ -32,8 +32,9 @@ def test_the_logged_lr_is_the_one_that_the_step_used() -> None:
     assert scalars["lr"] < 0.1 * 0.5**3
     assert scalars["zenith/ratio"] == pytest.approx(scalars["lr"] / (0.1 * 0.5**3))
     assert set(scalars) == {
-        "lr", "zenith/ratio", "zenith/grad_norm", "zenith/window_mean", "zenith/zenith", "zenith/skipped_steps",
-    }  # fmt: skip
+        "lr",
+        *("zenith/ratio", "zenith/grad_norm", "zenith/window_mean", "zenith/zenith", "zenith/skipped_steps"),
+    }
     assert all(type(value) is float for value in scalars.values())
 
 
@@ -53,7 +54,8 @@ def test_other_optimizers_have_their_lr_alone() -> None:
 def test_the_group_that_stands_for_all_is_the_largest_or_the_commonest() -> None:
     def groups(*sizes_and_rates: tuple[int, float]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            [{"params": [nn.Parameter(torch.ones(1)) for _ in range(n)], "lr": lr} for n, lr in sizes_and_rates]
+            {"params": [nn.Parameter(torch.ones(1)) for _ in range(size)], "lr": lr}
+            for size, lr in sizes_and_rates
         )
 
     assert representative_group(groups((1, 0.1), (5, 0.2), (5, 0.3))) == 1

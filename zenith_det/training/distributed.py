@@ -5,6 +5,8 @@ Every helper also works in a single process without a process group.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import functools
 import logging
@@ -179,35 +181,21 @@ def launch(
     return None
 
 
+@dataclasses.dataclass(frozen=True)
 class _Plan:
     """What a started process needs to know."""
 
-    def __init__(
-        self,
-        *,
-        main: Callable[..., Any],
-        args: tuple[Any, ...],
-        world_size: int,
-        first_rank: int,
-        host: str,
-        port: int,
-        hosted: bool,
-        local_size: int,
-        cuda: bool,
-        join_timeout: datetime.timedelta,
-        reports: str,
-    ) -> None:
-        self.main = main
-        self.args = args
-        self.world_size = world_size
-        self.first_rank = first_rank
-        self.host = host
-        self.port = port
-        self.hosted = hosted
-        self.local_size = local_size
-        self.cuda = cuda
-        self.join_timeout = join_timeout
-        self.reports = reports
+    main: Callable[..., Any]
+    args: tuple[Any, ...]
+    world_size: int
+    local_size: int
+    first_rank: int
+    host: str
+    port: int
+    hosted: bool  # the launcher keeps the store, not rank 0
+    cuda: bool
+    join_timeout: datetime.timedelta
+    reports: str  # a directory
 
     def report_file(self, local_rank: int) -> Path:
         return Path(self.reports) / str(local_rank)
@@ -270,9 +258,11 @@ def _worker(local_rank: int, plan: _Plan) -> None:
         code = 130
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if code:
+            _report(plan.report_file(local_rank), error, code)
     except BaseException as error:
         code = EXIT_USER_ERROR if isinstance(error, UserError) else 1
-        _report(plan.report_file(local_rank), error)
+        _report(plan.report_file(local_rank), error, code)
     if code:
         # Past the destructors: those of a process group may wait for processes that are gone.
         logging.shutdown()
@@ -308,15 +298,27 @@ def _meet(plan: _Plan, rank: int) -> Any:
     return store
 
 
-def _report(path: Path, error: BaseException) -> None:
-    user = str(error) if isinstance(error, UserError) else None
-    kind = type(error) if isinstance(error, UserError) else None
-    text = "".join(traceback.format_exception(error))
-    beside = path.with_suffix(".tmp")
+@dataclasses.dataclass(frozen=True)
+class _Report:
+    """How a process ended that did not end well."""
+
+    time: float
+    code: int
+    error: UserError | None  # a mistake of the user, told by the launcher in one line
+    text: str  # the traceback of anything else
+
+
+def _report(path: Path, error: BaseException, code: int) -> None:
+    user_error = error if isinstance(error, UserError) else None
+    text = "" if isinstance(error, SystemExit) else "".join(traceback.format_exception(error))
     try:
-        beside.write_bytes(pickle.dumps((time.time(), kind, user, text)))
-    except Exception:  # an error class that does not pickle
-        beside.write_bytes(pickle.dumps((time.time(), UserError if user is not None else None, user, text)))
+        data = pickle.dumps(_Report(time.time(), code, user_error, text))
+        pickle.loads(data)
+    except Exception:  # an error class of its own making that does not survive pickling
+        plain = None if user_error is None else UserError(str(user_error))
+        data = pickle.dumps(_Report(time.time(), code, plain, text))
+    beside = path.with_suffix(".tmp")
+    beside.write_bytes(data)
     os.replace(beside, path)
 
 
@@ -337,12 +339,10 @@ def _watch(context: Any, plan: _Plan) -> None:
         codes = [process.exitcode for process in processes]
     finally:
         _end(processes)
-    reports = {}
+    reports: dict[int, _Report] = {}
     for local_rank in range(len(processes)):
-        try:
+        with contextlib.suppress(OSError):
             reports[local_rank] = pickle.loads(plan.report_file(local_rank).read_bytes())
-        except OSError:
-            continue
     # A process that was killed comes first: what the others say then is that they lost it. (Aborted ones
     # may have lost another, too.)
     killed = [(i, -code) for i, code in enumerate(codes) if code is not None and code < 0]
@@ -354,13 +354,16 @@ def _watch(context: Any, plan: _Plan) -> None:
         print(f"rank {plan.first_rank + local_rank} was ended by {name}{hint}", file=sys.stderr)
     if killed:
         raise SystemExit(128 + killed[0][1])
-    if reports:
-        local_rank, (_, kind, message, text) = min(reports.items(), key=lambda item: item[1][0])
-        if kind is not None:
-            raise kind(message)
-        print(f"rank {plan.first_rank + local_rank} failed; all others were ended:\n{text}", file=sys.stderr)
-        raise SystemExit(1)
-    raise SystemExit(next(code for code in codes if code))
+    if not reports:
+        raise SystemExit(next(code for code in codes if code))
+    # The first to fail tells the reason; the others lost it.
+    local_rank, first = min(reports.items(), key=lambda item: item[1].time)
+    if first.error is not None:
+        raise first.error
+    if first.text:
+        print(f"rank {plan.first_rank + local_rank} failed; all others were ended:", file=sys.stderr)
+        print(first.text, file=sys.stderr)
+    raise SystemExit(first.code)
 
 
 def _wait(processes: Sequence[Any], seconds: float) -> None:
