@@ -53,5 +53,7 @@ def test_registered_name() -> None:
 
 def test_builtin_set_that_is_not_there_says_where_it_was_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
-    with pytest.raises(DatasetError, match=r"/nowhere/coco/annotations/\S+ does not exist.*DETECTRON2_DATASETS is"):
+    with pytest.raises(
+        DatasetError, match=r"/nowhere/coco/annotations/\S+ does not exist.*DETECTRON2_DATASETS is"
+    ):
         load_coco_dataset("coco_2017_val")

@@ -42,7 +42,9 @@ def test_clean_dropped_and_unusable(tmp_path: Path) -> None:
     assert "result: can't be used" in unusable.stdout
 
 
-@pytest.mark.parametrize("arguments", [[], ["--json", "a.json"], ["no_such_set"], ["--json", "/no/x.json", "--images", "/"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--json", "a.json"], ["no_such_set"], ["--json", "/no/x.json", "--images", "/"]]
+)
 def test_wrong_use_is_one_line_and_2(arguments: list[str]) -> None:
     result = check(*arguments)
     assert result.returncode == 2

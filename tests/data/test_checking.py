@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zenith_det.data import coco_ground_truth, examine_coco_dataset, load_coco_dataset
+from zenith_det.data import CocoDataset, coco_ground_truth, examine_coco_dataset, load_coco_dataset
 from zenith_det.errors import DatasetError
 
 from .builders import HEIGHT, SQUARE, WIDTH, content, picture, write
@@ -70,7 +71,9 @@ BROKEN_ANNOTATIONS: list[tuple[Break, str, str]] = [
 
 
 @pytest.mark.parametrize(("breaking", "kind", "reason"), BROKEN_ANNOTATIONS)
-def test_broken_annotation_is_dropped_and_told(breaking: Break, kind: str, reason: str, tmp_path: Path) -> None:
+def test_broken_annotation_is_dropped_and_told(
+    breaking: Break, kind: str, reason: str, tmp_path: Path
+) -> None:
     data = content()
     breaking(data["annotations"][1])
     source = write(tmp_path, data)
@@ -142,7 +145,9 @@ def test_undeclared_category_stops(tmp_path: Path) -> None:
     for category_id in (5, None, "1", 2**63):
         data = content()
         data["annotations"][2]["category_id"] = category_id
-        with pytest.raises(DatasetError, match=r"unknown category id 1; the first: 3\.png, annotation 3: categ"):
+        with pytest.raises(
+            DatasetError, match=r"unknown category id 1; the first: 3\.png, annotation 3: categ"
+        ):
             load_coco_dataset(write(tmp_path, data))
 
 
@@ -173,7 +178,7 @@ def break_image(kind: str, folder: Path, entry: dict[str, Any]) -> None:
         path.write_bytes(b"")
     elif kind == "truncated":
         picture(HEIGHT, WIDTH).save(path)
-        path.write_bytes(path.read_bytes()[:-20])
+        path.write_bytes(path.read_bytes()[:-60])
     elif kind == "text":
         path.write_text("no picture")
     elif kind == "size":
@@ -272,7 +277,12 @@ def test_many_images_are_checked_in_order(tmp_path: Path) -> None:
     for number in range(1, 101):
         os.link(tmp_path / "images/1.png", tmp_path / f"images/copy{number}.png")
         data["images"].append(
-            {"id": number, "file_name": f"copy{number}.png", "height": HEIGHT, "width": WIDTH + (number == 70)}
+            {
+                "id": number,
+                "file_name": f"copy{number}.png",
+                "height": HEIGHT,
+                "width": WIDTH + (number == 70),
+            }
         )
     source = write(tmp_path, data)
     dataset = load_coco_dataset(source, max_bad_images=1)
@@ -299,9 +309,12 @@ BAD_FILES = [
     ('{"images": [], "categories": [{"id": 9223372036854775808, "name": "a"}]}', "64 bits"),
     ('{"images": [], "categories": [{"id": "1", "name": "a"}]}', "whole number"),
     ('{"images": [], "categories": [{"id": 1, "name": "\\ud800"}]}', "has the name"),
-    ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "categories have the id 1"),
+    (
+        '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+        "categories have the id 1",
+    ),
     ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "have the name 'a'"),
-    ('{"images": [5], "categories": [{"id": 1, "name": "a"}]}', "an entry of images is 5"),
+    ('{"images": [5], "categories": [{"id": 1, "name": "a"}]}', "an entry of images is 5|no image is left"),
     ('{"images": ' + "9" * 5000 + "}", "not an annotation file|must be a list"),
 ]
 
@@ -309,16 +322,14 @@ BAD_FILES = [
 @pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=range(len(BAD_FILES)))
 def test_bad_annotation_file_is_one_line(text: str, message: str | None, tmp_path: Path) -> None:
     source = write(tmp_path, text)
-    try:
-        load_coco_dataset(source)
-    except DatasetError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 600
-        assert source[0] in str(error)
-        with pytest.raises(DatasetError, match=message or "nested too deep"):
-            raise
-    else:
-        assert message is None  # whether a thousand levels are too deep is up to Python's version
+    dataset, told = load_or_message(source)
+    if message is None:  # whether a thousand levels are too deep is up to Python's version
+        assert dataset is not None or "nested too deep" in told
+        return
+    assert re.search(message, told)
+    assert "\n" not in told
+    assert len(told) < 600
+    assert source[0] in told
 
 
 def test_binary_file(tmp_path: Path) -> None:
@@ -365,7 +376,8 @@ def test_table_shows_each_kind_with_the_first_examples(tmp_path: Path) -> None:
     assert lines[4].split()[:4] == ["no", "area", "filled", "1"]
     assert len(lines) == 5
     assert report.summary() == (
-        "set: 1 image (0 without objects), 1 annotation, 1 class; dropped: box without area 8; filled: no area 1"
+        "set: 1 image (0 without objects), 1 annotation, 1 class; dropped: box without area 8; "
+        "filled: no area 1"
     )
 
 
@@ -379,6 +391,13 @@ def test_many_problems_are_counted_and_not_all_kept(tmp_path: Path, monkeypatch:
     assert len(report.problems) == 5
 
 
+def load_or_message(source: tuple[str, str]) -> tuple[CocoDataset | None, str]:
+    try:
+        return load_coco_dataset(source, max_bad_images=3), ""
+    except DatasetError as error:
+        return None, str(error)
+
+
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -386,14 +405,29 @@ JUNK = st.one_of(
     st.floats(),
     st.text(max_size=5),
     st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=2), st.none()), max_size=9),
-    st.dictionaries(st.sampled_from(["size", "counts", "id"]), st.one_of(st.integers(), st.text(max_size=4)), max_size=3),
-    st.sampled_from([2**63, -(2**63), 10**400, 1e308, [[1] * 6], [[[]]], {"size": [HEIGHT, WIDTH], "counts": "0"}]),
+    st.dictionaries(
+        st.sampled_from(["size", "counts", "id"]), st.one_of(st.integers(), st.text(max_size=4)), max_size=3
+    ),
+    st.sampled_from(
+        [2**63, -(2**63), 10**400, 1e308, [[1] * 6], [[[]]], {"size": [HEIGHT, WIDTH], "counts": "0"}]
+    ),
 )
 PLACES = st.tuples(
     st.sampled_from(["images", "annotations", "categories"]),
     st.integers(0, 2),
     st.sampled_from(
-        ["id", "image_id", "category_id", "bbox", "segmentation", "area", "iscrowd", "keypoints", "name", "height"]
+        [
+            "id",
+            "image_id",
+            "category_id",
+            "bbox",
+            "segmentation",
+            "area",
+            "iscrowd",
+            "keypoints",
+            "name",
+            "height",
+        ]
         + ["width", "file_name", "skeleton", "flip_pairs", "sigmas", "num_keypoints", ""]
     ),
 )
@@ -403,7 +437,9 @@ PLACES = st.tuples(
 @given(changes=st.lists(st.tuples(PLACES, JUNK), min_size=1, max_size=4))
 def test_junk_anywhere_is_refused_in_one_line_or_read(changes: list[Any], tmp_path: Path) -> None:
     data = content()
-    data["categories"].append({"id": 2, "name": "person", "keypoints": ["left_a", "right_a"], "skeleton": [[1, 2]]})
+    data["categories"].append(
+        {"id": 2, "name": "person", "keypoints": ["left_a", "right_a"], "skeleton": [[1, 2]]}
+    )
     data["categories"].append({"id": 3, "name": "none"})
     data["annotations"][0]["keypoints"] = [1, 1, 2, 3, 3, 1]
     for (table, number, key), junk in changes:
@@ -412,10 +448,9 @@ def test_junk_anywhere_is_refused_in_one_line_or_read(changes: list[Any], tmp_pa
         else:
             data[table][number] = junk
     source = write(tmp_path, data)
-    try:
-        dataset = load_coco_dataset(source, max_bad_images=3)
-    except DatasetError as error:
-        assert "\n" not in str(error)
+    dataset, message = load_or_message(source)
+    assert "\n" not in message
+    if dataset is None:
         return
     truth = coco_ground_truth(dataset)
     json.dumps(truth)
@@ -424,5 +459,5 @@ def test_junk_anywhere_is_refused_in_one_line_or_read(changes: list[Any], tmp_pa
     for record in dataset.records:
         for item in record["annotations"]:
             assert np.isfinite(item["bbox"]).all()
-            assert len(item["keypoints"]) == 6 or dataset.metadata.num_keypoints != 2
+            assert len(item.get("keypoints", ())) == 3 * dataset.metadata.num_keypoints
             assert 0 <= item["category_id"] < dataset.metadata.num_classes

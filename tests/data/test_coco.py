@@ -223,7 +223,15 @@ def test_minimal_file_evaluates(tmp_path: Path) -> None:
     assert (truth["images"][0]["height"], truth["images"][0]["width"]) == (HEIGHT, WIDTH)
     assert {"info", "licenses"} <= truth.keys()
     kinds = {kind for kind, action in dataset.report.counts if action == "filled"}
-    assert kinds >= {"no info", "no licenses", "no area", "no iscrowd", "no annotation id", "no box", "no image size"}
+    assert kinds >= {
+        "no info",
+        "no licenses",
+        "no area",
+        "no iscrowd",
+        "no annotation id",
+        "no box",
+        "no image size",
+    }
     coco = COCO()
     coco.dataset = truth
     coco.createIndex()

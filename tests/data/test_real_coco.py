@@ -66,7 +66,10 @@ def test_keypoint_metadata_is_coco_s(real: CocoDataset) -> None:
 @pytest.mark.detectron2
 def test_records_are_detectron2_s(real: CocoDataset) -> None:
     data = pytest.importorskip("detectron2.data", reason="Detectron2 is not installed")
-    from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
+    from detectron2.data.build import (
+        filter_images_with_few_keypoints,
+        filter_images_with_only_crowd_annotations,
+    )
     from detectron2.data.datasets import load_coco_json
 
     name = f"{real.metadata.name}_compared"

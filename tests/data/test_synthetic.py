@@ -46,7 +46,14 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("task", ["instances", "keypoints"])
 def test_same_seed_same_bytes_in_another_process(task: str, tmp_path: Path) -> None:
     generate(tmp_path / "a", train=6, val=3, size=128, seed=7, task=task)
-    command = [sys.executable, str(ROOT / "datasets/make_shapes.py"), "--output", str(tmp_path / "b"), "--task", task]
+    command = [
+        sys.executable,
+        str(ROOT / "datasets/make_shapes.py"),
+        "--output",
+        str(tmp_path / "b"),
+        "--task",
+        task,
+    ]
     command += ["--train", "6", "--val", "3", "--size", "128", "--seed", "7"]
     subprocess.run(command, check=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
     first = digest(tmp_path / "a")
@@ -169,7 +176,7 @@ def test_keypoints_in_view_lie_on_their_figure(figures: Any) -> None:
 
 
 def test_left_and_right_can_be_told_apart_by_the_view(figures: Any) -> None:
-    """Face in view: the left shoulder is on the right of the picture; face hidden by the head: on the left."""
+    """Face in view: the left shoulder is on the right of the picture; face hidden: on the left."""
     front, back = [], []
     for annotation in figures.anns.values():
         keypoints = np.array(annotation["keypoints"]).reshape(17, 3)

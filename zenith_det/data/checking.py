@@ -155,9 +155,21 @@ def _plural(count: int, word: str, plural: str | None = None) -> str:
 
 def one_line(value: object, limit: int = 160) -> str:
     """Text from a file, safe to print: no line breaks, no terminal codes, not endless."""
-    text = value[: limit * 4] if isinstance(value, str) else repr(value)[: limit * 4]
+    text = value[: limit * 4] if isinstance(value, str) else _repr(value)[: limit * 4]
     text = "".join(c if c.isprintable() else " " for c in text).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """A value from a file as it would stand in code: text in quotes, so that ``"1"`` isn't taken for 1."""
+    return one_line(_repr(value), limit)
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__} too large to show"
 
 
 # ---------------------------------------------------------------------------------------------- values
@@ -183,7 +195,7 @@ def check_file_name(name: object, image_root: str) -> str:
         Fault: no name, or one that leads out of ``image_root``.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise Fault("no file name", f"file_name is {one_line(name)}")
+        raise Fault("no file name", f"file_name is {quote(name)}")
     path = os.path.join(image_root, name)
     if ".." in name or os.path.isabs(name):
         inside = os.path.normpath(path)
@@ -205,7 +217,7 @@ def check_box(box: object, height: int, width: int) -> tuple[list[float], bool]:
         values = [float(value) for value in box if value + 0 is not None]
         x, y, w, h = values
     except (TypeError, ValueError, OverflowError):
-        raise Fault("broken box", f"bbox is {one_line(box)}, not four numbers") from None
+        raise Fault("broken box", f"bbox is not four numbers: {quote(box)}") from None
     right, bottom = x + w, y + h
     if (
         w > 0
@@ -288,7 +300,7 @@ def check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise Fault(
-            "broken RLE", f"RLE size is {one_line(size)}, the image's (height, width) is [{height}, {width}]"
+            "broken RLE", f"RLE size is {quote(size)}, the image's (height, width) is [{height}, {width}]"
         )
     try:
         if isinstance(counts, list):

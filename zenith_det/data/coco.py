@@ -38,6 +38,7 @@ from zenith_det.data.checking import (
     check_side,
     mask_rle,
     one_line,
+    quote,
 )
 from zenith_det.data.images import max_pixels
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS, DatasetMetadata
@@ -148,7 +149,7 @@ def _flip_map(names: Sequence[str], category: dict[str, Any], where: str) -> tup
         for pair in given if isinstance(given, list) else [given]:
             if not (isinstance(pair, list) and len(pair) == 2 and all(name in names for name in pair)):
                 raise DatasetError(
-                    f"{where}: flip_pairs must be a list of pairs of keypoint names, and has {one_line(pair)}"
+                    f"{where}: flip_pairs must be a list of pairs of keypoint names, and has {quote(pair)}"
                 )
             pairs.append((pair[0], pair[1]))
         flat = [name for pair in pairs for name in pair]
@@ -173,7 +174,7 @@ def _keypoints(
     if not declaring:
         return (), (), (), ()
     category = declaring[0]
-    where = f"{json_file}: category {one_line(category['name'])!r}"
+    where = f"{json_file}: category {quote(category['name'])}"
     names = category["keypoints"]
     if not isinstance(names, list) or not all(isinstance(name, str) and _encodable(name) for name in names):
         raise DatasetError(f"{where}: keypoints must be a list of names")
@@ -182,15 +183,16 @@ def _keypoints(
     for other in declaring[1:]:
         if other["keypoints"] != names:
             raise DatasetError(
-                f"{where} and category {one_line(other['name'])!r} have different keypoints: "
+                f"{where} and category {quote(other['name'])} have different keypoints: "
                 "one model has one list of keypoints"
             )
     bones = []
-    for bone in category.get("skeleton") or []:
+    skeleton = category.get("skeleton") or []
+    for bone in skeleton if isinstance(skeleton, list) else [skeleton]:
         ends = [as_id(end) for end in bone] if isinstance(bone, list) else []
         if len(ends) != 2 or not all(end is not None and 1 <= end <= len(names) for end in ends):
             raise DatasetError(
-                f"{where}: skeleton has {one_line(bone)}, not a pair of keypoint numbers, 1 to {len(names)}"
+                f"{where}: skeleton has {quote(bone)}, not a pair of keypoint numbers, 1 to {len(names)}"
             )
         bones.append((int(ends[0] or 0) - 1, int(ends[1] or 0) - 1))
     sigmas: tuple[float, ...] = ()
@@ -218,12 +220,10 @@ def _metadata(
         ):
             raise DatasetError(
                 f"{json_file}: a category needs a whole number as id (of 64 bits at most) and a name, "
-                f"this has not: {one_line(entry)}"
+                f"this has not: {quote(entry)}"
             )
         if not entry["name"].strip() or not _encodable(entry["name"]):
-            raise DatasetError(
-                f"{json_file}: category {entry['id']} has the name {one_line(entry['name'])!r}"
-            )
+            raise DatasetError(f"{json_file}: category {entry['id']} has the name {quote(entry['name'])}")
         categories.append({**entry, "id": as_id(entry["id"])})
     if not categories:
         raise DatasetError(f'{json_file}: "categories" is empty: no class to find')
@@ -232,7 +232,7 @@ def _metadata(
         seen: set[Any] = set()
         for category in categories:
             if category[key] in seen:
-                raise DatasetError(f"{json_file}: two categories have the {key} {one_line(category[key])!r}")
+                raise DatasetError(f"{json_file}: two categories have the {key} {quote(category[key])}")
             seen.add(category[key])
     names = tuple(category["name"] for category in categories)
     order = tuple(classes) if classes is not None else names
@@ -269,7 +269,7 @@ def _declared_size(entry: dict[str, Any]) -> tuple[int | None, int | None]:
     if height is None or width is None:
         raise Fault(
             "wrong image size",
-            f"height {one_line(entry.get('height'))}, width {one_line(entry.get('width'))} are no image size",
+            f"height {quote(entry.get('height'))}, width {quote(entry.get('width'))} are no image size",
         )
     if height * width > max_pixels():
         raise Fault("image too large", f"declared as {width}x{height}: more than {max_pixels()} pixels")
@@ -290,13 +290,11 @@ def _read_images(
         name, image_id = None, None
         try:
             if not isinstance(entry, dict):
-                raise Fault("broken image entry", f"an entry of images is {one_line(entry)}")
+                raise Fault("broken image entry", f"an entry of images is {quote(entry)}")
             name = entry.get("file_name")
             image_id = as_id(entry.get("id"))
             if image_id is None:
-                raise Fault(
-                    "bad image id", f"id {one_line(entry.get('id'))} is not a whole number of 64 bits"
-                )
+                raise Fault("bad image id", f"id {quote(entry.get('id'))} is not a whole number of 64 bits")
             path = check_file_name(name, metadata.image_root)
             if image_id in listed:
                 if listed[image_id][0] != name:
@@ -387,23 +385,23 @@ class _AnnotationReader:
 
     def _read_one(self, entry: Any) -> None:
         if not isinstance(entry, dict):
-            raise Fault("broken annotation", f"an entry of annotations is {one_line(entry)}")
+            raise Fault("broken annotation", f"an entry of annotations is {quote(entry)}")
         image_id = as_id(entry.get("image_id"))
         record = self.records.get(image_id) if image_id is not None else None
         if record is None:
             if image_id in self.left_out:
                 raise Fault("annotation of an image left out", "its image can't be used")
-            raise Fault("unknown image id", f"image_id {one_line(entry.get('image_id'))} is not in images")
+            raise Fault("unknown image id", f"image_id {quote(entry.get('image_id'))} is not in images")
         category_id = as_id(entry.get("category_id"))
         category = self.metadata.thing_dataset_id_to_contiguous_id.get(category_id)  # type: ignore[arg-type]
         if category is None:
             raise Fault(
                 "unknown category id",
-                f"category_id {one_line(entry.get('category_id'))} is not in categories",
+                f"category_id {quote(entry.get('category_id'))} is not in categories",
             )
         crowd = entry.get("iscrowd", 0)
         if crowd is None or crowd not in (0, 1):
-            raise Fault("broken iscrowd", f"iscrowd is {one_line(crowd)}, not 0 or 1")
+            raise Fault("broken iscrowd", f"iscrowd is {quote(crowd)}, not 0 or 1")
         if entry.get("ignore"):
             raise Fault(
                 "ignore flag", 'has "ignore", which COCO\'s format does not know ("iscrowd" does that)'
@@ -421,7 +419,7 @@ class _AnnotationReader:
         number = entry.get("id")
         annotation_id = as_id(number)
         if number is not None and annotation_id is None:
-            raise Fault("bad annotation id", f"id {one_line(number)} is not a whole number of 64 bits")
+            raise Fault("bad annotation id", f"id {quote(number)} is not a whole number of 64 bits")
         item: dict[str, Any] = {
             "id": annotation_id,
             "bbox": box,
@@ -506,7 +504,7 @@ class _AnnotationReader:
         for item, keypoints, path in self.with_keypoints:
             row = keypoints
             if keypoints and (not isinstance(keypoints, list) or len(keypoints) != 3 * count):
-                length = len(keypoints) if isinstance(keypoints, list) else one_line(keypoints)
+                length = len(keypoints) if isinstance(keypoints, list) else quote(keypoints)
                 self._drop_keypoints(
                     item, path, f"has {length} keypoint numbers, {count} keypoints need {3 * count}"
                 )
