@@ -1,0 +1,59 @@
+"""The Detectron2 engine: a plug-in for projects that use Detectron2, and ``tools/train_net.py``'s runs on it.
+
+Names are imported when they are asked for: this package can be looked at where Detectron2 is missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
+    from zenith_det.engines.detectron2_engine.data import register_checked_dataset
+    from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator, build_evaluator
+    from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics, measure_before_clipping
+    from zenith_det.engines.detectron2_engine.run import RunOptions
+    from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer, ZenithTrainerMixin
+    from zenith_det.engines.detectron2_engine.zoo import (
+        load_config_file,
+        put_zenith_under,
+        resolve_config_file,
+    )
+
+__all__ = [
+    "CocoEvaluator",
+    "RunOptions",
+    "SafeCheckpointer",
+    "ZenithMetrics",
+    "ZenithTrainer",
+    "ZenithTrainerMixin",
+    "build_evaluator",
+    "load_config_file",
+    "measure_before_clipping",
+    "put_zenith_under",
+    "register_checked_dataset",
+    "resolve_config_file",
+]
+
+_MODULES = {
+    "CocoEvaluator": "evaluation",
+    "SafeCheckpointer": "checkpoint",
+    "ZenithMetrics": "hooks",
+    "ZenithTrainer": "trainer",
+    "ZenithTrainerMixin": "trainer",
+    "build_evaluator": "evaluation",
+    "load_config_file": "zoo",
+    "measure_before_clipping": "hooks",
+    "put_zenith_under": "zoo",
+    "register_checked_dataset": "data",
+    "resolve_config_file": "zoo",
+    "RunOptions": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

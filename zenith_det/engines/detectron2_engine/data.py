@@ -1,0 +1,246 @@
+"""Checked COCO-format datasets in Detectron2's catalogs and loaders."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    detection_utils,
+    get_detection_dataset_dicts,
+)
+from detectron2.data import transforms as T
+from detectron2.utils import comm
+
+from zenith_det.config import LoadedConfig, follow_dataset
+from zenith_det.data import (
+    CocoDataset,
+    DatasetMetadata,
+    DatasetReport,
+    SerializedList,
+    dataset_names,
+    load_coco_dataset,
+    read_image,
+)
+from zenith_det.errors import ConfigError, DatasetError
+
+logger = logging.getLogger(__name__)
+
+# Of the skeleton's lines in Detectron2's pictures.
+BONE_COLOR = (255, 195, 77)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A checked set at rest: the records are unpickled when somebody asks for them."""
+
+    metadata: DatasetMetadata
+    records: SerializedList
+    report: DatasetReport
+
+
+_checked: dict[str, _Checked] = {}
+
+
+def register_checked_dataset(name: str, dataset: CocoDataset) -> None:
+    """Make a checked dataset Detectron2's dataset of that name, in place of one registered before.
+
+    Its records and metadata are what Detectron2's own ``load_coco_json`` gives, less what the check dropped.
+    Under a built-in name it takes the built-in's place, so that both engines train on the same objects.
+
+    Args:
+        name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
+        dataset: from :func:`zenith_det.data.load_coco_dataset`.
+    """
+    source = dataset.metadata
+    _checked[name] = _Checked(source, SerializedList(dataset.records), dataset.report)
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: list(_checked[name].records))
+    colors = MetadataCatalog.get(name).get("thing_colors")
+    MetadataCatalog.remove(name)
+    metadata = MetadataCatalog.get(name)
+    metadata.set(
+        json_file=source.json_file,
+        image_root=source.image_root,
+        evaluator_type="coco",
+        thing_classes=list(source.thing_classes),
+        thing_dataset_id_to_contiguous_id=dict(source.thing_dataset_id_to_contiguous_id),
+    )
+    if colors is not None and len(colors) == source.num_classes:
+        metadata.set(thing_colors=colors)
+    if source.keypoint_names:
+        names = source.keypoint_names
+        metadata.set(
+            keypoint_names=list(names),
+            keypoint_flip_map=list(source.keypoint_flip_map),
+            keypoint_connection_rules=[
+                (names[a], names[b], BONE_COLOR) for a, b in source.keypoint_connections
+            ],
+        )
+
+
+def checked_dataset(name: str) -> CocoDataset | None:
+    """The checked dataset that stands behind one of Detectron2's names; ``None`` for any other."""
+    found = _checked.get(name)
+    return found and CocoDataset(found.metadata, list(found.records), found.report)
+
+
+def register_datasets(
+    loaded: LoadedConfig, *, training: bool, classes: Sequence[str] | None = None
+) -> DatasetMetadata | None:
+    """Check and register what a configuration trains and evaluates on, and fit the model's heads to it.
+
+    ``DATASETS.TRAIN_JSON`` and ``VAL_JSON``, where given, replace the names in ``TRAIN`` and ``TEST``. Names of
+    COCO-format sets that this toolkit knows are checked; others (LVIS, Cityscapes, one's own) are left to
+    Detectron2. ``NUM_CLASSES`` and ``NUM_KEYPOINTS`` follow the first set.
+
+    Args:
+        loaded: its ``cfg`` is changed in place.
+        training: whether the training sets are wanted at all; an evaluation does without them.
+        classes: the model's classes where they are known, from its checkpoint: each set's categories are then
+            matched to them by name.
+
+    Returns:
+        The metadata of the first set; ``None`` where Detectron2 alone knows the datasets.
+
+    Raises:
+        DatasetError: a set cannot be used; see :func:`zenith_det.data.load_coco_dataset`.
+        ConfigError: a key contradicts the dataset; both numbers are named.
+    """
+    cfg = loaded.cfg
+    sources: dict[str, tuple[str, str]] = {}
+    for kind, flag in (("TRAIN", "TRAIN"), ("TEST", "VAL")):
+        json_file, images = cfg.DATASETS[f"{flag}_JSON"], cfg.DATASETS[f"{flag}_IMAGES"]
+        if bool(json_file) != bool(images):
+            missing = f"--{flag.lower()}-{'images' if json_file else 'json'}"
+            raise ConfigError(
+                f"DATASETS.{flag}_JSON and DATASETS.{flag}_IMAGES go together: give {missing} too"
+            )
+        if json_file:
+            sources[json_file] = (json_file, images)
+            loaded.override(f"DATASETS.{kind}", (json_file,), source=f"DATASETS.{flag}_JSON")
+    wanted = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
+    if not wanted:
+        key, flags = (
+            ("TRAIN", "--train-json and --train-images")
+            if training
+            else ("TEST", "--val-json and --val-images")
+        )
+        raise ConfigError(f"DATASETS.{key} is empty: name a dataset, or give {flags}")
+    first: DatasetMetadata | None = None
+    for name in dict.fromkeys((*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)):
+        if name not in sources and name not in dataset_names():
+            if name not in DatasetCatalog.list():
+                known = ", ".join(dataset_names()[:4])
+                raise DatasetError(
+                    f"DATASETS: {name!r} is neither a COCO set that this toolkit knows ({known} …) nor one "
+                    "registered with Detectron2"
+                )
+            continue
+        dataset = load_coco_dataset(
+            sources.get(name, name),
+            strict=cfg.DATASETS.STRICT,
+            # Opening every image takes its time: one process of each machine does it for all, unless it may
+            # leave out images.
+            check_images="header" if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES else "none",
+            classes=classes,
+            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+        )
+        register_checked_dataset(name, dataset)
+        if first is None:
+            first = dataset.metadata
+            classes = classes or first.thing_classes
+            follow_dataset(loaded, first.name, len(classes), first.num_keypoints, first.keypoint_oks_sigmas)
+            if training:
+                _fit_masks(loaded, dataset)
+    return first
+
+
+def _fit_masks(loaded: LoadedConfig, dataset: CocoDataset) -> None:
+    """Choose the mask format that the training set's masks can be trained in."""
+    if not loaded.cfg.MODEL.MASK_ON:
+        return
+    objects = [a for record in dataset.records for a in record["annotations"] if not a["iscrowd"]]
+    if objects and not any(a.get("segmentation") for a in objects):
+        raise ConfigError(f"MODEL.MASK_ON is True, but no object of {dataset.metadata.json_file} has a mask")
+    runs = sum(isinstance(a.get("segmentation"), dict) for a in objects)
+    if not runs or loaded.cfg.INPUT.MASK_FORMAT == "bitmask":
+        return
+    if "INPUT.MASK_FORMAT" in loaded.sources:
+        raise ConfigError(
+            f"{loaded.sources['INPUT.MASK_FORMAT']}: INPUT.MASK_FORMAT is 'polygon', but {runs} objects of "
+            f"{dataset.metadata.name} have RLE masks: take 'bitmask'"
+        )
+    logger.info("%d objects have RLE masks: INPUT.MASK_FORMAT is set to 'bitmask'", runs)
+    loaded.override("INPUT.MASK_FORMAT", "bitmask", source=f"RLE masks in {dataset.metadata.name}")
+
+
+class CocoMapper(DatasetMapper):
+    """Detectron2's mapper that reads images as this toolkit does.
+
+    The same pixels for all images that Detectron2 reads well; 16-bit grey images are not clipped to white, and
+    an image that cannot be used is named in one line. Objects without a mask are left out of mask training,
+    which in Detectron2 needs a mask of each object.
+    """
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """A record as the model takes it: ``image`` uint8 (3, H, W), ``instances`` when training.
+
+        Raises:
+            DatasetError: the image cannot be read, or has not the size that the record says.
+        """
+        record: dict[str, Any] = copy.deepcopy(dict(dataset_dict))
+        image = read_image(record["file_name"], self.image_format)
+        if image.shape[:2] != (record["height"], record["width"]):
+            raise DatasetError(
+                f"{record['file_name']} is {image.shape[1]}x{image.shape[0]}, the annotation file says "
+                f"{record['width']}x{record['height']}"
+            )
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        shape = augmented.image.shape[:2]
+        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+            return record
+        if self.use_instance_mask:
+            record["annotations"] = [a for a in record["annotations"] if a.get("segmentation")]
+        if self.use_keypoint:
+            # Detectron2 makes one array of all objects' keypoints: an object without any has them unlabelled.
+            unlabelled = [0.0] * (3 * len(self.keypoint_hflip_indices))
+            for annotation in record["annotations"]:
+                annotation.setdefault("keypoints", unlabelled)
+        self._transform_annotations(record, transforms, shape)
+        return record
+
+
+def mapper_for(cfg: Any, names: Sequence[str], is_train: bool) -> DatasetMapper:
+    """:class:`CocoMapper` where all of ``names`` are checked sets, else Detectron2's own mapper."""
+    kind = CocoMapper if all(name in _checked for name in names) else DatasetMapper
+    return kind(cfg, is_train)
+
+
+def build_test_loader(cfg: Any, name: str) -> Any:
+    """Detectron2's test loader, over the first ``TEST.MAX_IMAGES`` images (0: all)."""
+    mapper = mapper_for(cfg, [name], is_train=False)
+    if not cfg.TEST.MAX_IMAGES:
+        return build_detection_test_loader(cfg, name, mapper=mapper)
+    proposals = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        proposals = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
+    records = get_detection_dataset_dicts([name], filter_empty=False, proposal_files=proposals)
+    return build_detection_test_loader(
+        records[: cfg.TEST.MAX_IMAGES], mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )

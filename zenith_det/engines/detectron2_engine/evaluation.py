@@ -1,0 +1,196 @@
+"""COCO evaluation of Detectron2's models by the toolkit's own metrics."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+from detectron2.utils import comm
+
+from zenith_det.data import CocoDataset, coco_ground_truth
+from zenith_det.engines.detectron2_engine.data import checked_dataset
+from zenith_det.errors import ConfigError
+from zenith_det.evaluation import (
+    RESULTS_FILE,
+    detections_to_results,
+    evaluate_coco,
+    explain_results,
+    results_table,
+    write_results,
+)
+
+logger = logging.getLogger(__name__)
+
+ABSENT = -1
+
+
+class CocoEvaluator(DatasetEvaluator):
+    """Box, mask and keypoint AP on a checked dataset; the same code as behind the built-in engine.
+
+    Writes ``coco_instances_results.json`` and returns what Detectron2's ``COCOEvaluator`` returns:
+    task -> metric -> percent.
+
+    Args:
+        dataset: the checked set; annotations that the check dropped don't count.
+        tasks: of "bbox", "segm", "keypoints".
+        output_dir: for the result file; ``None`` writes none.
+        distributed: gather the detections of all processes; the first one evaluates.
+        oks_sigmas: per keypoint; default: the dataset's.
+        max_dets_per_image: the highest-scored detections that count.
+        score_threshold: the one the model applied, for explanations.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        tasks: Sequence[str],
+        output_dir: str | None = None,
+        *,
+        distributed: bool = True,
+        oks_sigmas: Sequence[float] | None = None,
+        max_dets_per_image: int = 100,
+        score_threshold: float | None = None,
+    ) -> None:
+        self._dataset = dataset
+        self._tasks = tuple(tasks)
+        self._output_dir = output_dir
+        self._distributed = distributed
+        self._oks_sigmas = oks_sigmas or dataset.metadata.keypoint_oks_sigmas or None
+        self._max_dets = max_dets_per_image
+        self._score_threshold = score_threshold
+        # A class of the model that this set lacks gets an id that no category has: detections of it are left
+        # out, as COCO leaves out classes without ground truth.
+        original = dataset.metadata.contiguous_id_to_thing_dataset_id
+        self._category_ids = [original.get(i, ABSENT) for i in range(len(dataset.metadata.thing_classes))]
+        self._names = dataset.metadata.thing_classes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._results: list[dict[str, Any]] = []
+        self._images: list[int] = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a batch of detections.
+
+        Args:
+            inputs: with ``image_id``.
+            outputs: with ``instances``: Detectron2's ``Instances`` at the original image's size.
+        """
+        for given, output in zip(inputs, outputs):
+            found = output["instances"].to("cpu")
+            self._images.append(given["image_id"])
+            results = detections_to_results(
+                given["image_id"],
+                found.pred_boxes.tensor,
+                found.scores,
+                found.pred_classes,
+                self._category_ids,
+                masks=found.pred_masks if found.has("pred_masks") else None,
+                keypoints=found.pred_keypoints if found.has("pred_keypoints") else None,
+            )
+            self._results += [result for result in results if result["category_id"] != ABSENT]
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]]:
+        """The metrics, on the first process; empty on the others."""
+        results, images = self._results, self._images
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather((results, images), dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+            results = list(itertools.chain.from_iterable(part for part, _ in gathered))
+            images = list(itertools.chain.from_iterable(part for _, part in gathered))
+        if self._output_dir:
+            path = write_results(results, os.path.join(self._output_dir, RESULTS_FILE))
+            logger.info("%d detections on %d images, written to %s", len(results), len(images), path)
+        ground_truth = coco_ground_truth(self._dataset)
+        metrics = evaluate_coco(
+            ground_truth,
+            results,
+            self._tasks,
+            class_names=[name for name, i in zip(self._names, self._category_ids) if i != ABSENT],
+            oks_sigmas=self._oks_sigmas,
+            max_dets_per_image=self._max_dets,
+            image_ids=images,
+        )
+        # The "copypaste:" lines are left to Detectron2's trainer, which prints them for any evaluator.
+        logger.info("COCO AP in percent:\n%s", results_table(metrics))
+        reasons = explain_results(
+            metrics, ground_truth, results, score_threshold=self._score_threshold, image_ids=images
+        )
+        for reason in reasons:
+            logger.warning("%s", reason)
+        return metrics
+
+
+def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+    """The evaluator for one of Detectron2's datasets.
+
+    COCO-format sets that this toolkit registered are evaluated by :class:`CocoEvaluator`; the others by
+    Detectron2's evaluator for their ``evaluator_type``, as in its ``tools/train_net.py``.
+
+    Args:
+        cfg: Detectron2's configuration.
+        dataset_name: as in ``DATASETS.TEST``.
+        output_dir: default: ``OUTPUT_DIR/inference``.
+
+    Raises:
+        ConfigError: no evaluator for this kind of dataset.
+    """
+    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    dataset = checked_dataset(dataset_name)
+    if dataset is not None and cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
+        return CocoEvaluator(
+            dataset,
+            _tasks(cfg),
+            output_dir,
+            oks_sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
+            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        )
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco" if dataset else None)
+    evaluators: list[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg"):
+        evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir))
+    if kind in ("coco", "coco_panoptic_seg"):
+        evaluators.append(COCOEvaluator(dataset_name, output_dir=output_dir))
+    if kind == "coco_panoptic_seg":
+        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
+    if kind == "cityscapes_instance":
+        evaluators.append(CityscapesInstanceEvaluator(dataset_name))
+    if kind == "cityscapes_sem_seg":
+        evaluators.append(CityscapesSemSegEvaluator(dataset_name))
+    if kind == "pascal_voc":
+        evaluators.append(PascalVOCDetectionEvaluator(dataset_name))
+    if kind == "lvis":
+        evaluators.append(LVISEvaluator(dataset_name, output_dir=output_dir))
+    if not evaluators:
+        raise ConfigError(
+            f"DATASETS.TEST: {dataset_name}: no evaluator for datasets of type {kind!r}; override build_evaluator"
+        )
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _tasks(cfg: Any) -> tuple[str, ...]:
+    tasks = ["bbox"]
+    if cfg.MODEL.MASK_ON:
+        tasks.append("segm")
+    if cfg.MODEL.KEYPOINT_ON:
+        tasks.append("keypoints")
+    return tuple(tasks)

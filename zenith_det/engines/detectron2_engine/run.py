@@ -1,0 +1,225 @@
+"""A whole run on Detectron2, in one process of however many: data, model, training, evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode as Detectron2CfgNode
+from detectron2.config import get_cfg
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import default_setup, hooks
+from detectron2.evaluation import verify_results
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+from zenith_det.config import LoadedConfig, add_zenith_config, zenith_unused_keys
+from zenith_det.config.keys import leaves
+from zenith_det.data import DatasetMetadata
+from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
+from zenith_det.engines.detectron2_engine.data import register_datasets
+from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
+from zenith_det.engines.options import RunOptions
+from zenith_det.errors import ConfigError, TrainingDivergedError
+from zenith_det.report.curves import plot_curves
+from zenith_det.training.checkpoint import load_checkpoint
+from zenith_det.training.logging_setup import setup_logging
+from zenith_det.training.run_record import prepare_output_dir, start_line, unused_keys_line
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["RunOptions", "run"]
+
+
+def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
+    """Train and evaluate, or evaluate alone, as ``loaded`` says.
+
+    Called in each process of a run, with or without a process group: of Detectron2's ``launch``, of
+    ``torchrun``, of :func:`zenith_det.training.distributed.launch`.
+
+    Returns:
+        Scalars of the last evaluation (``bbox/AP``, percent), without those that have no ground truth; empty
+        on all ranks but the main one.
+
+    Raises:
+        UserError: anything the user can mend, in one line.
+    """
+    join_machine()
+    resolve_device(loaded)
+    output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
+    setup_logging(output_dir, comm.get_rank())
+    results = evaluate(loaded, options) if options.eval_only else train(loaded, options, output_dir)
+    flat = flatten_results_dict(results)
+    return {name: float(value) for name, value in flat.items() if math.isfinite(float(value))}
+
+
+def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mapping[str, Any]:
+    """Train to the end, evaluating and saving on the way; then draw the curves."""
+    metadata = register_datasets(loaded, training=True)
+    num_images = _count_images(loaded)
+    if options.epochs is not None:
+        iterations = math.ceil(options.epochs * num_images / loaded.cfg.SOLVER.IMS_PER_BATCH)
+        loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
+    if loaded.cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {loaded.cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by "
+            f"{comm.get_world_size()} processes"
+        )
+    cfg = set_up(loaded, options)
+    trainer = ZenithTrainer(cfg)
+    trainer.checkpointer.facts = dataset_facts(metadata, cfg)
+    trainer.resume_or_load(resume=options.resume)
+    _describe(loaded, trainer, num_images)
+    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST:
+        trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))])
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        raise TrainingDivergedError(
+            f"training diverged at iteration {trainer.iter}: {' '.join(str(error).split())}; lower "
+            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+        ) from error
+    if comm.is_main_process():
+        logger.info("curves: %s", plot_curves(output_dir))
+    results: Mapping[str, Any] = getattr(trainer, "_last_eval_results", None) or {}
+    return results
+
+
+def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS`` (with ``--resume``: the newest checkpoint of ``OUTPUT_DIR``).
+
+    Raises:
+        ConfigError: no weights, or nothing to evaluate on.
+    """
+    weights = loaded.cfg.MODEL.WEIGHTS
+    if not weights and not options.resume:
+        raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
+    register_datasets(loaded, training=False, classes=_classes_of(weights))
+    cfg = set_up(loaded, options)
+    model = ZenithTrainer.build_model(cfg)
+    SafeCheckpointer(model, cfg.OUTPUT_DIR, require_all=True).resume_or_load(weights, resume=options.resume)
+    results = OrderedDict(ZenithTrainer.test(cfg, model))
+    if cfg.TEST.AUG.ENABLED:
+        results.update(ZenithTrainer.test_with_tta(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def join_machine() -> None:
+    """Tell Detectron2 which processes share a machine, where its own ``launch`` did not start them."""
+    if comm.get_world_size() == 1:
+        return
+    try:
+        comm.get_local_rank()
+    except AssertionError:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size())))
+
+
+def resolve_device(loaded: LoadedConfig) -> None:
+    """``MODEL.DEVICE auto``, and Detectron2's default "cuda" where nobody asked for it, to what is there.
+
+    Raises:
+        ConfigError: a device that was asked for is not there.
+    """
+    cfg, there = loaded.cfg, torch.cuda.is_available()
+    asked = cfg.MODEL.DEVICE
+    if asked == "auto" or (asked == "cuda" and "MODEL.DEVICE" not in loaded.sources):
+        cfg.MODEL.DEVICE = "cuda" if there else "cpu"
+        if not there:
+            logger.info("no CUDA device: MODEL.DEVICE cpu")
+    elif asked.startswith("cuda") and not there:
+        raise ConfigError(
+            f"MODEL.DEVICE is {asked!r} ({loaded.sources['MODEL.DEVICE']}), but PyTorch sees no CUDA device: "
+            "use auto or cpu"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
+        cfg.SOLVER.AMP.ENABLED = False
+
+
+def to_detectron2(loaded: LoadedConfig) -> Detectron2CfgNode:
+    """The configuration as Detectron2's own, frozen."""
+    cfg = get_cfg()
+    add_zenith_config(cfg)
+    for key, value in leaves(loaded.cfg):
+        *sections, name = key.split(".")
+        node = cfg
+        for section in sections:
+            node = node[section]
+        node[name] = value
+    cfg.freeze()
+    return cfg
+
+
+def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:
+    """Detectron2's ``default_setup``: its loggers, ``config.yaml``, seeds, cuDNN; returns its configuration."""
+    cfg = to_detectron2(loaded)
+    # Without config_file: a name in the model zoo is no file that could be shown.
+    default_setup(cfg, argparse.Namespace(eval_only=options.eval_only, resume=options.resume))
+    return cfg
+
+
+def dataset_facts(metadata: DatasetMetadata | None, cfg: Any) -> dict[str, Any]:
+    """What a checkpoint remembers beside the state: enough to use the model without its training set."""
+    facts: dict[str, Any] = {"engine": "detectron2", "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+    if metadata is not None:
+        facts["dataset"] = {
+            "name": metadata.name,
+            "thing_classes": list(metadata.thing_classes),
+            "keypoint_names": list(metadata.keypoint_names),
+            "keypoint_flip_map": [list(pair) for pair in metadata.keypoint_flip_map],
+            "keypoint_connections": [list(pair) for pair in metadata.keypoint_connections],
+        }
+    return facts
+
+
+def _classes_of(weights: str) -> tuple[str, ...] | None:
+    """The class names that a checkpoint of this toolkit remembers."""
+    if not weights.endswith(".pth") or not os.path.isfile(weights):
+        return None
+    facts = load_checkpoint(weights).get("dataset")
+    return tuple(facts["thing_classes"]) if isinstance(facts, dict) and "thing_classes" in facts else None
+
+
+def _count_images(loaded: LoadedConfig) -> int:
+    """Images that are trained on."""
+    cfg = loaded.cfg
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    return len(
+        get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=keypoints,
+        )
+    )
+
+
+def _describe(loaded: LoadedConfig, trainer: ZenithTrainer, num_images: int) -> None:
+    """Log what is about to happen, and which keys the user set in vain."""
+    cfg = trainer.cfg
+    logger.info(
+        start_line(
+            num_images=num_images,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            max_iter=cfg.SOLVER.MAX_ITER,
+            base_lr=cfg.SOLVER.BASE_LR,
+            optimizer=cfg.SOLVER.OPTIMIZER,
+            device=cfg.MODEL.DEVICE,
+            window=cfg.SOLVER.ZENITH.WINDOW if cfg.SOLVER.OPTIMIZER == "ZENITH" else None,
+            start_iter=trainer.start_iter,
+            num_processes=comm.get_world_size(),
+            accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
+        )
+    )
+    unused = zenith_unused_keys(loaded.sources, loaded.cfg)
+    line = unused_keys_line(unused, cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_SCHEDULER_NAME)
+    if line:
+        logger.warning(line)

@@ -1,0 +1,45 @@
+"""``metrics.json`` of a Detectron2 run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from zenith_det.training.events import JsonWriter
+
+
+class MetricsWriter(EventWriter):
+    """Write Detectron2's scalars into ``metrics.json`` as the built-in engine does.
+
+    The layout is Detectron2's. What differs: NaN, which JSON does not have, becomes ``null``, and lines of an
+    earlier attempt at the same iterations are moved aside.
+
+    Args:
+        path: the file.
+        trainer: whose ``start_iter`` tells where this attempt began.
+    """
+
+    def __init__(self, path: str, trainer: Any) -> None:
+        self._path = path
+        self._trainer = trainer
+        self._writer: JsonWriter | None = None
+
+    def write(self) -> None:
+        """Append what is new in the current storage."""
+        if self._writer is None:
+            # Not before: where a resumed run starts is known once its checkpoint is loaded.
+            self._writer = JsonWriter(self._path, start_iter=self._trainer.start_iter)
+        self._writer.write(_Scalars())  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _Scalars:
+    """Detectron2's storage as :class:`JsonWriter` asks for it."""
+
+    def latest_smoothed(self, window: int) -> dict[str, tuple[float, int]]:
+        smoothed: dict[str, tuple[float, int]] = get_event_storage().latest_with_smoothing_hint(window)
+        return smoothed

@@ -1,0 +1,20 @@
+"""What an engine is told beside the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the configuration.
+
+    Attributes:
+        resume: go on from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
+        eval_only: evaluate ``MODEL.WEIGHTS`` and stop.
+        epochs: length of the run in passes over the data; overrides ``SOLVER.MAX_ITER``.
+    """
+
+    resume: bool = False
+    eval_only: bool = False
+    epochs: float | None = None
