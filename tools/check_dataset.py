@@ -18,15 +18,25 @@ from zenith_det.data import examine_coco_dataset
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="built-in datasets, under $DETECTRON2_DATASETS")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="built-in datasets, under $DETECTRON2_DATASETS"
+    )
     parser.add_argument("--json", metavar="FILE", help="annotation file of another dataset")
     parser.add_argument("--images", metavar="FOLDER", help="its image folder")
-    parser.add_argument("--strict", action="store_true", help="refuse a set of which anything would be dropped")
+    parser.add_argument(
+        "--strict", action="store_true", help="refuse a set of which anything would be dropped"
+    )
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--full", action="store_true", help="decode each image (the default)")
-    depth.add_argument("--fast", action="store_true", help="read image headers only, as at the start of training")
-    parser.add_argument("--max-bad-images", type=int, default=0, metavar="N", help="unusable images to put up with")
+    depth.add_argument(
+        "--fast", action="store_true", help="read image headers only, as at the start of training"
+    )
+    parser.add_argument(
+        "--max-bad-images", type=int, default=0, metavar="N", help="unusable images to put up with"
+    )
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
     args = parser.parse_args()
     if bool(args.json) != bool(args.images):
