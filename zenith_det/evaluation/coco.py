@@ -85,7 +85,7 @@ def evaluate_coco(
         max_dets_per_image: the highest-scored detections that count, per image *and class*, for boxes and
             masks.
         image_ids: evaluate on these images alone (default: all).
-        backend: "faster" (``faster_coco_eval``), "pycocotools", or "auto": the first where it can be imported.
+        backend: "faster" (``faster_coco_eval``), "pycocotools", or "auto": the first if it is there.
 
     Returns:
         task -> metric -> percent, tasks in Detectron2's order and metrics by its names: AP, AP50, AP75, APs,
