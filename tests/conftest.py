@@ -1,0 +1,54 @@
+"""What tests of several parts share: small generated sets, and the real COCO images where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zenith_det.data.synthetic import generate, split_files
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class SmallSet:
+    """A generated set on disk: ``train`` and ``val`` as (annotation file, image folder)."""
+
+    def __init__(self, root: Path, task: str) -> None:
+        self.root = root
+        self.train = tuple(map(str, split_files(root, "train", task)))
+        self.val = tuple(map(str, split_files(root, "val", task)))
+
+    @property
+    def flags(self) -> list[str]:
+        """The command-line flags of ``tools/train_net.py`` for this set."""
+        return [
+            "--train-json", self.train[0], "--train-images", self.train[1],
+            "--val-json", self.val[0], "--val-images", self.val[1],
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
+    """24 training and 8 validation images of shapes, 96 pixels."""
+    root = tmp_path_factory.mktemp("shapes")
+    generate(root, train=24, val=8, size=96, seed=3, task="instances")
+    return SmallSet(root, "instances")
+
+
+@pytest.fixture(scope="session")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> SmallSet:
+    """24 training and 8 validation images of figures with keypoints, 96 pixels."""
+    root = tmp_path_factory.mktemp("figures")
+    generate(root, train=24, val=8, size=96, seed=3, task="keypoints")
+    return SmallSet(root, "keypoints")
+
+
+@pytest.fixture(scope="session")
+def real_coco() -> Path:
+    """The root of Detectron2's dataset layout with real COCO images."""
+    root = os.environ.get("DETECTRON2_DATASETS")
+    if not root or not (Path(root) / "coco" / "annotations" / "instances_val2017.json").exists():
+        pytest.skip("needs real COCO images: set DETECTRON2_DATASETS to a folder that holds coco/")
+    return Path(root)

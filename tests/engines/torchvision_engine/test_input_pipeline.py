@@ -1,0 +1,129 @@
+"""Images and their annotations move together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_api
+
+from tests.engines.torchvision_engine.small_models import small_config
+from zenith_det.data import DatasetMetadata
+from zenith_det.engines.torchvision_engine.input_pipeline import (
+    TrainingDataset,
+    TrainingMapper,
+    shortest_edge_size,
+)
+from zenith_det.engines.torchvision_engine.masks import polygons_to_bitmap
+from zenith_det.errors import DatasetError
+
+NAMES = ("nose", "left_eye", "right_eye")
+METADATA = DatasetMetadata(
+    "painted", "", "", ("thing",), {1: 0}, NAMES, (("left_eye", "right_eye"),)
+)
+WIDTH, HEIGHT = 60, 40
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> dict:
+    """A red rectangle at x 10..30, y 5..25 on black, with a polygon, an RLE and a crowd over it."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    pixels[5:25, 10:30] = (255, 0, 0)
+    path = tmp_path / "painted.png"
+    Image.fromarray(pixels).save(path)
+    bitmap = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    bitmap[5:25, 10:30] = 1
+    common = {"bbox": [10.0, 5.0, 20.0, 20.0], "bbox_mode": 1, "category_id": 0, "area": 400.0}
+    keypoints = [20.5, 6.5, 2.0, 28.5, 10.5, 2.0, 12.5, 10.5, 1.0]
+    return {
+        "file_name": str(path), "height": HEIGHT, "width": WIDTH, "image_id": 7,
+        "annotations": [
+            common | {"id": 1, "iscrowd": 0, "segmentation": [[10, 5, 30, 5, 30, 25, 10, 25]], "keypoints": keypoints},
+            common | {"id": 2, "iscrowd": 0, "segmentation": mask_api.encode(bitmap)},
+            common | {"id": 3, "iscrowd": 1, "segmentation": mask_api.encode(bitmap)},
+            common | {"id": 4, "iscrowd": 0, "bbox": [70.0, 5.0, 5.0, 5.0]},
+        ],
+    }  # fmt: skip
+
+
+def mapper(task: str, flip: str, size: int = 80, **overrides: object) -> TrainingMapper:
+    keypoints = {"MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 3}
+    loaded = small_config(
+        task, INPUT__RANDOM_FLIP=flip, INPUT__MIN_SIZE_TRAIN=(size,), INPUT__MAX_SIZE_TRAIN=1000,
+        **keypoints, **overrides,
+    )  # fmt: skip
+    return TrainingMapper(loaded.cfg, METADATA)
+
+
+def flipped(make: TrainingMapper, record: dict, want: bool) -> dict:
+    for seed in range(50):
+        sample = make(record, np.random.default_rng(seed))
+        if (sample["targets"].boxes[0, 0] > 50) == want:
+            return sample
+    raise AssertionError("50 coin flips fell on the same side")
+
+
+@pytest.mark.parametrize("flip", ["none", "horizontal", "vertical"])
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_box_and_masks_stay_on_the_painted_object(record: dict, flip: str, mask_format: str) -> None:
+    make = mapper("mask", flip, INPUT__MASK_FORMAT=mask_format)
+    for seed in range(6):
+        sample = make(record, np.random.default_rng(seed))
+        image, targets = sample["image"].float(), sample["targets"]
+        painted = image[2] > 127  # BGR: red is last
+        assert image.shape == (3, 80, 120)
+        assert len(targets.boxes) == 2, "the crowd and the box outside the image don't train"
+        rows, columns = painted.any(1).nonzero(), painted.any(0).nonzero()
+        box = [float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1]
+        assert targets.boxes[0].tolist() == pytest.approx(box, abs=1.0)
+        for mask in targets.masks:
+            bitmap = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(polygons_to_bitmap(mask, 80, 120))
+            assert (bitmap & painted).sum() / (bitmap | painted).sum() > 0.95
+
+
+def test_left_and_right_change_places_in_a_mirrored_image(record: dict) -> None:
+    record["annotations"] = record["annotations"][:1]
+    make = mapper("keypoint", "horizontal")
+    plain = flipped(make, record, want=False)["targets"].keypoints[0]
+    mirrored = flipped(make, record, want=True)["targets"].keypoints[0]
+    assert plain.tolist() == pytest.approx(np.array([[41, 13, 2], [57, 21, 2], [25, 21, 1]]), abs=1e-4)
+    # What was the left eye at x = 57 is at 120 - 57 now, and is a right eye.
+    assert mirrored.tolist() == pytest.approx(np.array([[79, 13, 2], [95, 21, 1], [63, 21, 2]]), abs=1e-4)
+
+
+def test_an_object_without_keypoints_among_others_with(record: dict) -> None:
+    record["annotations"] = record["annotations"][:2]
+    keypoints = mapper("keypoint", "none")(record, np.random.default_rng(0))["targets"].keypoints
+    assert keypoints.shape == (2, 3, 3)
+    assert keypoints[1].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "longest", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((300, 1000), 800, 1333, (400, 1333)),
+        ((427, 640), 640, 1333, (640, 959)),
+        ((100, 100), 0, 1333, (100, 100)),
+    ],
+)
+def test_resize_keeps_the_aspect_ratio_within_both_limits(
+    size: tuple[int, int], short: int, longest: int, expected: tuple[int, int]
+) -> None:
+    assert shortest_edge_size(*size, short, longest) == expected
+
+
+def test_an_image_lost_after_the_start_is_replaced_and_said_so(
+    record: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    """https://github.com/facebookresearch/detectron2/issues/143: a long run lost to one file."""
+    lost = record | {"file_name": record["file_name"] + ".gone", "image_id": 8}
+    dataset = TrainingDataset([lost, record], mapper("mask", "none"))
+    assert dataset[0, 1]["image_id"] == 7
+    assert "painted.png.gone" in caplog.text
+    with pytest.raises(DatasetError, match="10 images in a row"):
+        _ = TrainingDataset([lost], mapper("mask", "none"))[0, 1]

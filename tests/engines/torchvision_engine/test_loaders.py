@@ -1,0 +1,81 @@
+"""Which images go where: the same stream whoever asks, and wherever it is resumed."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import SmallSet
+from tests.engines.torchvision_engine.small_models import small_config
+from zenith_det.data import SerializedList, load_coco_dataset
+from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
+from zenith_det.engines.torchvision_engine.loaders import ResumableBatches, build_train_loader
+
+ORIENTATIONS = np.random.default_rng(0).integers(2, size=53).tolist()
+
+
+def take(count: int, **settings: int) -> list[list[tuple[int, int]]]:
+    return list(islice(ResumableBatches(ORIENTATIONS, 8, 5, **settings), count))
+
+
+@pytest.mark.parametrize("start", [1, 6, 7, 25])
+def test_a_stream_resumed_anywhere_goes_on_with_the_same_images(start: int) -> None:
+    """https://github.com/facebookresearch/detectron2/issues/829"""
+    assert take(10, start=start) == take(40)[start : start + 10]
+
+
+def test_ranks_share_out_the_very_same_batches() -> None:
+    whole = take(20)
+    parts = [take(20, rank=rank, world_size=4) for rank in range(4)]
+    assert [sum((part[i] for part in parts), []) for i in range(20)] == whole
+
+
+def test_batches_are_of_one_orientation_and_every_image_comes_once_an_epoch() -> None:
+    batches = take(200)
+    assert all(len({ORIENTATIONS[index] for index, _ in batch}) == 1 for batch in batches)
+    counts = np.bincount([index for batch in batches for index, _ in batch], minlength=53)
+    epochs = 200 * 8 / 53
+    assert counts.min() >= int(epochs) - 1
+    assert counts.max() <= int(epochs) + 2
+
+
+def test_augmentation_differs_from_epoch_to_epoch() -> None:
+    seeds = [seed for batch in take(40) for index, seed in batch if index == 3]
+    assert len(seeds) > 3
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_do_not_depend_on_workers_or_resuming(shapes: SmallSet, workers: int) -> None:
+    dataset = load_coco_dataset(shapes.train)
+    cfg = small_config(
+        "mask",
+        DATALOADER__NUM_WORKERS=workers,
+        SOLVER__IMS_PER_BATCH=4,
+        INPUT__MIN_SIZE_TRAIN=(48, 64, 80),
+    ).cfg
+
+    def stream(start: int, num_workers: int) -> list[tuple[int, tuple[int, ...], float]]:
+        cfg.DATALOADER.NUM_WORKERS = num_workers
+        loader = build_train_loader(
+            cfg,
+            SerializedList(dataset.records),
+            TrainingMapper(cfg, dataset.metadata),
+            seed=1,
+            start=start,
+            rank=0,
+            world_size=1,
+        )
+        return [
+            (s["image_id"], tuple(s["image"].shape), float(s["image"].float().sum()))
+            for batch in islice(iter(loader), 12 - start)
+            for s in batch
+        ]
+
+    torch.manual_seed(workers)  # another global state changes nothing
+    whole = stream(0, 0)
+    assert len({shape for _, shape, _ in whole}) > 2, "multi-scale resizing is off"
+    assert stream(5, workers) == whole[20:]
