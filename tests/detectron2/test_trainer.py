@@ -1,4 +1,4 @@
-"""ZENITH under Detectron2's trainer: its LR, its logs, clipping, scaling, and SGD left as Detectron2 has it."""
+"""ZENITH under Detectron2's trainer: LR, logs, clipping, scaling, and SGD left as Detectron2 has it."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def test_metrics_follow_the_writers_period(tmp_path: Path) -> None:
 
 def test_metrics_hook_in_a_plain_loop_of_hooks(tmp_path: Path) -> None:
     """A project without DefaultTrainer: Detectron2's SimpleTrainer and the hook alone."""
-    from detectron2.utils.events import JSONWriter
     from d2_helpers import KnownGradient
+    from detectron2.utils.events import JSONWriter
 
     model = KnownGradient(None)
     optimizer = ZENITH(model.parameters(), lr=0.01, window=5)

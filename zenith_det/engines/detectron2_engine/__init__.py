@@ -53,7 +53,6 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

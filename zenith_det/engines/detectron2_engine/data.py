@@ -92,7 +92,7 @@ def register_checked_dataset(name: str, dataset: CocoDataset) -> None:
 def checked_dataset(name: str) -> CocoDataset | None:
     """The checked dataset that stands behind one of Detectron2's names; ``None`` for any other."""
     found = _checked.get(name)
-    return found and CocoDataset(found.metadata, list(found.records), found.report)
+    return CocoDataset(found.metadata, list(found.records), found.report) if found else None
 
 
 def register_datasets(
@@ -100,8 +100,8 @@ def register_datasets(
 ) -> DatasetMetadata | None:
     """Check and register what a configuration trains and evaluates on, and fit the model's heads to it.
 
-    ``DATASETS.TRAIN_JSON`` and ``VAL_JSON``, where given, replace the names in ``TRAIN`` and ``TEST``. Names of
-    COCO-format sets that this toolkit knows are checked; others (LVIS, Cityscapes, one's own) are left to
+    ``DATASETS.TRAIN_JSON`` and ``VAL_JSON``, where given, replace the names in ``TRAIN`` and ``TEST``. Names
+    of COCO-format sets that this toolkit knows are checked; others (LVIS, Cityscapes, one's own) are left to
     Detectron2. ``NUM_CLASSES`` and ``NUM_KEYPOINTS`` follow the first set.
 
     Args:
@@ -188,9 +188,9 @@ def _fit_masks(loaded: LoadedConfig, dataset: CocoDataset) -> None:
 class CocoMapper(DatasetMapper):
     """Detectron2's mapper that reads images as this toolkit does.
 
-    The same pixels for all images that Detectron2 reads well; 16-bit grey images are not clipped to white, and
-    an image that cannot be used is named in one line. Objects without a mask are left out of mask training,
-    which in Detectron2 needs a mask of each object.
+    The same pixels for all images that Detectron2 reads well; 16-bit grey images are not clipped to white,
+    and an image that cannot be used is named in one line. Objects without a mask are left out of mask
+    training, which in Detectron2 needs a mask of each object.
     """
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:

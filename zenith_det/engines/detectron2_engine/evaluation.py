@@ -182,7 +182,8 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
         evaluators.append(LVISEvaluator(dataset_name, output_dir=output_dir))
     if not evaluators:
         raise ConfigError(
-            f"DATASETS.TEST: {dataset_name}: no evaluator for datasets of type {kind!r}; override build_evaluator"
+            f"DATASETS.TEST: {dataset_name}: no evaluator for datasets of type {kind!r}: override "
+            "build_evaluator"
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -112,20 +113,22 @@ class ZenithMetrics(HookBase):
 def measure_before_clipping(optimizer: ZENITH) -> None:
     """Let ZENITH see the gradient norm from before a subclass's ``step`` clips it.
 
-    Detectron2's ``maybe_add_gradient_clipping`` and the ``FullModelGradientClippingOptimizer`` of many projects
-    clip in a subclass's ``step`` and then call the real one. A clipped norm would hold the LR ratio at 1.
-    Harmless to call twice, and for an optimizer that has no such ``step``.
+    Detectron2's ``maybe_add_gradient_clipping`` and the ``FullModelGradientClippingOptimizer`` of many
+    projects clip in a subclass's ``step`` and then call the real one. A clipped norm would hold the LR ratio
+    at 1. Harmless to call twice, and for an optimizer that has no such ``step``.
     """
-    if type(optimizer).step is ZENITH.step or getattr(optimizer, "_measures_before_clipping", False):
+    if type(optimizer).step is ZENITH.step or getattr(optimizer.step, "_measures", False):
         return
-    # torch runs hooks around the step of the class an optimizer was made of. Detectron2 swaps the class of a
-    # finished optimizer, and the hooks would run around the inner step, after the clipping.
-    optimizer._patch_step_function()
-    optimizer.register_step_pre_hook(_record_norm_once)
-    optimizer._measures_before_clipping = True
+    # Around the step that the optimizer itself holds: torch's schedulers have put theirs there already, and
+    # torch's hooks do not run around the step of a class that Detectron2 has swapped in.
+    step = optimizer.step
 
+    @functools.wraps(step)
+    def measured_step(*args: Any, **kwargs: Any) -> Any:
+        # With a closure the gradients are yet to come.
+        if not args and kwargs.get("closure") is None:
+            optimizer.record_norm()
+        return step(*args, **kwargs)
 
-def _record_norm_once(optimizer: ZENITH, args: Any, kwargs: Any) -> None:
-    # The hook runs around the inner step as well, where the gradient is clipped already.
-    if optimizer._measured is None:
-        optimizer.record_norm()
+    measured_step._measures = True  # type: ignore[attr-defined]
+    optimizer.step = measured_step  # type: ignore[method-assign]

@@ -160,7 +160,7 @@ def to_detectron2(loaded: LoadedConfig) -> Detectron2CfgNode:
 
 
 def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:
-    """Detectron2's ``default_setup``: its loggers, ``config.yaml``, seeds, cuDNN; returns its configuration."""
+    """Detectron2's ``default_setup``: its loggers, ``config.yaml``, seeds, cuDNN. Returns its config."""
     cfg = to_detectron2(loaded)
     # Without config_file: a name in the model zoo is no file that could be shown.
     default_setup(cfg, argparse.Namespace(eval_only=options.eval_only, resume=options.resume))

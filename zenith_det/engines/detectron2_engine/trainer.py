@@ -1,4 +1,4 @@
-"""ZENITH under Detectron2's trainer: a mix-in for projects that have one, and a trainer for those that don't."""
+"""ZENITH under Detectron2's trainer: a mix-in for projects that have one, a trainer for those that don't."""
 
 from __future__ import annotations
 
