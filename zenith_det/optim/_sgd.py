@@ -4,17 +4,17 @@ must be."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._norm import is_dtensor
+from ._norm import by_device_and_dtype, is_dtensor
 
 __all__ = ["Scalars", "fused_supports", "sgd_"]
 
 _FUSED_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-_FUSED_DEVICES = frozenset(("cpu", "cuda"))
 
 
 class Scalars(NamedTuple):
@@ -35,17 +35,16 @@ class Scalars(NamedTuple):
 
 def fused_supports(param: Tensor, grad: Tensor, buf: Tensor | None) -> bool:
     """Whether torch's fused kernel computes the update of this parameter (and does not merely run)."""
-    # The CPU kernel walks all three tensors in memory order without a look at their strides.
-    stride = param.stride()
-    return (
-        param.dtype in _FUSED_DTYPES
-        and param.device.type in _FUSED_DEVICES
-        and grad.layout is torch.strided
-        and grad.dtype is param.dtype
-        and grad.stride() == stride
-        and (buf is None or (buf.dtype is param.dtype and buf.stride() == stride))
-        and (param.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(param))
-    )
+    if grad.layout is not torch.strided or param.dtype not in _FUSED_DTYPES:
+        return False
+    # The CPU kernel walks all three in memory order without a look at their strides.
+    if param.is_contiguous() and grad.is_contiguous() and (buf is None or buf.is_contiguous()):
+        same_layout = True
+    else:
+        stride = param.stride()
+        same_layout = grad.stride() == stride and (buf is None or buf.stride() == stride)
+        same_layout = same_layout and bool(torch.ops.aten.is_non_overlapping_and_dense(param))
+    return same_layout and grad.dtype is param.dtype and (param.is_cpu or param.is_cuda)
 
 
 def sgd_(
@@ -72,27 +71,45 @@ def sgd_(
         momentum, nesterov, weight_decay, maximize: as in ``torch.optim.SGD``.
         fused: use torch's fused kernel wherever it can; else (and for the rest) tensor by tensor.
     """
-    buckets: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor], list[Tensor]]] = {}
+    if any(type(grad) is not Tensor and is_dtensor(grad) for grad in grads):
+        params, grads, bufs = zip(*map(_local, params, grads, bufs))
+    if fused:
+        params, grads, bufs = _fused_(
+            params, grads, bufs, scalars, momentum, nesterov, weight_decay, maximize
+        )
     for param, grad, buf in zip(params, grads, bufs):
-        if type(grad) is not Tensor and is_dtensor(grad):
-            param, grad, buf = _local(param, grad, buf)
-        if fused and fused_supports(param, grad, buf):
-            bucket = buckets.setdefault((param.device, param.dtype), ([], [], []))
-            bucket[0].append(param)
-            bucket[1].append(grad)
-            if buf is not None:
-                bucket[2].append(buf)
-        elif grad.layout is torch.strided:
-            _dense_(param, grad, buf, scalars.to(param.device), momentum, nesterov, weight_decay, maximize)
+        here = scalars.to(param.device)
+        if grad.layout is torch.strided:
+            _dense_(param, grad, buf, here, momentum, nesterov, weight_decay, maximize)
         else:
-            _sparse_(param, grad, scalars.to(param.device), maximize)
+            _sparse_(param, grad, here, maximize)
 
-    for (device, _), (bucket_params, bucket_grads, bucket_bufs) in buckets.items():
+
+def _fused_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    bufs: Sequence[Tensor | None],
+    scalars: Scalars,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]]:
+    """Updates what the fused kernel can; returns the rest."""
+    able = list(map(fused_supports, params, grads, bufs))
+    rest: tuple[list[Tensor], list[Tensor], list[Tensor | None]] = ([], [], [])
+    if not all(able):
+        unable = [not yes for yes in able]
+        rest = (list(compress(params, unable)), list(compress(grads, unable)), list(compress(bufs, unable)))
+        params, grads, bufs = (list(compress(one, able)) for one in (params, grads, bufs))
+    lists = (params, grads, bufs) if momentum else (params, grads)
+    for bucket in by_device_and_dtype(*lists):
+        device = bucket[0][0].device
         lr, skip, grad_scale = scalars.to(device)
         torch._fused_sgd_(
-            bucket_params,
-            bucket_grads,
-            bucket_bufs,
+            bucket[0],
+            bucket[1],
+            bucket[2] if momentum else [],
             weight_decay=weight_decay,
             momentum=momentum,
             # The CUDA kernel reads a float32; the CPU one any type, and float64 parameters want all of it.
@@ -104,6 +121,7 @@ def sgd_(
             grad_scale=grad_scale,
             found_inf=skip,
         )
+    return rest
 
 
 def _local(param: Any, grad: Any, buf: Any) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -314,32 +314,37 @@ class ZENITH(torch.optim.Optimizer):
         """For every group the parameters that have a gradient, ready for norm and update."""
         batches = []
         for index, group in enumerate(self.param_groups):
-            has_momentum = bufs and group["momentum"] != 0
-            # A sparse gradient saves nothing where every row is updated anyway.
-            dense = group["momentum"] != 0 or group["weight_decay"] != 0
-            batch = _Batch([], [], [])
-            for place, param in enumerate(group["params"]):
-                grad = param.grad
-                if grad is None:
-                    continue
-                if grad.layout is not torch.strided:
-                    if grad.layout is not torch.sparse_coo:
-                        name = self._name(index, place)
-                        raise TypeError(
-                            f"gradient of {name} is {grad.layout}, neither strided nor sparse_coo"
-                        )
-                    grad = grad.coalesce()
-                    if dense:
-                        grad = grad.to_dense()
-                buf = self._momentum_buffer(param) if has_momentum else None
-                if group["fused"] and not fused_supports(param, grad, buf):
-                    kind = f"{self._name(index, place)} ({param.dtype}, {param.device}, {grad.layout})"
-                    raise ValueError(f"fused must be None or False for {kind}, got True")
-                batch.params.append(param)
-                batch.grads.append(grad)
-                batch.bufs.append(buf)
+            params = [param for param in group["params"] if param.grad is not None]
+            grads: list[Tensor] = [param.grad for param in params]
+            if not all(grad.layout is torch.strided for grad in grads):
+                grads = [self._usable(grad, param, index) for grad, param in zip(grads, params)]
+            with_momentum = bufs and group["momentum"] != 0
+            batch = _Batch(
+                params, grads, [self._momentum_buffer(p) if with_momentum else None for p in params]
+            )
+            if group["fused"]:
+                self._check_fused(batch, index)
             batches.append(batch)
         return batches
+
+    def _usable(self, grad: Tensor, param: Tensor, index: int) -> Tensor:
+        """``grad`` as norm and update take it: strided, or sparse and coalesced."""
+        if grad.layout is torch.strided:
+            return grad
+        if grad.layout is not torch.sparse_coo:
+            raise TypeError(
+                f"gradient of {self._name(param, index)} is {grad.layout}, neither strided nor sparse_coo"
+            )
+        group = self.param_groups[index]
+        # Momentum and weight decay update every row anyway: there a sparse gradient saves nothing.
+        sparse = group["momentum"] == 0 and group["weight_decay"] == 0
+        return grad.coalesce() if sparse else grad.to_dense()
+
+    def _check_fused(self, batch: _Batch, index: int) -> None:
+        for param, grad, buf in zip(*batch):
+            if not fused_supports(param, grad, buf):
+                kind = f"{self._name(param, index)} ({param.dtype}, {param.device}, {grad.layout})"
+                raise ValueError(f"fused must be None or False for {kind}, got True")
 
     def _momentum_buffer(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -438,11 +443,11 @@ class ZENITH(torch.optim.Optimizer):
     def _check_shapes(self, state: dict[Any, Any], groups: list[dict[str, Any]]) -> None:
         # torch would load any buffer, and fail (or not) in the next step.
         for index, (group, saved) in enumerate(zip(self.param_groups, groups)):
-            for place, (param, key) in enumerate(zip(group["params"], saved["params"])):
+            for param, key in zip(group["params"], saved["params"]):
                 buf = state.get(key, {}).get("momentum_buffer")
                 if buf is not None and buf.shape != param.shape:
                     raise ValueError(
-                        f"loaded momentum_buffer of {self._name(index, place)} has shape {tuple(buf.shape)}, "
+                        f"loaded momentum_buffer of {self._name(param, index)} has shape {tuple(buf.shape)}, "
                         f"the parameter {tuple(param.shape)}: is the state of another model?"
                     )
 
@@ -462,32 +467,28 @@ class ZENITH(torch.optim.Optimizer):
 
     # Errors.
 
-    def _name(self, index: int, place: int) -> str:
-        """How to name a parameter in a message."""
+    def _name(self, param: Tensor, index: int) -> str:
+        """How to name a parameter of group ``index`` in a message."""
         group = self.param_groups[index]
+        place = next(i for i, other in enumerate(group["params"]) if other is param)
         if "param_names" in group:
             return str(group["param_names"][place])
-        return f"parameter {place} of group {index}, shape {tuple(group['params'][place].shape)}"
+        return f"parameter {place} of group {index}, shape {tuple(param.shape)}"
 
     def _raise_nonfinite(self) -> None:
-        names = []
-        for name, grad in self._named_grads():
-            if not global_norm([grad]).isfinite():
-                names.append(name)
-                if len(names) == 5:
-                    break
+        names: list[str] = []
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                grad = param.grad
+                if grad is None or len(names) == 5:
+                    continue
+                if not global_norm([grad.to_local() if is_dtensor(grad) else grad]).isfinite():
+                    names.append(self._name(param, index))
         first = "; ".join(names) or "none at hand (they are on another rank, or gone since)"
         raise FloatingPointError(
             f"the gradient norm was inf or NaN in {self.max_nonfinite_steps} steps in a row (all skipped); "
             f"first parameters with non-finite gradients: {first}"
         )
-
-    def _named_grads(self) -> Iterator[tuple[str, Tensor]]:
-        for index, group in enumerate(self.param_groups):
-            for place, param in enumerate(group["params"]):
-                if param.grad is not None:
-                    grad = param.grad
-                    yield self._name(index, place), grad.to_local() if is_dtensor(grad) else grad
 
 
 class _Batch(NamedTuple):
