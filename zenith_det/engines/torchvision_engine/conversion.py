@@ -147,8 +147,7 @@ def from_caffe2_resnet(weights: Mapping[str, Tensor]) -> Weights:
         if target.endswith(".weight") and re.search(r"(bn\d|downsample\.1)\.weight$", target):
             stem = f"backbone.body.{target.removesuffix('weight')}"
             result[f"{stem}running_mean"] = torch.zeros_like(value)
-            # FrozenBatchNorm2d adds eps: with it the scale is the file's own, as Detectron2 loads it.
-            result[f"{stem}running_var"] = torch.ones_like(value) - 1e-5
+            result[f"{stem}running_var"] = torch.ones_like(value)
     return result
 
 

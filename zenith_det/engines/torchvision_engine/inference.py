@@ -104,7 +104,7 @@ def evaluate(
     if not is_main_process():
         return {}, []
     truth = coco_ground_truth(dataset)
-    write_results(results, output_dir / RESULTS_FILE)
+    write_results(results, output_dir / "inference" / RESULTS_FILE)
     used = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     image_ids = {r["image_id"] for r in used}
     scores = evaluate_coco(

@@ -126,7 +126,7 @@ def check_supported(loaded: LoadedConfig) -> None:
         elif key in WITHOUT_EFFECT or any(_under(key, prefix) for prefix in HONOURED):
             supported = True
         else:
-            supported = key in defaults and value == defaults[key]
+            supported = key in defaults and _plain(value) == _plain(defaults[key])
         if not supported:
             source = loaded.sources.get(key, "its default")
             raise ConfigError(f"{key} = {value!r} ({source}): {REMEDY}")
@@ -149,6 +149,11 @@ def _check_levels(loaded: LoadedConfig) -> None:
 def _pyramid(cfg: CfgNode) -> list[str]:
     names = [f"p{name[3:]}" for name in cfg.MODEL.FPN.IN_FEATURES]
     return [*names, f"p{int(names[-1][1:]) + 1}"] if names else []
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples at any depth: YAML knows lists alone."""
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _under(key: str, prefix: str) -> bool:

@@ -1,0 +1,286 @@
+"""One model, two engines: the same weights and images give what the real Detectron2 gives."""
+
+from __future__ import annotations
+
+import pickle
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT, SmallSet, load_tool
+
+pytest.importorskip("detectron2", reason="needs the real Detectron2 (see docs/DETECTRON2.md)")
+
+from detectron2.config import get_cfg as detectron2_get_cfg
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.utils.events import EventStorage
+
+from zenith_det.config import LoadedConfig, add_zenith_config, load_config
+from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.engines.torchvision_engine import conversion
+from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
+from zenith_det.engines.torchvision_engine.loaders import build_train_loader
+from zenith_det.engines.torchvision_engine.rcnn import build_model
+from zenith_det.training.weights import read_weights
+
+pytestmark = pytest.mark.detectron2
+
+TASKS = ["faster", "mask", "keypoint"]
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": (32, 32),
+    "SOLVER.IMS_PER_BATCH": 4,
+    "DATALOADER.NUM_WORKERS": 0,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.02,
+    "INPUT.MIN_SIZE_TRAIN": (96,),
+    "INPUT.MIN_SIZE_TEST": 96,
+}
+
+
+def configs(task: str, dataset: CocoDataset, **overrides: Any) -> tuple[LoadedConfig, Any]:
+    """Ours and Detectron2's configuration of the same quickstart file."""
+    path = f"{ROOT}/configs/quickstart/{task}_rcnn_zenith.yaml"
+    values = SMALL | {"MODEL.ROI_HEADS.NUM_CLASSES": dataset.metadata.num_classes} | overrides
+    opts = [item for pair in values.items() for item in pair]
+    theirs = detectron2_get_cfg()
+    add_zenith_config(theirs)
+    theirs.merge_from_file(path)
+    theirs.merge_from_list(opts)
+    return load_config(path, opts), theirs
+
+
+@pytest.fixture(params=TASKS)
+def task(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def dataset(task: str, request: pytest.FixtureRequest) -> CocoDataset:
+    small: SmallSet = request.getfixturevalue("figures" if task == "keypoint" else "shapes")
+    return load_coco_dataset(small.train)
+
+
+def polygon_records(dataset: CocoDataset) -> list[dict[str, Any]]:
+    """Images of polygons alone: Detectron2's mapper takes either format, not a mixture."""
+    records = []
+    for record in dataset.records:
+        things = [a for a in record["annotations"] if not a["iscrowd"]]
+        if things and all(isinstance(a.get("segmentation"), list) for a in things):
+            records.append(record)
+    return records
+
+
+def detectron2_mapper(cfg: Any, dataset: CocoDataset, train: bool) -> DatasetMapper:
+    settings = DatasetMapper.from_config(cfg_without_keypoints(cfg), train)
+    settings["use_keypoint"] = cfg.MODEL.KEYPOINT_ON
+    if cfg.MODEL.KEYPOINT_ON:
+        settings["keypoint_hflip_indices"] = np.array(dataset.metadata.keypoint_flip_indices)
+    return DatasetMapper(**settings)
+
+
+def cfg_without_keypoints(cfg: Any) -> Any:
+    # Only so that from_config doesn't look for flip pairs under a registered dataset name.
+    plain = cfg.clone()
+    plain.MODEL.KEYPOINT_ON = False
+    return plain
+
+
+def trained_pair(task: str, dataset: CocoDataset, **overrides: Any) -> tuple[Any, Any, LoadedConfig, Any]:
+    """Our model after a few steps, Detectron2's with the same weights, and both configurations."""
+    loaded, theirs_cfg = configs(task, dataset, **overrides)
+    torch.manual_seed(0)
+    ours = build_model(loaded.cfg)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.02, momentum=0.9)
+    loader = build_train_loader(
+        loaded.cfg,
+        [r for r in dataset.records if any(not a["iscrowd"] for a in r["annotations"])],
+        TrainingMapper(loaded.cfg, dataset.metadata),
+        seed=0,
+        start=0,
+        rank=0,
+        world_size=1,
+    )
+    for batch in islice(loader, 40):
+        optimizer.zero_grad()
+        sum(ours(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(ours.parameters(), 5.0)
+        optimizer.step()
+    theirs = build_detectron2_model(theirs_cfg)
+    converted = conversion.to_detectron2(ours.state_dict())
+    missing = theirs.load_state_dict(converted, strict=True)
+    assert not missing.missing_keys
+    return ours, theirs, loaded, theirs_cfg
+
+
+def first_of(n: int, **_: Any) -> torch.Tensor:
+    return torch.arange(n)
+
+
+def test_the_same_losses(task: str, dataset: CocoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs, loaded, theirs_cfg = trained_pair(task, dataset, **{"INPUT.RANDOM_FLIP": "none"})
+    records = polygon_records(dataset)[:4]
+    their_mapper = detectron2_mapper(theirs_cfg, dataset, True)
+    our_mapper = TrainingMapper(loaded.cfg, dataset.metadata)
+    monkeypatch.setattr(torch, "randperm", first_of)  # both sample the first candidates
+    with EventStorage(0):
+        expected = theirs.train()([their_mapper(r) for r in records])
+    losses = ours.train()([our_mapper(r, np.random.default_rng(0)) for r in records])
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+
+
+def test_the_same_detections(task: str, dataset: CocoDataset) -> None:
+    ours, theirs, loaded, theirs_cfg = trained_pair(task, dataset)
+    records = dataset.records[:6]
+    their_mapper = detectron2_mapper(theirs_cfg, dataset, False)
+    our_mapper = TestMapper(loaded.cfg)
+    compared = 0
+    with torch.no_grad():
+        for record in records:
+            expected = theirs.eval()([their_mapper(record)])[0]["instances"]
+            found = ours.eval()([our_mapper(record)])[0]
+            compared += compare(expected, found)
+    assert compared > 20, "too few detections for the comparison to mean anything"
+
+
+def compare(expected: Any, found: dict[str, torch.Tensor]) -> int:
+    """Match detections above 0.05 one to one; returns how many there were."""
+    assert len(expected) == len(found["scores"])
+    torch.testing.assert_close(found["scores"], expected.scores, atol=1e-3, rtol=0)
+    assert torch.equal(found["classes"], expected.pred_classes)
+    torch.testing.assert_close(found["boxes"], expected.pred_boxes.tensor, atol=1e-2, rtol=1e-4)
+    if "masks" in found:
+        both = (found["masks"] & expected.pred_masks).flatten(1).sum(1).double()
+        either = (found["masks"] | expected.pred_masks).flatten(1).sum(1).double()
+        assert ((both / either.clamp(min=1)) > 0.98)[either > 0].all()
+    if "keypoints" in found:
+        distance = (found["keypoints"][..., :2] - expected.pred_keypoints[..., :2]).abs()
+        assert distance.max() < 0.5
+    return len(expected)
+
+
+@pytest.mark.parametrize("flip", ["none", "horizontal"])
+def test_the_same_training_input(task: str, dataset: CocoDataset, flip: str) -> None:
+    """Images, boxes, masks and keypoints after resizing and flipping."""
+    loaded, theirs_cfg = configs(task, dataset, **{"INPUT.RANDOM_FLIP": flip, "INPUT.MIN_SIZE_TRAIN": (72,)})
+    record = polygon_records(dataset)[0]
+    ours = TrainingMapper(loaded.cfg, dataset.metadata)
+    theirs = detectron2_mapper(theirs_cfg, dataset, True)
+
+    def draw(make: Any, wanted: torch.Tensor | None) -> Any:
+        for seed in range(60):
+            np.random.seed(seed)
+            sample = make(seed)
+            if wanted is None or torch.equal(sample["image"], wanted):
+                return sample
+        raise AssertionError("no draw gave the same image: resizing or flipping differs")
+
+    mine = draw(lambda seed: ours(record, np.random.default_rng(seed)), None)
+    expected = draw(lambda _: theirs(record), mine["image"])["instances"]
+    targets = mine["targets"]
+    torch.testing.assert_close(targets.boxes, expected.gt_boxes.tensor)
+    assert torch.equal(targets.classes, expected.gt_classes)
+    if task == "mask":
+        for polygons, wanted in zip(targets.masks, expected.gt_masks.polygons):
+            for one, other in zip(polygons, wanted):
+                np.testing.assert_allclose(one, other, atol=1e-3)
+    if task == "keypoint":
+        torch.testing.assert_close(targets.keypoints, expected.gt_keypoints.tensor)
+
+
+def test_full_size_models_convert_both_ways_without_loss(task: str) -> None:
+    cfg = detectron2_get_cfg()
+    add_zenith_config(cfg)
+    cfg.merge_from_file(f"{ROOT}/configs/{task}_rcnn_zenith.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    theirs = build_detectron2_model(cfg).state_dict()
+    weights = conversion.from_detectron2(theirs)
+    build_model(cfg).load_state_dict(weights, strict=True)
+    back = conversion.to_detectron2(weights)
+    assert set(back) == set(theirs)
+    assert all(torch.equal(back[name], theirs[name]) for name in back)
+
+
+def test_the_conversion_tool_and_detectron2s_own_checkpointer(
+    dataset: CocoDataset, task: str, tmp_path: Path
+) -> None:
+    """A checkpoint of ours, converted by the command, loads in Detectron2 whole; a model-zoo .pkl comes back."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    loaded, theirs_cfg = configs(task, dataset)
+    torch.manual_seed(1)
+    ours = build_model(loaded.cfg).state_dict()
+    config = tmp_path / "config.yaml"
+    config.write_text(loaded.cfg.dump())
+    torch.save({"model": ours}, tmp_path / "ours.pth")
+    tool = load_tool("convert_checkpoint")
+    convert = [str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")]
+    tool.main([*convert, "--to", "detectron2", "--config-file", str(config)])
+    model = build_detectron2_model(theirs_cfg)
+    DetectionCheckpointer(model).load(str(tmp_path / "theirs.pth"))
+    converted = conversion.to_detectron2(ours)
+    assert all(torch.equal(value, converted[name]) for name, value in model.state_dict().items())
+
+    zoo = {name: value.numpy() for name, value in model.state_dict().items()}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": zoo, "__author__": "Detectron2 Model Zoo"}))
+    back = [str(tmp_path / "zoo.pkl"), str(tmp_path / "back.pth")]
+    tool.main([*back, "--to", "torchvision", "--config-file", str(config)])
+    again = read_weights(str(tmp_path / "back.pth"))
+    assert set(again) == set(ours)
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+def test_imagenet_weights_with_caffe2_names_as_detectron2_loads_them(tmp_path: Path) -> None:
+    """A file like ImageNetPretrained/MSRA/R-50.pkl, with random numbers, through both readers."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    cfg = detectron2_get_cfg()
+    add_zenith_config(cfg)
+    cfg.merge_from_file(f"{ROOT}/configs/faster_rcnn_zenith.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    generator = np.random.default_rng(0)
+    ours = build_model(cfg)
+    blobs: dict[str, np.ndarray] = {}
+    for name, value in ours.backbone.body.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            continue
+        blobs[caffe2_name(name)] = generator.standard_normal(tuple(value.shape)).astype(np.float32)
+    blobs["fc1000_w"] = np.zeros((1000, 2048), dtype=np.float32)
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps(blobs))
+    theirs = build_detectron2_model(cfg)
+    DetectionCheckpointer(theirs).load(str(path))
+    expected = {
+        k: v for k, v in conversion.from_detectron2(theirs.state_dict()).items() if k.startswith("backbone.body.")
+    }
+    found = conversion.from_caffe2_resnet(read_weights(str(path)))
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
+
+
+def caffe2_name(name: str) -> str:
+    """The model zoo's name of one of our backbone's tensors."""
+    if name == "conv1.weight":
+        return "conv1_w"
+    suffix = {"weight": "s", "bias": "b"}
+    stem, kind = name.rsplit(".", 1)
+    if stem == "bn1":
+        return f"res_conv1_bn_{suffix[kind]}"
+    layer, block, *rest = stem.split(".")
+    prefix = f"res{int(layer[5:]) + 1}_{block}_branch"
+    if rest[0] == "downsample":
+        return f"{prefix}1_w" if rest[1] == "0" else f"{prefix}1_bn_{suffix[kind]}"
+    branch = f"{prefix}2{'abc'[int(rest[0][-1]) - 1]}"
+    return f"{branch}_w" if rest[0].startswith("conv") else f"{branch}_bn_{suffix[kind]}"
+
+
