@@ -201,6 +201,7 @@ def rcnn_keys() -> dict[str, Any]:
         "SOLVER.BASE_LR": 0.01,
         "SOLVER.MAX_ITER": 8,
         "SOLVER.WARMUP_ITERS": 2,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupZenithLR",
         "SOLVER.ZENITH.WINDOW": 3,
         "SEED": 3,
     }

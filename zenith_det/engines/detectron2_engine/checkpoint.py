@@ -102,7 +102,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         total = len(self.model.state_dict())
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]
-        lacking = [*incompatible.missing_keys, *shapes]
+        lacking = list(dict.fromkeys([*incompatible.missing_keys, *shapes]))
         if len(lacking) >= total:
             raise CheckpointError(
                 f"{self._source}: weights of another model: none of the model's {total} tensors is in it "

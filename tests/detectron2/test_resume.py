@@ -1,0 +1,242 @@
+"""Checkpoints: everything is in them, they load safely, and a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
+
+from d2_helpers import (
+    KnownTrainer,
+    forget,
+    known_batches,
+    known_cfg,
+    metrics,
+    rcnn_cfg,
+    register_synthetic,
+    synthetic_set,
+    trace_of,
+)
+from detectron2.engine import hooks
+
+from zenith_det.engines.detectron2_engine import SafeCheckpointer, ZenithTrainer
+from zenith_det.errors import CheckpointError
+
+pytestmark = pytest.mark.detectron2
+
+
+class Resumable(KnownTrainer):
+    """The known batches, from wherever the run goes on."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        for _ in range(self.start_iter):
+            next(self._trainer._data_loader_iter)
+
+
+def halves(tmp_path: Path, **later: Any) -> tuple[Any, Any, Any]:
+    """Train 30 in one go, and 12 then 18 in a fresh trainer; the traces of all three."""
+    whole = trace_of(Resumable(known_cfg(tmp_path / "whole", MAX_ITER=30, MOMENTUM=0.9)))
+    first = trace_of(Resumable(known_cfg(tmp_path / "halves", MAX_ITER=12, MOMENTUM=0.9)))
+    trainer = Resumable(known_cfg(tmp_path / "halves", **{"MAX_ITER": 30, "MOMENTUM": 0.9, **later}))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 12
+    return whole, first, trace_of(trainer)
+
+
+def test_a_finished_run_made_longer_is_the_long_run(tmp_path: Path) -> None:
+    whole, first, second = halves(tmp_path)
+    assert first.lrs + second.lrs == whole.lrs
+    assert all(torch.equal(a, b) for a, b in zip(first.weights + second.weights, whole.weights))
+
+
+def test_another_base_lr_counts_from_the_resumed_iteration_on(tmp_path: Path) -> None:
+    whole, _, second = halves(tmp_path, BASE_LR=0.02)
+    assert second.lrs == pytest.approx([2 * lr for lr in whole.lrs[12:]], rel=1e-6)
+
+
+def test_another_batch_size_starts_the_history_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("zenith_det").addHandler(caplog.handler)
+    try:
+        _, _, second = halves(tmp_path, IMS_PER_BATCH=4)
+    finally:
+        logging.getLogger("zenith_det").removeHandler(caplog.handler)
+    assert second.lrs[:4] == pytest.approx([0.01] * 4)  # the window of 5 is not full
+    assert any("2 images a batch before, 4 now" in record.getMessage() for record in caplog.records)
+
+
+def test_metrics_of_a_resumed_run_have_one_axis(tmp_path: Path) -> None:
+    halves(tmp_path)
+    lines = [line["iteration"] for line in metrics(tmp_path / "halves")]
+    assert lines == [11, 19, 29]
+
+
+def test_schedule_free_saves_and_evaluates_its_average(tmp_path: Path) -> None:
+    pytest.importorskip("schedulefree", reason="needs the optional package schedulefree")
+    evaluated: list[torch.Tensor] = []
+
+    class Evaluates(KnownTrainer):
+        @classmethod
+        def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> dict[str, Any]:
+            evaluated.append(model.first.weight.detach().clone())
+            return {}
+
+    cfg = known_cfg(tmp_path, OPTIMIZER="ScheduleFreeSGD", LR_SCHEDULER_NAME="WarmupConstantLR", MAX_ITER=10)
+    cfg.SOLVER.MOMENTUM = 0.9
+    trainer = Evaluates(cfg)
+    trainer.train()
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]["first.weight"]
+    assert torch.equal(saved, evaluated[-1])
+    assert not torch.equal(saved, trainer.model.first.weight)
+    assert trainer.optimizer.param_groups[0]["train_mode"]
+    cfg.SOLVER.MAX_ITER = 12
+    again = Evaluates(cfg)
+    again.resume_or_load(resume=True)
+    again.train()  # Schedule-Free refuses to step in its evaluation mode
+
+
+# ---- a real model
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    files = synthetic_set(tmp_path_factory.mktemp("set"), train=11)
+    register_synthetic("resume_train", files["train"])
+    yield files
+    forget("resume_train")
+
+
+def run(cfg: Any, *, resume: bool) -> tuple[Any, list[list[int]]]:
+    """Train and return the trainer and the image ids of each batch."""
+    trainer = ZenithTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    seen: list[list[int]] = []
+    forward = trainer.model.forward
+
+    def recording(batch: Any) -> Any:
+        seen.append([sample["image_id"] for sample in batch])
+        return forward(batch)
+
+    trainer.model.forward = recording
+    trainer.train()
+    return trainer, seen
+
+
+def test_a_resumed_rcnn_is_bit_equal(tmp_path: Path, synthetic: Any) -> None:
+    """Images, augmentation, sampled anchors and proposals, momentum, history: all go on."""
+    from detectron2.utils.env import seed_all_rng
+
+    def cfg(folder: str, iterations: int) -> Any:
+        return rcnn_cfg(tmp_path / folder, "resume_train", SOLVER__MAX_ITER=iterations, MODEL__MASK_ON=True)
+
+    seed_all_rng(1)
+    whole, seen = run(cfg("whole", 6), resume=False)
+    seed_all_rng(1)
+    _, first = run(cfg("halves", 3), resume=False)
+    seed_all_rng(99)  # a fresh process
+    np.random.rand(17)
+    second, rest = run(cfg("halves", 6), resume=True)
+    assert first + rest == seen
+    before, after = whole.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert whole.optimizer.zenith_state() == second.optimizer.zenith_state()
+
+    saved = torch.load(tmp_path / "halves" / "model_final.pth", weights_only=True)
+    assert saved["iteration"] == 5
+    assert set(saved["trainer"]["hooks"]) == {"LRScheduler", "ZenithMetrics", "DataOrder"}
+    assert set(saved["trainer"]["_trainer"]) == {"iteration", "optimizer"}
+    assert "zenith" in saved["trainer"]["_trainer"]["optimizer"]["param_groups"][0]
+    assert (tmp_path / "halves" / "last_checkpoint").read_text() == "model_final.pth"
+
+
+# ---- safety
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch ran_code",)
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "weights.pth"])
+def test_a_malicious_file_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name.endswith("pkl"):
+        Path(name).write_bytes(pickle.dumps({"model": {"a": Malicious()}, "__author__": "x"}))
+    else:
+        torch.save({"model": {"a": Malicious()}}, name)
+    trainer = KnownTrainer(known_cfg(tmp_path / "out"))
+    checkpointer = SafeCheckpointer(trainer.model, str(tmp_path / "out"))
+    with pytest.raises(CheckpointError, match=r"refused.*system"):
+        checkpointer.load(name)
+    assert not Path("ran_code").exists()
+
+
+def test_model_zoo_pickles_load(tmp_path: Path) -> None:
+    trainer = KnownTrainer(known_cfg(tmp_path))
+    arrays = {
+        name: np.full(tensor.shape, 2.0, np.float32) for name, tensor in trainer.model.state_dict().items()
+    }
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+    SafeCheckpointer(trainer.model).load(str(tmp_path / "zoo.pkl"))
+    assert float(trainer.model.first.weight.detach().mean()) == 2.0
+
+
+def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
+    trainer = KnownTrainer(known_cfg(tmp_path))
+    torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(
+        CheckpointError, match=r"another model: none of the model's 2 tensors.*backbone.weight"
+    ):
+        SafeCheckpointer(trainer.model).load(str(tmp_path / "other.pth"))
+    own = trainer.model.state_dict()
+    torch.save({"model": {**own, "first.weight": torch.zeros(1, 3)}}, tmp_path / "shape.pth")
+    with pytest.raises(CheckpointError, match=r"first.weight: \[1, 3\] in the file, \[1, 6\] in the model"):
+        SafeCheckpointer(trainer.model, allow_mismatch=False).load(str(tmp_path / "shape.pth"))
+    SafeCheckpointer(trainer.model).load(str(tmp_path / "shape.pth"))  # Detectron2's way: a warning
+    torch.save({"model": {"first.weight": own["first.weight"]}}, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match="1 of the model's 2 tensors are not in it"):
+        SafeCheckpointer(trainer.model, require_all=True).load(str(tmp_path / "half.pth"))
+    with pytest.raises(CheckpointError, match="does not exist"):
+        SafeCheckpointer(trainer.model).load(str(tmp_path / "nowhere.pth"))
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    trainer = KnownTrainer(known_cfg(tmp_path))
+    checkpointer = SafeCheckpointer(trainer.model, str(tmp_path))
+    checkpointer.save("model_0000004")
+    checkpointer.save("model_0000009")
+    whole = (tmp_path / "model_0000009.pth").read_bytes()
+    (tmp_path / "model_0000009.pth").write_bytes(whole[: len(whole) // 2])
+    fresh = SafeCheckpointer(trainer.model, str(tmp_path))
+    fresh.resume_or_load("", resume=True)
+    assert fresh.has_checkpoint()
+    assert fresh.get_checkpoint_file().endswith("model_0000004.pth")
+
+
+def test_best_checkpoint_is_detectron2s_hook_with_ours(tmp_path: Path) -> None:
+    """Hooks that save by the trainer's checkpointer go on working, and numpy scalars don't spoil a file."""
+
+    class Best(KnownTrainer):
+        def build_hooks(self) -> list[Any]:
+            self.checkpointer = SafeCheckpointer(self.model, self.cfg.OUTPUT_DIR)
+            built = super().build_hooks()
+            return [*built[:-1], hooks.BestCheckpointer(5, self.checkpointer, "bbox/AP"), built[-1]]
+
+        @classmethod
+        def test(cls, cfg: Any, model: Any, evaluators: Any = None) -> dict[str, Any]:
+            return {"bbox": {"AP": np.float64(12.5)}}
+
+    cfg = known_cfg(tmp_path, MAX_ITER=10)
+    cfg.TEST.EVAL_PERIOD = 5
+    Best(cfg).train()
+    saved = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert saved["iteration"] == 4
+    assert next(known_batches())  # the data are what they were
