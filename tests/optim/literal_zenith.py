@@ -1,4 +1,4 @@
-"""The literal ZENITH: plain Python floats, one line per formula, no speed. The truth that tests compare against.
+"""The literal ZENITH: plain Python floats, one line per formula, no speed: what tests compare against.
 
 A parameter is a list of floats, a gradient too (None: no gradient), a group a dict with "params" (a list of
 parameters) and "lr", "momentum", "nesterov", "weight_decay", "maximize".

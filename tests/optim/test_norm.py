@@ -21,7 +21,8 @@ def embedding_gradient() -> Tensor:
     embedding = torch.nn.Embedding(20, 3, sparse=True)
     embedding(torch.tensor([1, 7, 7, 7])).square().sum().backward()
     grad = embedding.weight.grad
-    assert grad is not None and not grad.is_coalesced()
+    assert grad is not None
+    assert not grad.is_coalesced()
     return grad
 
 

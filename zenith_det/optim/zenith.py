@@ -460,9 +460,9 @@ class ZENITH(torch.optim.Optimizer):
         super().__setstate__(state)
         self._streak = _StreakReader()
         for group in self.param_groups:
-            # Groups of a torch.optim.SGD, perhaps.
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
+            # The loaded groups may be those of an optimizer that doesn't have all options.
+            for name in ("momentum", "nesterov", "weight_decay", "maximize", "fused"):
+                group.setdefault(name, self.defaults[name])
             _require(not group.get("dampening"), "dampening", group.get("dampening"), "0: ZENITH has none")
 
     # Errors.
