@@ -65,7 +65,9 @@ class LiteralZenith:
         n = norm
         if self.norm_source == "momentum":
             n = l2(b for i, j in places if (b := self.bufs[i][j]) is not None)
-        joins = self.finite_steps >= self.record_after and not (self.norm_source == "momentum" and n == 0)
+        no_training = norm == 0 and all(group["lr"] == 0 for group in self.groups)
+        no_momentum_yet = self.norm_source == "momentum" and n == 0
+        joins = self.finite_steps >= self.record_after and not no_training and not no_momentum_yet
         self.finite_steps += 1
         if joins:
             self.norms = (self.norms + [n])[-self.window :]

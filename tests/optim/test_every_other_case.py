@@ -818,6 +818,20 @@ def test_evaluation_and_saving_in_between_change_nothing() -> None:
     assert_same(snapshot(optimizer), snapshot(untouched))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_saving_by_torch_distributed_checkpoint_leaves_the_history(momentum: float) -> None:
+    state_dict = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    model = linear()
+    optimizer = ZENITH(model.parameters(), 0.1, momentum=momentum, window=3)
+    state_dict.get_optimizer_state_dict(model, optimizer)
+    assert optimizer.zenith_state()["recorded_steps"] == 0
+    drive(optimizer, model, 0, 5)
+    optimizer.zero_grad()
+    norms = optimizer.state_dict()["param_groups"][0]["zenith"]["norms"].clone()
+    saved = state_dict.get_optimizer_state_dict(model, optimizer)
+    assert_same(saved["param_groups"][0]["zenith"]["norms"], norms)
+
+
 # bad arguments
 
 

@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def _reader_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's counter of skipped steps is read at once, for there is nothing to wait for; a device's isn't."""
+    """The CPU's counter of skipped steps is read at once, with nothing to wait for; a device's isn't."""
     monkeypatch.setattr(_StreakReader, "read", lambda self, streak: 0)
 
 

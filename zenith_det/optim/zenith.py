@@ -285,10 +285,15 @@ class ZENITH(torch.optim.Optimizer):
 
     def _update_history(self, norm: Tensor, finite: Tensor, batches: list[_Batch]) -> Tensor:
         """Gradient norm in, r_t out."""
+        record = finite
+        if all(isinstance(group["lr"], float) and group["lr"] == 0 for group in self.param_groups):
+            # No training: torch.distributed.checkpoint steps with lr 0 and zero gradients to see the state.
+            record = finite & (norm > 0)
         if self.norm_source == "gradient":
-            return self._history.update(norm, finite, norm, finite)
+            return self._history.update(norm, record, norm, finite)
         velocity = _scalar(global_norm(b for batch in batches for b in batch.bufs if b is not None), norm)
-        return self._history.update(velocity, finite & (velocity > 0) & (velocity < math.inf), norm, finite)
+        record = finite & (velocity > 0) & (velocity < math.inf)
+        return self._history.update(velocity, record, norm, finite)
 
     def _move_history(self, device: torch.device) -> None:
         """Takes the history from the CPU, where it starts, to an accelerator that norms are on."""
