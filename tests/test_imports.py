@@ -63,6 +63,7 @@ def test_only_engines_import_engine_libraries(path: Path) -> None:
 
 @pytest.mark.parametrize("module", ["zenith_det", "zenith_det.optim"])
 def test_import_is_light(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torchvision', 'detectron2', 'cv2', 'fvcore') if m in sys.modules])"
+    heavy = ("torchvision", "detectron2", "cv2", "fvcore")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

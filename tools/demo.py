@@ -79,7 +79,9 @@ def collect(paths: list[Path]) -> list[Path]:
         elif not path.exists():
             raise UserError(f"--input {path}: no such file or folder")
         elif path.suffix.lower() not in IMAGES | VIDEOS:
-            raise UserError(f"--input {path}: neither an image nor a video ({', '.join(sorted(IMAGES | VIDEOS))})")
+            raise UserError(
+                f"--input {path}: neither an image nor a video ({', '.join(sorted(IMAGES | VIDEOS))})"
+            )
         else:
             found.append(path)
     if not found:

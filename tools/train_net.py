@@ -7,6 +7,7 @@ import os
 
 from zenith_det import cli
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
+from zenith_det.engines.options import RunOptions
 from zenith_det.engines.selection import EngineChoice, select_engine
 from zenith_det.training.distributed import launch
 
@@ -57,7 +58,9 @@ def argument_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="put ZENITH under any config: its step schedule (STEPS, GAMMA) is dropped",
     )
-    parser.add_argument("--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER")
+    parser.add_argument(
+        "--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER"
+    )
     parser.add_argument("--train-json", metavar="FILE", help="COCO-format annotations to train on")
     parser.add_argument("--train-images", metavar="DIR", help="where their images are")
     parser.add_argument("--val-json", metavar="FILE", help="COCO-format annotations to evaluate on")
@@ -102,9 +105,9 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace) -> int:
     if args.num_gpus == 0:
         loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
     if choice.name == "detectron2":
-        from zenith_det.engines.detectron2_engine.run import RunOptions, run
+        from zenith_det.engines.detectron2_engine.run import run
     else:
-        from zenith_det.engines.torchvision_engine.run import RunOptions, run
+        from zenith_det.engines.torchvision_engine.run import run
     launch(
         run,
         max(args.num_gpus, 1),

@@ -260,7 +260,9 @@ def test_imagenet_weights_with_caffe2_names_as_detectron2_loads_them(tmp_path: P
     theirs = build_detectron2_model(cfg)
     DetectionCheckpointer(theirs).load(str(path))
     expected = {
-        k: v for k, v in conversion.from_detectron2(theirs.state_dict()).items() if k.startswith("backbone.body.")
+        k: v
+        for k, v in conversion.from_detectron2(theirs.state_dict()).items()
+        if k.startswith("backbone.body.")
     }
     found = conversion.from_caffe2_resnet(read_weights(str(path)))
     assert set(found) == set(expected)
@@ -282,5 +284,3 @@ def caffe2_name(name: str) -> str:
         return f"{prefix}1_w" if rest[1] == "0" else f"{prefix}1_bn_{suffix[kind]}"
     branch = f"{prefix}2{'abc'[int(rest[0][-1]) - 1]}"
     return f"{branch}_w" if rest[0].startswith("conv") else f"{branch}_bn_{suffix[kind]}"
-
-

@@ -23,15 +23,27 @@ BASELINES = sorted(p.name for p in (ROOT / "configs" / "baselines").glob("*_rcnn
 
 
 def steps(config: Path, count: int, *opts: str) -> list[float]:
-    """Total losses of ``count`` training steps from scratch on two real images at a time."""
+    """Total losses of ``count`` training steps from scratch, a real image each."""
     loaded = load_config(
         str(config),
-        ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", *opts],
+        [
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.WEIGHTS",
+            "",
+            "SOLVER.IMS_PER_BATCH",
+            "1",
+            "DATALOADER.NUM_WORKERS",
+            "0",
+            *opts,
+        ],
     )
     cfg = loaded.cfg
     dataset = load_training_set(cfg)
     metadata = dataset.metadata
-    follow_dataset(loaded, metadata.name, metadata.num_classes, metadata.num_keypoints, metadata.keypoint_oks_sigmas)
+    follow_dataset(
+        loaded, metadata.name, metadata.num_classes, metadata.num_keypoints, metadata.keypoint_oks_sigmas
+    )
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
@@ -65,8 +77,8 @@ def test_full_size_config_takes_a_step(real_coco: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_baseline_takes_steps(real_coco: Path, name: str) -> None:
-    small = ["MODEL.RESNETS.NORM", "GN", "INPUT.MIN_SIZE_TRAIN", "(160,)", "INPUT.MAX_SIZE_TRAIN", "256"]
-    small += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(64, 64)"]
+    small = ["MODEL.RESNETS.NORM", "GN", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MAX_SIZE_TRAIN", "192"]
+    small += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(64, 64)", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"]
     losses = steps(ROOT / "configs" / "baselines" / name, 2, *small)
     assert all(0 < loss < 100 for loss in losses)
 

@@ -42,7 +42,9 @@ def train_net(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-def small_run(data: SmallSet, task: str, output: Path, max_iter: int, *flags: str) -> subprocess.CompletedProcess[str]:
+def small_run(
+    data: SmallSet, task: str, output: Path, max_iter: int, *flags: str
+) -> subprocess.CompletedProcess[str]:
     config = str(ROOT / "configs" / "quickstart" / f"{task}_rcnn_zenith.yaml")
     return train_net(
         "--config-file", config, *data.flags, *flags, *SMALL,
@@ -85,7 +87,9 @@ def test_a_run_leaves_the_files_that_scripts_look_for(mask_run: tuple[Path, str]
 def test_what_a_run_says(mask_run: tuple[Path, str]) -> None:
     _, printed = mask_run
     assert "engine: torchvision (asked for)" in printed
-    assert re.search(r"\d+ images, batch 4, 6 iterations = [\d.]+ epochs, ZENITH: eta0 = 0\.02, window = 3", printed)
+    assert re.search(
+        r"\d+ images, batch 4, 6 iterations = [\d.]+ epochs, ZENITH: eta0 = 0\.02, window = 3", printed
+    )
     assert "copypaste: Task: bbox" in printed
     assert "copypaste: Task: segm" in printed
     assert "copypaste: AP,AP50,AP75,APs,APm,APl" in printed
@@ -107,7 +111,9 @@ def test_every_checkpoint_loads_safely(mask_run: tuple[Path, str]) -> None:
         assert {"model", "optimizer", "scheduler", "iteration", "seed", "dataset"} <= set(state)
 
 
-def test_eval_only_repeats_the_evaluation_from_the_saved_config(mask_run: tuple[Path, str], tmp_path: Path) -> None:
+def test_eval_only_repeats_the_evaluation_from_the_saved_config(
+    mask_run: tuple[Path, str], tmp_path: Path
+) -> None:
     output, _ = mask_run
     done = train_net(
         "--config-file", str(output / "config.yaml"), "--eval-only",
@@ -154,7 +160,9 @@ def test_accumulation_sees_the_same_images(shapes: SmallSet, tmp_path: Path) -> 
 
 def test_settings_without_effect_are_named(shapes: SmallSet, tmp_path: Path) -> None:
     done = small_run(shapes, "faster", tmp_path, 1, "SOLVER.STEPS", "(1, 2)")
-    assert re.search(r"not used under ZENITH with WarmupZenithLR: SOLVER\.STEPS \(from command line\)", done.stdout)
+    assert re.search(
+        r"not used under ZENITH with WarmupZenithLR: SOLVER\.STEPS \(from command line\)", done.stdout
+    )
 
 
 # ---- mistakes: one line, exit code 2, no traceback
@@ -185,7 +193,9 @@ def edited(data: SmallSet, tmp_path: Path, change: object) -> SmallSet:
 
 def test_mistake_typo_in_a_key(tmp_path: Path) -> None:
     config = tmp_path / "typo.yaml"
-    config.write_text(f'_BASE_: "{ROOT}/configs/quickstart/mask_rcnn_zenith.yaml"\nSOLVER:\n  BASE_LT: 0.01\n')
+    config.write_text(
+        f'_BASE_: "{ROOT}/configs/quickstart/mask_rcnn_zenith.yaml"\nSOLVER:\n  BASE_LT: 0.01\n'
+    )
     expect_one_line(train_net("--config-file", str(config)), "SOLVER.BASE_LT", "typo.yaml", "SOLVER.BASE_LR")
 
 

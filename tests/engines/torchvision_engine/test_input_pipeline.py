@@ -21,9 +21,7 @@ from zenith_det.engines.torchvision_engine.masks import polygons_to_bitmap
 from zenith_det.errors import DatasetError
 
 NAMES = ("nose", "left_eye", "right_eye")
-METADATA = DatasetMetadata(
-    "painted", "", "", ("thing",), {1: 0}, NAMES, (("left_eye", "right_eye"),)
-)
+METADATA = DatasetMetadata("painted", "", "", ("thing",), {1: 0}, NAMES, (("left_eye", "right_eye"),))
 WIDTH, HEIGHT = 60, 40
 
 
@@ -80,7 +78,11 @@ def test_box_and_masks_stay_on_the_painted_object(record: dict, flip: str, mask_
         box = [float(columns.min()), float(rows.min()), float(columns.max()) + 1, float(rows.max()) + 1]
         assert targets.boxes[0].tolist() == pytest.approx(box, abs=1.0)
         for mask in targets.masks:
-            bitmap = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(polygons_to_bitmap(mask, 80, 120))
+            bitmap = (
+                mask
+                if isinstance(mask, torch.Tensor)
+                else torch.from_numpy(polygons_to_bitmap(mask, 80, 120))
+            )
             assert (bitmap & painted).sum() / (bitmap | painted).sum() > 0.95
 
 

@@ -115,7 +115,9 @@ def test_pooling_is_aligned() -> None:
     assert AlignedPooler(4, [1], 0, False)([ramp], box)[0, 0, 0].tolist() != pytest.approx(aligned.tolist())
 
 
-@pytest.mark.parametrize(("side", "level"), [(20, 0), (111, 0), (113, 1), (223, 1), (225, 2), (449, 3), (2000, 3)])
+@pytest.mark.parametrize(
+    ("side", "level"), [(20, 0), (111, 0), (113, 1), (223, 1), (225, 2), (449, 3), (2000, 3)]
+)
 def test_boxes_go_to_their_level(side: int, level: int) -> None:
     features = [torch.full((1, 1, 512 >> i, 512 >> i), float(i)) for i in range(4)]
     pooled = AlignedPooler(2, [4, 8, 16, 32], 2, True)(features, [torch.tensor([[0.0, 0.0, side, side]])])

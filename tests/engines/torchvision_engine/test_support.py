@@ -42,7 +42,9 @@ def test_refused(key: str, value: object) -> None:
 
 def test_the_file_that_set_the_key_is_named(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
-    config.write_text(f'_BASE_: "{Path("configs/mask_rcnn_zenith.yaml").absolute()}"\nINPUT:\n  CROP:\n    ENABLED: True\n')
+    config.write_text(
+        f'_BASE_: "{Path("configs/mask_rcnn_zenith.yaml").absolute()}"\nINPUT:\n  CROP:\n    ENABLED: True\n'
+    )
     with pytest.raises(ConfigError, match=r"INPUT\.CROP\.ENABLED = True .*mine\.yaml"):
         check_supported(load_config(str(config)))
 

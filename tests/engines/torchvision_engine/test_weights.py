@@ -19,7 +19,8 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @pytest.mark.parametrize(
-    ("image_format", "std"), [("BGR", [1.0, 1.0, 1.0]), ("BGR", [57.375, 57.12, 58.395]), ("RGB", [58.395, 57.12, 57.375])]
+    ("image_format", "std"),
+    [("BGR", [1.0, 1.0, 1.0]), ("BGR", [57.375, 57.12, 58.395]), ("RGB", [58.395, 57.12, 57.375])],
 )
 def test_a_torchvision_backbone_sees_the_input_it_was_trained_on(
     tmp_path: Path, image_format: str, std: list[float]
@@ -42,7 +43,9 @@ def test_a_torchvision_backbone_sees_the_input_it_was_trained_on(
     assert all(name.startswith("backbone.body") for name in report.matched)
     assert not report.unexpected
     rgb = torch.randint(0, 256, (3, 64, 64)).float()
-    normalized = (rgb / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    normalized = (rgb / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(
+        3, 1, 1
+    )
     ours = rgb if image_format == "RGB" else rgb.flip(0)
     ours = (ours - model.pixel_mean) / model.pixel_std
     with torch.no_grad():
@@ -63,7 +66,9 @@ def test_torchvision_strides_elsewhere_in_a_bottleneck(tmp_path: Path) -> None:
         load_weights(cfg, build_model(cfg))
 
 
-@pytest.mark.parametrize(("task", "build"), [("mask", maskrcnn_resnet50_fpn), ("keypoint", keypointrcnn_resnet50_fpn)])
+@pytest.mark.parametrize(
+    ("task", "build"), [("mask", maskrcnn_resnet50_fpn), ("keypoint", keypointrcnn_resnet50_fpn)]
+)
 def test_torchvision_detectors_load_whole_with_the_background_moved(task: str, build: object) -> None:
     assert callable(build)
     classes = 3 if task == "mask" else 1
@@ -109,7 +114,7 @@ def test_91_outputs_of_torchvisions_coco_models_become_80() -> None:
 
 def test_weight_names() -> None:
     assert torchvision_url("ResNet50_Weights.IMAGENET1K_V1").startswith("https://")
-    with pytest.raises(CheckpointError, match="no weights 'ResNet51_Weights.IMAGENET1K_V1'"):
+    with pytest.raises(CheckpointError, match=r"no weights 'ResNet51_Weights\.IMAGENET1K_V1'"):
         torchvision_url("ResNet51_Weights.IMAGENET1K_V1")
 
 

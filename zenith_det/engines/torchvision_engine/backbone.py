@@ -102,7 +102,8 @@ def _batch_norm_to_constant(module: nn.Module) -> nn.Module:
         if module.affine:
             frozen.weight.data = module.weight.data.clone().detach()
             frozen.bias.data = module.bias.data.clone().detach()
-        assert module.running_mean is not None and module.running_var is not None
+        assert module.running_mean is not None
+        assert module.running_var is not None
         frozen.running_mean.data = module.running_mean.data.clone()
         frozen.running_var.data = module.running_var.data.clone()
         return frozen

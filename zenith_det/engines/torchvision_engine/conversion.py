@@ -62,9 +62,7 @@ def from_detectron2(weights: Mapping[str, Tensor], lowest_level: int = 2) -> Wei
     Raises:
         CheckpointError: a name that no rule covers: another architecture than FPN R-CNN.
     """
-    return {
-        _from_detectron2(k, lowest_level): v for k, v in weights.items() if not _CONSTANTS.search(k)
-    }
+    return {_from_detectron2(k, lowest_level): v for k, v in weights.items() if not _CONSTANTS.search(k)}
 
 
 def is_detectron2(weights: Mapping[str, Tensor]) -> bool:
@@ -92,7 +90,9 @@ def _to_detectron2(name: str, lowest: int, rpn_convs: int) -> str:
         return f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.{'norm.' if m[2] == '1' else ''}{m[3]}"
     if m := re.match(r"roi_heads\.keypoint_head\.(\d+)\.(.+)$", name):
         return f"roi_heads.keypoint_head.conv_fcn{int(m[1]) // 2 + 1}.{m[2]}"
-    raise CheckpointError(f"weight {name!r} has no counterpart in Detectron2's FPN R-CNN: it can't be converted")
+    raise CheckpointError(
+        f"weight {name!r} has no counterpart in Detectron2's FPN R-CNN: it can't be converted"
+    )
 
 
 def _from_detectron2(name: str, lowest: int) -> str:
@@ -228,7 +228,9 @@ def from_torchvision_detector(weights: Mapping[str, Tensor], num_classes: int) -
         scores = result[f"roi_heads.box_predictor.cls_score.{kind}"]
         result[f"roi_heads.box_predictor.cls_score.{kind}"] = scores[[*ids, 0]]
         boxes = result[f"roi_heads.box_predictor.bbox_pred.{kind}"]
-        result[f"roi_heads.box_predictor.bbox_pred.{kind}"] = boxes.unflatten(0, (outputs, 4))[ids].flatten(0, 1)
+        result[f"roi_heads.box_predictor.bbox_pred.{kind}"] = boxes.unflatten(0, (outputs, 4))[ids].flatten(
+            0, 1
+        )
         masks = result.get(f"roi_heads.mask_predictor.mask_fcn_logits.{kind}")
         if masks is not None:
             result[f"roi_heads.mask_predictor.mask_fcn_logits.{kind}"] = masks[ids]

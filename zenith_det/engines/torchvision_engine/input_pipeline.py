@@ -128,7 +128,9 @@ class TrainingMapper:
             boxes=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(count, 4)),
             classes=torch.tensor(classes, dtype=torch.int64),
             masks=masks if self.masks else None,
-            keypoints=torch.from_numpy(np.array(keypoints, dtype=np.float32).reshape(count, self.keypoints, 3))
+            keypoints=torch.from_numpy(
+                np.array(keypoints, dtype=np.float32).reshape(count, self.keypoints, 3)
+            )
             if self.keypoints
             else None,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-Mask = list[np.ndarray] | Tensor | None
+Mask: TypeAlias = list[np.ndarray] | Tensor | None
 """One ground-truth mask: polygons (flat ``x0, y0, x1, …``), a bool bitmap ``(H, W)``, or none known."""
 
 PASTE_CHUNK_ELEMENTS = 2**28 // 4

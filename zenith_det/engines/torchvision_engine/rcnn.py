@@ -72,9 +72,7 @@ def to_original_size(
         input_size, output_size: (height, width) in pixels.
     """
     height, width = output_size
-    scale = torch.tensor(
-        [width / input_size[1], height / input_size[0]], device=detection["boxes"].device
-    )
+    scale = torch.tensor([width / input_size[1], height / input_size[0]], device=detection["boxes"].device)
     boxes = box_ops.clip_boxes_to_image(detection["boxes"] * scale.repeat(2), output_size)
     keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
     result = {k: v[keep] for k, v in detection.items()}

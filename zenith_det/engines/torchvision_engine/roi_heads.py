@@ -274,7 +274,10 @@ class ROIHeads(nn.Module):
             return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
         fg = (classes < self.num_classes).nonzero().squeeze(1)
         matched = torch.cat(
-            [s.targets.boxes[s.matched] if len(s.targets.boxes) else torch.zeros_like(s.boxes) for s in sampled]
+            [
+                s.targets.boxes[s.matched] if len(s.targets.boxes) else torch.zeros_like(s.boxes)
+                for s in sampled
+            ]
         )
         if self.class_agnostic:
             fg_deltas = deltas[fg]

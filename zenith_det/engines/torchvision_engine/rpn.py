@@ -46,7 +46,7 @@ class UnroundedAnchors(AnchorGenerator):
         scales: tuple[float, ...],
         aspect_ratios: tuple[float, ...],
         dtype: torch.dtype = torch.float32,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device | str = "cpu",
     ) -> Tensor:
         """The anchors of one cell, ``(A, 4)``, centred on the origin; sizes outermost, as in Detectron2."""
         anchors = []

@@ -6,7 +6,7 @@ import logging
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from zenith_det.data import (
     load_coco_dataset,
     read_image,
 )
+from zenith_det.engines.options import RunOptions
 from zenith_det.engines.torchvision_engine import inference
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
@@ -51,21 +52,6 @@ from zenith_det.training.run_record import prepare_output_dir, start_line, unuse
 logger = logging.getLogger(__name__)
 
 PICTURED_IMAGES = 6
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line says beside the configuration.
-
-    Attributes:
-        resume: go on from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
-        eval_only: evaluate ``MODEL.WEIGHTS`` and stop.
-        epochs: length of the run in passes over the data; overrides ``SOLVER.MAX_ITER``.
-    """
-
-    resume: bool = False
-    eval_only: bool = False
-    epochs: float | None = None
 
 
 def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
@@ -131,7 +117,9 @@ def dataset_sources(cfg: CfgNode, kind: str) -> list[Any]:
     json_file, images = cfg.DATASETS[f"{prefix}_JSON"], cfg.DATASETS[f"{prefix}_IMAGES"]
     if bool(json_file) != bool(images):
         missing = f"--{prefix.lower()}-{'images' if json_file else 'json'}"
-        raise ConfigError(f"DATASETS.{prefix}_JSON and DATASETS.{prefix}_IMAGES go together: give {missing} too")
+        raise ConfigError(
+            f"DATASETS.{prefix}_JSON and DATASETS.{prefix}_IMAGES go together: give {missing} too"
+        )
     return [(json_file, images)] if json_file else list(cfg.DATASETS[kind])
 
 

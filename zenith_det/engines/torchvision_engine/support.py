@@ -68,9 +68,9 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "MODEL.META_ARCHITECTURE": lambda v, _: v == "GeneralizedRCNN",
     "MODEL.BACKBONE.NAME": lambda v, _: v == "build_resnet_fpn_backbone",
     "MODEL.BACKBONE.FREEZE_AT": lambda v, _: 0 <= v <= 5,
-    "MODEL.FPN.IN_FEATURES": lambda v, _: len(v) > 0 and tuple(v) == STAGES[STAGES.index(v[0]) :]
-    if v and v[0] in STAGES
-    else False,
+    "MODEL.FPN.IN_FEATURES": lambda v, _: (
+        len(v) > 0 and tuple(v) == STAGES[STAGES.index(v[0]) :] if v and v[0] in STAGES else False
+    ),
     "MODEL.FPN.NORM": lambda v, _: v in ("", *NORM_LAYERS),
     "MODEL.FPN.FUSE_TYPE": lambda v, _: v == "sum",
     "MODEL.PROPOSAL_GENERATOR.NAME": lambda v, _: v == "RPN",
@@ -99,7 +99,9 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": lambda v, _: v in ("ROIAlign", "ROIAlignV2"),
     "MODEL.RESNETS.DEPTH": lambda v, _: v in RESNETS,
     "MODEL.RESNETS.NORM": lambda v, _: v in NORM_LAYERS,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": lambda v, cfg: v == (64 if cfg.MODEL.RESNETS.DEPTH in (18, 34) else 256),
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": lambda v, cfg: (
+        v == (64 if cfg.MODEL.RESNETS.DEPTH in (18, 34) else 256)
+    ),
     "INPUT.FORMAT": lambda v, _: v in ("BGR", "RGB"),
     "INPUT.MASK_FORMAT": lambda v, _: v in ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": lambda v, _: v in ("horizontal", "vertical", "none"),

@@ -163,7 +163,9 @@ class Trainer:
         """Fetch the losses since the last call in one transfer, average them over ranks, and log."""
         if self._losses:
             names = list(self._losses[0][1])
-            table = torch.stack([torch.stack([losses[n] for n in names]) for _, losses in self._losses]).float()
+            table = torch.stack(
+                [torch.stack([losses[n] for n in names]) for _, losses in self._losses]
+            ).float()
             rows = table.cpu().tolist()
             if get_world_size() > 1:
                 gathered = all_gather_objects(rows)
