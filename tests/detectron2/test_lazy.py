@@ -150,7 +150,9 @@ def test_multiplier_refuses_bad_arguments() -> None:
 
 
 def test_import_of_the_package_stays_light() -> None:
-    code = "import sys, zenith_det.engines.detectron2_engine as e; e.__all__; print('detectron2' in sys.modules)"
+    code = (
+        "import sys, zenith_det.engines.detectron2_engine as e; e.__all__; print('detectron2' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert known_cfg(Path()).SOLVER.OPTIMIZER == "ZENITH"

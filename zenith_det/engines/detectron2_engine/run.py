@@ -15,7 +15,7 @@ import torch
 from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.engine import default_setup, hooks
+from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -77,8 +77,6 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
     trainer.checkpointer.facts = dataset_facts(metadata, cfg)
     trainer.resume_or_load(resume=options.resume)
     _describe(loaded, trainer, num_images)
-    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST:
-        trainer.register_hooks([hooks.EvalHook(0, lambda: trainer.test_with_tta(cfg, trainer.model))])
     try:
         trainer.train()
     except FloatingPointError as error:

@@ -189,7 +189,13 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             allow_mismatch=self.cfg.MODEL.WEIGHTS_ALLOW_MISMATCH,
             trainer=weakref.proxy(self),
         )
-        return [*super().build_hooks(), DataOrder()]
+        built = [*super().build_hooks(), DataOrder()]
+        if self.cfg.TEST.AUG.ENABLED and self.cfg.DATASETS.TEST:
+            # Before the writers: they close when training ends.
+            writers = [i for i, hook in enumerate(built) if isinstance(hook, hooks.PeriodicWriter)]
+            place = writers[0] if writers else len(built)
+            built.insert(place, hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
+        return built
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with a ``metrics.json`` that stays one run's when it is resumed."""
