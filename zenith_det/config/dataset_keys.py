@@ -39,12 +39,14 @@ def follow_dataset(
                 "give a keypoint dataset, or a config without keypoints"
             )
         wanted[KEYPOINT_KEY] = (num_keypoints, "keypoints")
+    # The number of classes of a head that the model doesn't have contradicts nothing.
+    idle = CLASS_KEYS[0] if loaded.cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else CLASS_KEYS[1]
     for key, (number, what) in wanted.items():
         section, name = key.rsplit(".", 1)
         node = loaded.cfg
         for part in section.split("."):
             node = node[part]
-        if key in loaded.sources and node[name] != number:
+        if key in loaded.sources and key != idle and node[name] != number:
             raise ConfigError(
                 f"{key} is {node[name]}{_from(loaded, key)}, but {dataset} has {number} {what}: leave the key "
                 "out, it follows the training set"
