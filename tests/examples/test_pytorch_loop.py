@@ -1,4 +1,4 @@
-"""The example of ZENITH alone in a PyTorch loop runs, learns, and shows a learning rate that falls by itself."""
+"""The example of ZENITH in a plain PyTorch loop runs, learns, and shows a learning rate that falls."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_agrees_with_literal_over_thousands_of_steps(name: str, fused: bool | None) -> None:
     options = {"window": 20, **OPTIONS[name]}
     twins = Twins(fused=fused, **options)
-    for step in range(2000):
-        twins.draw(size=math.exp(-step / 600) * (1 + 0.3 * math.sin(step / 50)), missing=0.1)
+    for step in range(2000 if fused is None else 1000):
+        twins.draw(size=math.exp(-step / 400) * (1 + 0.3 * math.sin(step / 50)), missing=0.1)
         if step % 97 in (0, 50, 51):  # the very first step too
             twins.params[step % 2].grad = torch.full_like(
                 twins.params[step % 2], (math.inf, math.nan)[step % 2]
@@ -64,7 +64,7 @@ def test_agrees_with_literal_over_thousands_of_steps(name: str, fused: bool | No
     twins.assert_agree()
     # The run was worth comparing: the ratio did move.
     assert twins.literal.ratio < 0.9
-    assert twins.literal.skipped > 50
+    assert twins.literal.skipped > 25
 
 
 def test_agrees_in_float32() -> None:

@@ -498,24 +498,42 @@ def test_mixed_dtypes_update_once_each(momentum: float) -> None:
         torch.testing.assert_close(p.to(q.dtype), q, rtol=rel, atol=rel)
 
 
-@pytest.mark.parametrize("gradient", ["channels_last", "contiguous"])
-@pytest.mark.parametrize("parameter", ["channels_last", "contiguous", "strided"])
-def test_channels_last_and_strided_parameters(parameter: str, gradient: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_parameters_are_updated_in_float32_by_both_paths(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    fused, unfused = (nn.Parameter(torch.linspace(-2, 2, 500).to(dtype)) for _ in range(2))
+    optimizers = [
+        ZENITH([p], 0.1, momentum=0.9, nesterov=True, weight_decay=0.01, window=2, fused=choice)
+        for p, choice in ((fused, True), (unfused, False))
+    ]
+    for _ in range(5):
+        fused.grad = torch.randn(500).to(dtype)
+        unfused.grad = fused.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    differing = (fused != unfused).float().mean()
+    assert differing < 0.02, "not rounded once"
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "channels_last": lambda t: t.clone(memory_format=torch.channels_last),
+    "contiguous": lambda t: t.clone(memory_format=torch.contiguous_format),
+    "with gaps": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("gradient", LAYOUTS)
+@pytest.mark.parametrize("parameter", LAYOUTS)
+def test_channels_last_and_strided_parameters(parameter: str, gradient: str, momentum: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(8, 6, 3, 3)
-    stored = {
-        "channels_last": weight.to(memory_format=torch.channels_last),
-        "contiguous": weight,
-        "strided": weight.repeat_interleave(2, dim=3)[..., ::2],
-    }[parameter]
-    p, q = nn.Parameter(stored), nn.Parameter(weight.clone())
-    assert parameter != "strided" or not p.is_contiguous()
-    optimizer = ZENITH([p], 0.1, momentum=0.9, weight_decay=0.1, min_ratio=1.0)
-    sgd = torch.optim.SGD([q], 0.1, momentum=0.9, weight_decay=0.1)
+    p, q = nn.Parameter(LAYOUTS[parameter](weight)), nn.Parameter(weight.clone())
+    optimizer = ZENITH([p], 0.1, momentum=momentum, weight_decay=0.1, min_ratio=1.0)
+    sgd = torch.optim.SGD([q], 0.1, momentum=momentum, weight_decay=0.1)
     for _ in range(3):
         q.grad = torch.randn(8, 6, 3, 3)
-        memory_format = torch.channels_last if gradient == "channels_last" else torch.contiguous_format
-        p.grad = q.grad.clone(memory_format=memory_format)
+        p.grad = LAYOUTS[gradient](q.grad)
         optimizer.step()
         sgd.step()
         assert optimizer.zenith_state()["grad_norm"] == pytest.approx(float(q.grad.norm()), rel=1e-6)
@@ -727,6 +745,16 @@ def test_loading_with_a_longer_window_holds_the_ratio_until_it_is_full() -> None
     state = long.zenith_state()
     assert state["ratio"] == pytest.approx(state["window_mean"] / zenith)
     assert state["ratio"] != ratio
+
+
+def test_loading_replaces_a_history_that_is_there() -> None:
+    model = linear()
+    short, used = (ZENITH(model.parameters(), 0.1, window=w) for w in (2, 4))
+    drive(short, model, 0, 5)
+    drive(used, model, 5, 12)
+    used.load_state_dict(short.state_dict())
+    norms = used.state_dict()["param_groups"][0]["zenith"]["norms"]
+    assert norms.isnan().tolist() == [True, True, False, False]
 
 
 def test_loading_a_state_of_torch_sgd_warns_and_keeps_its_momentum(caplog: pytest.LogCaptureFixture) -> None:

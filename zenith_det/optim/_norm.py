@@ -52,8 +52,10 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     if not norms:
         return torch.zeros((), dtype=torch.float64)
     home = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
-    together = torch.cat([n.to(home, accumulate_dtype(home), non_blocking=True) for n in norms])
-    return torch.linalg.vector_norm(together)
+    dtype = accumulate_dtype(home)
+    if len(norms) > 1:
+        norms = [torch.cat([n.to(home, dtype, non_blocking=True) for n in norms])]
+    return torch.linalg.vector_norm(norms[0], dtype=dtype)
 
 
 def accumulate_dtype(device: torch.device) -> torch.dtype:

@@ -35,16 +35,22 @@ class Scalars(NamedTuple):
 
 def fused_supports(param: Tensor, grad: Tensor, buf: Tensor | None) -> bool:
     """Whether torch's fused kernel computes the update of this parameter (and does not merely run)."""
-    if grad.layout is not torch.strided or param.dtype not in _FUSED_DTYPES:
+    if (
+        grad.layout is not torch.strided
+        or grad.dtype is not param.dtype
+        or param.dtype not in _FUSED_DTYPES
+        or not (param.is_cpu or param.is_cuda)
+    ):
         return False
     # The CPU kernel walks all three in memory order without a look at their strides.
     if param.is_contiguous() and grad.is_contiguous() and (buf is None or buf.is_contiguous()):
-        same_layout = True
-    else:
-        stride = param.stride()
-        same_layout = grad.stride() == stride and (buf is None or buf.stride() == stride)
-        same_layout = same_layout and bool(torch.ops.aten.is_non_overlapping_and_dense(param))
-    return same_layout and grad.dtype is param.dtype and (param.is_cpu or param.is_cuda)
+        return True
+    stride = param.stride()
+    return (
+        grad.stride() == stride
+        and (buf is None or buf.stride() == stride)
+        and bool(torch.ops.aten.is_non_overlapping_and_dense(param))
+    )
 
 
 def sgd_(
