@@ -39,12 +39,14 @@ TASKS = ("instances", "keypoints")
 SHAPE_NAMES = ("rectangle", "ellipse", "triangle", "star", "ring", "cross")
 
 #: Changes whenever the same settings give other bytes, so that a set made by an older version is made again.
-VERSION = 1
+VERSION = 2
 #: Masks are drawn this many times larger than the image, then averaged down: smooth edges.
 SUPERSAMPLE = 4
 #: An object with less than this part of it in view is not drawn at all (and so not annotated).
 MIN_VISIBLE = 0.4
 MIN_VISIBLE_PIXELS = 30
+#: The share of objects in a colour typical of their class, and how far hues stray (of 180, as in OpenCV).
+TYPICAL_SHARE, TYPICAL_SPREAD = 0.8, 14.0
 MIN_SIZE, MAX_SIZE = 48, 4096
 SETTINGS_FILE = "generator.json"
 
@@ -99,6 +101,18 @@ def _contrasting(rng: np.random.Generator, other: FloatArray, distance: float = 
         if float(np.abs(colour - other).sum()) > 1.7 * distance:
             return colour
     return np.where(other > 128, 30, 225).astype(np.float32)
+
+
+def _typical_colour(rng: np.random.Generator, category: int, other: FloatArray) -> FloatArray:
+    """A colour that the class often has: most objects of a class lie around one hue, some have any colour."""
+    if rng.random() < TYPICAL_SHARE:
+        for _ in range(8):
+            hue = (category * 180 / len(SHAPE_NAMES) + rng.normal(0, TYPICAL_SPREAD)) % 180
+            hsv = np.array([[[hue, rng.uniform(110, 255), rng.uniform(80, 255)]]], np.float32).astype(np.uint8)
+            colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
+            if np.abs(colour - other).max() >= 60:
+                return np.asarray(colour, dtype=np.float32)
+    return _contrasting(rng, other)
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> FloatArray:
@@ -203,14 +217,15 @@ def _fill(contours: list[FloatArray], size: float, x: float, y: float) -> tuple[
     return left, top, mask
 
 
-def _surface(rng: np.random.Generator) -> Callable[[FloatArray], FloatArray]:
-    """How an object looks: two near colours with a texture, lit from a side, unlike what lies under it."""
+def _surface(rng: np.random.Generator, category: int = -1) -> Callable[[FloatArray], FloatArray]:
+    """How a thing looks: two near colours with a texture, lit from a side, unlike what lies under it."""
     seed = int(rng.integers(2**63))
 
     def paint(under: FloatArray) -> FloatArray:
         own = np.random.default_rng(seed)
         height, width = under.shape[:2]
-        first = _contrasting(own, under.mean(axis=(0, 1)))
+        below = under.mean(axis=(0, 1))
+        first = _contrasting(own, below) if category < 0 else _typical_colour(own, category, below)
         second = np.clip(first + own.uniform(-80, 80, 3).astype(np.float32), 0, 255)
         picture = _texture(own, height, width, first, second) * _shade(
             own, height, width, own.uniform(0.1, 0.6)
@@ -224,7 +239,7 @@ def _shape(rng: np.random.Generator, category: int, size: float, x: float, y: fl
     turn = _rotation(rng.uniform(0, 2 * math.pi))
     contours = [contour @ turn for contour in _outline(rng, SHAPE_NAMES[category])]
     left, top, mask = _fill(contours, size, x, y)
-    return _Sprite(left, top, mask, _surface(rng), category, shadow=float(rng.choice([0.0, 0.35])))
+    return _Sprite(left, top, mask, _surface(rng, category), category, shadow=float(rng.choice([0.0, 0.35])))
 
 
 def _distractor(rng: np.random.Generator, extent: int, x: float, y: float) -> _Sprite:
@@ -454,7 +469,7 @@ def _layout(rng: np.random.Generator, task: str, height: int, width: int) -> lis
     figures = task == "keypoints"
     smallest, largest = (40.0, 110.0) if figures else (10.0, 100.0)
     largest = max(min(largest, 0.8 * extent), smallest + 1)
-    count = 1 + rng.poisson((1.2 if figures else 3.5) * min(max(area, 0.3), 6))
+    count = 1 + rng.poisson((1.2 if figures else 4.5) * min(max(area, 0.3), 6))
     taken: list[tuple[float, float, float]] = []
     for _ in range(count):
         share = rng.beta(2, 1.6)

@@ -156,6 +156,24 @@ def test_depths_build(depth: int) -> None:
     assert sum(p.numel() for p in build_model(loaded.cfg).parameters()) > 1e6
 
 
+def test_a_backbone_without_its_last_stage() -> None:
+    """As Detectron2 builds it: no weights that nothing uses, and images padded to the last stage's stride."""
+    loaded = small_config(
+        "faster",
+        MODEL__RESNETS__OUT_FEATURES=["res2", "res3", "res4"],
+        MODEL__FPN__IN_FEATURES=["res2", "res3", "res4"],
+        MODEL__RPN__IN_FEATURES=["p2", "p3", "p4", "p5"],
+        MODEL__ROI_HEADS__IN_FEATURES=["p2", "p3", "p4"],
+        MODEL__ANCHOR_GENERATOR__SIZES=[[8], [16], [32], [64]],
+    )
+    check_supported(loaded)
+    model = build_model(loaded.cfg)
+    assert not any(name.startswith("backbone.body.layer4") for name in model.state_dict())
+    assert model.backbone.size_divisibility == 16
+    sum(model(samples(square_targets(), no_targets())).values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_mask_targets_agree_between_polygons_and_bitmaps() -> None:
     polygon = [np.array([10.0, 8.0, 50.0, 14.0, 40.0, 56.0, 12.0, 44.0])]
     bitmap = torch.from_numpy(polygons_to_bitmap(polygon, 64, 64))

@@ -21,7 +21,8 @@ NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "GN": partial(nn.GroupNorm, 32),
 }
 RESNETS = {18: resnet.resnet18, 34: resnet.resnet34, 50: resnet.resnet50, 101: resnet.resnet101}
-STAGES = ("res2", "res3", "res4", "res5")
+LAYERS = {"res2": "layer1", "res3": "layer2", "res4": "layer3", "res5": "layer4"}
+STAGES = tuple(LAYERS)
 
 
 def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
@@ -30,17 +31,15 @@ def norm_layer(name: str) -> Callable[[int], nn.Module] | None:
 
 
 class ResNetFPN(nn.Module):
-    """A torchvision ResNet whose stages ``res2`` … ``res5`` feed torchvision's feature pyramid.
+    """A torchvision ResNet whose stages, ``res2`` … ``res5`` or a part of them, feed torchvision's pyramid.
 
     What Detectron2 does otherwise than torchvision, done here: the stride of a bottleneck on its
     1×1 convolution (``STRIDE_IN_1X1``), freezing by stage with the batch norms of frozen stages
-    turned into constants, and the norms GN and SyncBN.
+    turned into constants, the norms GN and SyncBN, and no stage past the last that the pyramid uses.
 
     Args:
         cfg: reads ``MODEL.RESNETS``, ``MODEL.FPN`` and ``MODEL.BACKBONE.FREEZE_AT``.
     """
-
-    size_divisibility = 32
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
@@ -49,11 +48,13 @@ class ResNetFPN(nn.Module):
         del body.fc, body.avgpool
         if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
             _move_stride_to_1x1(body)
+        in_features = list(cfg.MODEL.FPN.IN_FEATURES)
+        for name in STAGES[STAGES.index(in_features[-1]) + 1 :]:
+            setattr(body, LAYERS[name], nn.Identity())
         _freeze_stages(body, cfg.MODEL.BACKBONE.FREEZE_AT)
         self.body = body
 
         channels = 64 if depth in (18, 34) else 256
-        in_features = list(cfg.MODEL.FPN.IN_FEATURES)
         self.in_features = in_features
         self.fpn = FeaturePyramidNetwork(
             [channels * 2 ** STAGES.index(name) for name in in_features],
@@ -64,17 +65,28 @@ class ResNetFPN(nn.Module):
         first = STAGES.index(in_features[0]) + 2
         names = [f"p{first + i}" for i in range(len(in_features) + 1)]
         self.strides = {name: 2 ** int(name[1:]) for name in names}
+        # As in Detectron2: up to the last stage, not to the level that is pooled from it.
+        self.size_divisibility = self.strides[names[-2]]
         self.out_channels = cfg.MODEL.FPN.OUT_CHANNELS
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``(N, 3, H, W)``, H and W multiples of 32, to maps ``(N, C, H / 2^l, W / 2^l)`` by name ``p{l}``."""
+        """A batch to feature maps by name.
+
+        Args:
+            images: ``(N, 3, H, W)``, H and W multiples of ``size_divisibility``.
+
+        Returns:
+            ``p{l}``: ``(N, out_channels, H / 2^l, W / 2^l)``.
+        """
         body = self.body
         x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
         features: OrderedDict[str, Tensor] = OrderedDict()
-        for name, stage in zip(STAGES, (body.layer1, body.layer2, body.layer3, body.layer4)):
-            x = stage(x)
+        for name in STAGES:
+            x = getattr(body, LAYERS[name])(x)
             if name in self.in_features:
                 features[name] = x
+            if name == self.in_features[-1]:
+                break
         return dict(zip(self.strides, self.fpn(features).values()))
 
 
@@ -86,7 +98,7 @@ def _move_stride_to_1x1(body: resnet.ResNet) -> None:
 
 def _freeze_stages(body: resnet.ResNet, freeze_at: int) -> None:
     stages = [[("conv1", body), ("bn1", body)]]
-    stages += [[(name, body)] for name in ("layer1", "layer2", "layer3", "layer4")]
+    stages += [[(name, body)] for name in LAYERS.values()]
     for stage in stages[:freeze_at]:
         for name, parent in stage:
             frozen = _batch_norm_to_constant(getattr(parent, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from zenith_det.config import CfgNode, LoadedConfig, get_cfg
@@ -68,9 +68,8 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "MODEL.META_ARCHITECTURE": lambda v, _: v == "GeneralizedRCNN",
     "MODEL.BACKBONE.NAME": lambda v, _: v == "build_resnet_fpn_backbone",
     "MODEL.BACKBONE.FREEZE_AT": lambda v, _: 0 <= v <= 5,
-    "MODEL.FPN.IN_FEATURES": lambda v, _: (
-        len(v) > 0 and tuple(v) == STAGES[STAGES.index(v[0]) :] if v and v[0] in STAGES else False
-    ),
+    "MODEL.FPN.IN_FEATURES": lambda v, _: _consecutive_stages(v),
+    "MODEL.RESNETS.OUT_FEATURES": lambda v, cfg: list(v) == list(cfg.MODEL.FPN.IN_FEATURES),
     "MODEL.FPN.NORM": lambda v, _: v in ("", *NORM_LAYERS),
     "MODEL.FPN.FUSE_TYPE": lambda v, _: v == "sum",
     "MODEL.PROPOSAL_GENERATOR.NAME": lambda v, _: v == "RPN",
@@ -146,6 +145,11 @@ def _check_levels(loaded: LoadedConfig) -> None:
                 f"{key} has {given} entries ({loaded.sources.get(key, 'its default')}) for {levels} levels in "
                 "MODEL.RPN.IN_FEATURES: give one entry, or one per level"
             )
+
+
+def _consecutive_stages(names: Sequence[str]) -> bool:
+    runs = (STAGES[i:j] for i in range(len(STAGES)) for j in range(i + 1, len(STAGES) + 1))
+    return tuple(names) in runs
 
 
 def _pyramid(cfg: CfgNode) -> list[str]:
