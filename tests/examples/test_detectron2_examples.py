@@ -89,6 +89,7 @@ def test_lazyconfig(tmp_path: Path) -> None:
         "train.max_iter": 4,
         "train.log_period": 2,
         "optimizer.window": 2,
+        "optimizer.lr": 0.001,
         "lr_multiplier.warmup_iters": 1,
         "dataloader.train.total_batch_size": 1,
         "dataloader.train.num_workers": 0,
@@ -111,7 +112,7 @@ def test_lazyconfig(tmp_path: Path) -> None:
     lines = metrics(tmp_path / "out")
     trained = [line for line in lines if "zenith/ratio" in line]
     assert [line["iteration"] for line in trained] == [1, 3]
-    assert trained[1]["lr"] == pytest.approx(0.02 * trained[1]["zenith/ratio"], rel=1e-6)
+    assert trained[1]["lr"] == pytest.approx(0.001 * trained[1]["zenith/ratio"], rel=1e-6)
     assert any("segm/AP" in line for line in lines)
     readme = (EXAMPLES / "lazyconfig" / "README.md").read_text()
     for shown in re.findall(r"```python\n(.*?)\n```", readme, re.S):
