@@ -13,7 +13,6 @@ from tests.conftest import SmallSet, load_tool
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import load_coco_dataset
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.run import dataset_facts
 from zenith_det.errors import CheckpointError, UserError
 
 
@@ -24,7 +23,7 @@ def trained(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata = load_coco_dataset(shapes.train).metadata
     loaded = small_config("mask", MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0)
     torch.manual_seed(0)
-    state = {"model": build_model(loaded.cfg).state_dict(), **dataset_facts(metadata)}
+    state = {"model": build_model(loaded.cfg).state_dict(), "dataset": metadata.to_dict()}
     torch.save(state, folder / "model_final.pth")
     (folder / "config.yaml").write_text(loaded.cfg.dump())
     return folder / "config.yaml"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 COCO_KEYPOINT_NAMES = (
     "nose",
@@ -83,3 +85,30 @@ class DatasetMetadata:
     def contiguous_id_to_thing_dataset_id(self) -> dict[int, int]:
         """Index into ``thing_classes`` -> category id in the file, for results in the file's own ids."""
         return {index: original for original, index in self.thing_dataset_id_to_contiguous_id.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint remembers: enough to use a model without its training set. Plain lists and strings."""
+        return {
+            "name": self.name,
+            "thing_classes": list(self.thing_classes),
+            "keypoint_names": list(self.keypoint_names),
+            "keypoint_flip_map": [list(pair) for pair in self.keypoint_flip_map],
+            "keypoint_connections": [list(pair) for pair in self.keypoint_connections],
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Any) -> DatasetMetadata | None:
+        """The inverse of :meth:`to_dict`, category ids counted from 0; ``None`` for anything else."""
+        if not isinstance(facts, Mapping) or "thing_classes" not in facts:
+            return None
+        names = tuple(str(name) for name in facts["thing_classes"])
+        return cls(
+            name=str(facts.get("name", "")),
+            json_file="",
+            image_root="",
+            thing_classes=names,
+            thing_dataset_id_to_contiguous_id={i: i for i in range(len(names))},
+            keypoint_names=tuple(str(name) for name in facts.get("keypoint_names", ())),
+            keypoint_flip_map=tuple((a, b) for a, b in facts.get("keypoint_flip_map", ())),
+            keypoint_connections=tuple((a, b) for a, b in facts.get("keypoint_connections", ())),
+        )

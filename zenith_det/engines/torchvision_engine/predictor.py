@@ -11,7 +11,7 @@ from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.run import metadata_of_checkpoint, resolve_device
+from zenith_det.engines.torchvision_engine.run import resolve_device
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.errors import CheckpointError, ConfigError
@@ -40,7 +40,7 @@ class Predictor:
         if not cfg.MODEL.WEIGHTS:
             raise ConfigError("MODEL.WEIGHTS is empty: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
         path = Path(cfg.MODEL.WEIGHTS)
-        remembered = metadata_of_checkpoint(load_checkpoint(path)) if path.suffix == ".pth" else None
+        remembered = DatasetMetadata.from_dict(load_checkpoint(path).get("dataset"))
         if remembered is None:
             raise CheckpointError(
                 f"{path}: doesn't say which classes it was trained on; give a checkpoint that "

@@ -172,37 +172,6 @@ def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDatas
     )
 
 
-def dataset_facts(metadata: DatasetMetadata) -> dict[str, Any]:
-    """What a checkpoint remembers of its training set: enough to use the model without the set."""
-    return {
-        "dataset": {
-            "name": metadata.name,
-            "thing_classes": list(metadata.thing_classes),
-            "keypoint_names": list(metadata.keypoint_names),
-            "keypoint_flip_map": [list(pair) for pair in metadata.keypoint_flip_map],
-            "keypoint_connections": [list(pair) for pair in metadata.keypoint_connections],
-        }
-    }
-
-
-def metadata_of_checkpoint(state: dict[str, Any]) -> DatasetMetadata | None:
-    """The inverse of :func:`dataset_facts`; ``None`` for a checkpoint of another program."""
-    facts = state.get("dataset")
-    if not isinstance(facts, dict) or "thing_classes" not in facts:
-        return None
-    names = tuple(str(n) for n in facts["thing_classes"])
-    return DatasetMetadata(
-        name=str(facts.get("name", "")),
-        json_file="",
-        image_root="",
-        thing_classes=names,
-        thing_dataset_id_to_contiguous_id={i: i for i in range(len(names))},
-        keypoint_names=tuple(facts.get("keypoint_names", ())),
-        keypoint_flip_map=tuple((a, b) for a, b in facts.get("keypoint_flip_map", ())),
-        keypoint_connections=tuple((a, b) for a, b in facts.get("keypoint_connections", ())),
-    )
-
-
 # ---- training
 
 
@@ -308,7 +277,11 @@ def find_checkpoint(checkpointer: Checkpointer) -> dict[str, Any] | None:
 
 def start_progress(cfg: CfgNode, state: dict[str, Any] | None, metadata: DatasetMetadata) -> Progress:
     """Where a run starts, with the seed that its random choices come from."""
-    facts = dataset_facts(metadata) | {"batch_size": cfg.SOLVER.IMS_PER_BATCH, "engine": "torchvision"}
+    facts = {
+        "dataset": metadata.to_dict(),
+        "batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "engine": "torchvision",
+    }
     if state is not None:
         return Progress(int(state["iteration"]) + 1, int(state["seed"]), facts)
     seed = cfg.SEED if cfg.SEED >= 0 else broadcast_object(secrets.randbits(31))
@@ -421,7 +394,9 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
 
 def _remembered_metadata(weights: str) -> DatasetMetadata | None:
     path = Path(weights)
-    return metadata_of_checkpoint(load_checkpoint(path)) if path.suffix == ".pth" and path.is_file() else None
+    if path.suffix != ".pth" or not path.is_file():
+        return None
+    return DatasetMetadata.from_dict(load_checkpoint(path).get("dataset"))
 
 
 def draw(
