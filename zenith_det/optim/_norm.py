@@ -99,15 +99,19 @@ def _bucket_norms(tensors: Sequence[Tensor]) -> Tensor:
     small = [tensor for tensor in tensors if tensor.numel() < _SMALL]
     for tensor in tensors:
         if tensor.numel() >= _SMALL:
-            flat = _flat(tensor)
-            rest = flat.numel() % _ROW
-            if rest:
-                small.append(flat[-rest:])
-                flat = flat[:-rest]
-            norms.append(torch.linalg.vector_norm(flat.view(-1, _ROW), dim=1, dtype=dtype))
-    if small:
-        norms.append(torch.linalg.vector_norm(_flatten_dense_tensors(small), dtype=dtype).view(1))
+            rows, rest = _rows(_flat(tensor))
+            norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
+            small.append(rest)
+    rows, rest = _rows(_flatten_dense_tensors(small))
+    norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
+    norms.append(torch.linalg.vector_norm(rest, dtype=dtype).view(1))
     return torch.cat(norms)
+
+
+def _rows(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """``flat`` (n,) as rows (n // _ROW, _ROW), and what is left."""
+    cut = flat.numel() - flat.numel() % _ROW
+    return flat[:cut].view(-1, _ROW), flat[cut:]
 
 
 def _in_rows(device: torch.device) -> bool:

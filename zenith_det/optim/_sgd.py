@@ -30,7 +30,9 @@ class Scalars(NamedTuple):
     def to(self, device: torch.device) -> Scalars:
         if device == self.lr.device:
             return self
-        return Scalars(*(None if s is None else s.to(device, non_blocking=True) for s in self))
+        # To the CPU it has to wait: its kernels would read before the value is there.
+        ahead = device.type != "cpu"
+        return Scalars(*(None if s is None else s.to(device, non_blocking=ahead) for s in self))
 
 
 def fused_supports(param: Tensor, grad: Tensor, buf: Tensor | None) -> bool:

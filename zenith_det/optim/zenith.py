@@ -541,7 +541,7 @@ def _lr(group: dict[str, Any], like: Tensor) -> float | Tensor:
 
 def _scalar(value: Tensor, like: Tensor) -> Tensor:
     """``value`` (1 element) as a 0-dim tensor of the type and on the device of ``like``."""
-    return value.reshape(()).to(like.device, like.dtype, non_blocking=True)
+    return value.reshape(()).to(like.device, like.dtype, non_blocking=not like.is_cpu)
 
 
 def _is_real(value: object) -> bool:
