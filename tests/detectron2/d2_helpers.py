@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from zenith_det.data.synthetic import generate
 from zenith_det.engines.detectron2_engine import ZenithTrainerMixin, register_checked_dataset
 
 WEIGHTS = 12
+
+# Convolutions of 64 pixels are not worth sharing, and threads that wait for each other take ten times as long.
+torch.set_num_threads(1)
 
 
 class KnownGradient(nn.Module):
@@ -124,6 +129,28 @@ def trace_of(trainer: Any) -> Trace:
     trainer.register_hooks([trace])
     trainer.train()
     return trace
+
+
+@contextlib.contextmanager
+def log_lines(*names: str) -> Iterator[list[str]]:
+    """What is logged under these names, however the loggers are set up."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    collect = Collect(logging.INFO)
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).addHandler(collect)
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        for name in names:
+            logging.getLogger(name).removeHandler(collect)
+            logging.getLogger(name).setLevel(before[name])
 
 
 def metrics(output: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 from pathlib import Path
@@ -19,6 +18,7 @@ from d2_helpers import (
     forget,
     known_batches,
     known_cfg,
+    log_lines,
     metrics,
     rcnn_cfg,
     register_synthetic,
@@ -63,14 +63,11 @@ def test_another_base_lr_counts_from_the_resumed_iteration_on(tmp_path: Path) ->
     assert second.lrs == pytest.approx([2 * lr for lr in whole.lrs[12:]], rel=1e-6)
 
 
-def test_another_batch_size_starts_the_history_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("zenith_det").addHandler(caplog.handler)
-    try:
+def test_another_batch_size_starts_the_history_anew(tmp_path: Path) -> None:
+    with log_lines("zenith_det") as lines:
         _, _, second = halves(tmp_path, IMS_PER_BATCH=4)
-    finally:
-        logging.getLogger("zenith_det").removeHandler(caplog.handler)
     assert second.lrs[:4] == pytest.approx([0.01] * 4)  # the window of 5 is not full
-    assert any("2 images a batch before, 4 now" in record.getMessage() for record in caplog.records)
+    assert sum("2 images a batch before, 4 now" in line for line in lines) == 1
 
 
 def test_metrics_of_a_resumed_run_have_one_axis(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import metrics, rcnn_opts, synthetic_set
+from d2_helpers import log_lines, metrics, rcnn_opts, synthetic_set
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
@@ -93,7 +92,7 @@ def test_train_evaluate_resume_and_evaluate_again(
     assert metrics_there <= set(trained)
     for name in (
         "config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint",
-        "inference/coco_instances_results.json", "curves.png",
+        "inference/coco_instances_results.json", "curves.png", "predictions.png",
     ):  # fmt: skip
         assert (tmp_path / name).exists(), name
     assert list(tmp_path.glob("events.out.tfevents.*"))
@@ -298,6 +297,11 @@ def test_mistakes_are_one_line(tmp_path: Path, shapes: Any, figures: Any) -> Non
     )
     told(load(out, shapes), ConfigError, "--eval-only needs MODEL.WEIGHTS", eval_only=True)
     told(load(out, shapes, MODEL__WEIGHTS="no.pth"), CheckpointError, "'no.pth' does not exist")
+    named = load(out, shapes, MODEL__WEIGHTS="ResNet50_Weights.IMAGENET1K_V1")
+    told(named, ConfigError, r"torchvision's name.*detectron2://ImageNetPretrained")
+    torch.save({"model": {}, "engine": "torchvision"}, tmp_path / "other.pth")
+    other = load(out, shapes, MODEL__WEIGHTS=str(tmp_path / "other.pth"))
+    told(other, CheckpointError, "of the built-in engine: convert it with tools/convert_checkpoint.py")
     told(load(out, shapes, DATASETS__TRAIN_JSON="no.json"), DatasetError, "no.json does not exist")
     nothing = load_config_file("", rcnn_opts(OUTPUT_DIR=out))
     told(nothing, ConfigError, "DATASETS.TRAIN is empty: .*--train-json")
@@ -313,19 +317,15 @@ def test_mistakes_are_one_line(tmp_path: Path, shapes: Any, figures: Any) -> Non
 # ---- the device
 
 
-def test_device_auto_and_amp_on_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_device_auto_and_amp_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    logging.getLogger("zenith_det").propagate = True
     for opts in (["MODEL.DEVICE", "auto"], []):
         loaded = load_config_file("", [*opts, "SOLVER.AMP.ENABLED", "True"])
-        caplog.clear()
-        with caplog.at_level(logging.INFO):
+        with log_lines("zenith_det") as lines:
             resolve_device(loaded)
         assert loaded.cfg.MODEL.DEVICE == "cpu"
         assert not loaded.cfg.SOLVER.AMP.ENABLED
-        assert list(dict.fromkeys(r.getMessage().split(":")[0] for r in caplog.records)) == [
+        assert [line.split(":")[0] for line in lines] == [
             "no CUDA device",
             "SOLVER.AMP.ENABLED has no effect on the CPU",
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from d2_helpers import (
     known_batches,
     known_cfg,
     known_norms,
+    log_lines,
     metrics,
     rcnn_cfg,
     register_synthetic,
@@ -86,20 +86,13 @@ def test_logged_lr_is_the_one_used_everywhere(tmp_path: Path) -> None:
     assert events["zenith/ratio"][19] == pytest.approx(lines[0]["zenith/ratio"], rel=1e-6)
 
 
-def test_console_shows_the_lr_used_and_the_ratio(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("detectron2", "zenith_det"):
-        monitored = logging.getLogger(name)
-        monitored.addHandler(caplog.handler)
-    try:
-        with caplog.at_level(logging.INFO):
-            KnownTrainer(known_cfg(tmp_path, MAX_ITER=20)).train()
-    finally:
-        for name in ("detectron2", "zenith_det"):
-            logging.getLogger(name).removeHandler(caplog.handler)
-    line = metrics(tmp_path)[0]
-    printed = [record.getMessage() for record in caplog.records if "iter: 19" in record.getMessage()]
-    assert any(f"lr: {line['lr']:.5g}" in message and "total_loss" in message for message in printed)
-    assert any(f"zenith/ratio: {line['zenith/ratio']:.4g}" in message for message in printed)
+def test_console_shows_the_lr_used_and_the_ratio(tmp_path: Path) -> None:
+    with log_lines("detectron2", "zenith_det") as lines:
+        KnownTrainer(known_cfg(tmp_path, MAX_ITER=20)).train()
+    written = metrics(tmp_path)[0]
+    printed = [line for line in lines if "iter: 19" in line]
+    assert any(f"lr: {written['lr']:.5g}" in line and "total_loss" in line for line in printed)
+    assert any(f"zenith/ratio: {written['zenith/ratio']:.4g}" in line for line in printed)
 
 
 def _tensorboard(folder: Path) -> dict[str, dict[int, float]]:
@@ -213,17 +206,11 @@ def test_a_base_class_keeps_its_own_sgd_and_schedule(tmp_path: Path) -> None:
     assert Project.built == ["optimizer", "OfTheProject"]
 
 
-def test_zenith_under_a_decaying_schedule_warns_and_multiplies(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_zenith_under_a_decaying_schedule_warns_and_multiplies(tmp_path: Path) -> None:
     cfg = known_cfg(tmp_path, LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(20,), GAMMA=0.1, MAX_ITER=30)
-    monitored = logging.getLogger("zenith_det")
-    monitored.addHandler(caplog.handler)
-    try:
+    with log_lines("zenith_det") as lines:
         trainer = KnownTrainer(cfg)
-    finally:
-        monitored.removeHandler(caplog.handler)
-    assert sum("multiply" in record.getMessage() for record in caplog.records) == 1
+    assert sum("multiply" in line for line in lines) == 1
     trace = trace_of(trainer)
     ratio = zenith_ratios(known_norms(30), window=5)[29]
     assert trace.lrs[29] == pytest.approx(0.01 * 0.1 * ratio, rel=1e-6)

@@ -99,6 +99,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         return self._last if self._last is not None else super().get_checkpoint_file()
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("engine") == "torchvision":
+            raise CheckpointError(
+                f"{self._source} is a checkpoint of the built-in engine: convert it with "
+                "tools/convert_checkpoint.py, or take --engine torchvision"
+            )
         incompatible = super()._load_model(checkpoint)
         total = len(self.model.state_dict())
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]

@@ -7,6 +7,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
@@ -149,12 +150,12 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
     Args:
         cfg: Detectron2's configuration.
         dataset_name: as in ``DATASETS.TEST``.
-        output_dir: default: ``OUTPUT_DIR/inference``.
+        output_dir: default: :func:`results_dir`.
 
     Raises:
         ConfigError: no evaluator for this kind of dataset.
     """
-    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    output_dir = output_dir or results_dir(cfg, dataset_name)
     dataset = checked_dataset(dataset_name)
     if dataset is not None and cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
         return CocoEvaluator(
@@ -186,6 +187,13 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
             "build_evaluator"
         )
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def results_dir(cfg: Any, dataset_name: str) -> str:
+    """``OUTPUT_DIR/inference``, with a folder for each set below it where there are several."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    # The name of a set given by its file is a path.
+    return os.path.join(folder, Path(dataset_name).stem) if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def _tasks(cfg: Any) -> tuple[str, ...]:

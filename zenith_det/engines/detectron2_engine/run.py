@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +26,13 @@ from zenith_det.config import LoadedConfig, add_zenith_config, zenith_unused_key
 from zenith_det.config.keys import leaves
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
-from zenith_det.engines.detectron2_engine.data import register_datasets
+from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
+from zenith_det.engines.detectron2_engine.evaluation import results_dir
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.options import RunOptions
+from zenith_det.engines.run_pictures import draw_run
 from zenith_det.errors import ConfigError, TrainingDivergedError
-from zenith_det.report.curves import plot_curves
+from zenith_det.evaluation import RESULTS_FILE
 from zenith_det.training.checkpoint import load_checkpoint
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.run_record import prepare_output_dir, start_line, unused_keys_line
@@ -62,6 +66,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
 
 def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mapping[str, Any]:
     """Train to the end, evaluating and saving on the way; then draw the curves."""
+    _refuse_torchvision_name(loaded.cfg.MODEL.WEIGHTS)
     metadata = register_datasets(loaded, training=True)
     num_images = _count_images(loaded)
     if options.epochs is not None:
@@ -74,7 +79,10 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
         )
     cfg = set_up(loaded, options)
     trainer = ZenithTrainer(cfg)
-    trainer.checkpointer.facts = dataset_facts(metadata, cfg)
+    trainer.checkpointer.facts = {"engine": "detectron2", "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+    if metadata is not None:
+        # Enough to use the model without its training set.
+        trainer.checkpointer.facts["dataset"] = metadata.to_dict()
     trainer.resume_or_load(resume=options.resume)
     _describe(loaded, trainer, num_images)
     try:
@@ -84,8 +92,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
             f"training diverged at iteration {trainer.iter}: {' '.join(str(error).split())}; lower "
             "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
         ) from error
-    if comm.is_main_process():
-        logger.info("curves: %s", plot_curves(output_dir))
+    _draw(cfg)
     results: Mapping[str, Any] = getattr(trainer, "_last_eval_results", None) or {}
     return results
 
@@ -97,6 +104,7 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
         ConfigError: no weights, or nothing to evaluate on.
     """
     weights = loaded.cfg.MODEL.WEIGHTS
+    _refuse_torchvision_name(weights)
     if not weights and not options.resume:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
     register_datasets(loaded, training=False, classes=_classes_of(weights))
@@ -108,6 +116,7 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
         results.update(ZenithTrainer.test_with_tta(cfg, model))
     if comm.is_main_process():
         verify_results(cfg, results)
+    _draw(cfg)
     return results
 
 
@@ -165,26 +174,35 @@ def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:
     return cfg
 
 
-def dataset_facts(metadata: DatasetMetadata | None, cfg: Any) -> dict[str, Any]:
-    """What a checkpoint remembers beside the state: enough to use the model without its training set."""
-    facts: dict[str, Any] = {"engine": "detectron2", "batch_size": cfg.SOLVER.IMS_PER_BATCH}
-    if metadata is not None:
-        facts["dataset"] = {
-            "name": metadata.name,
-            "thing_classes": list(metadata.thing_classes),
-            "keypoint_names": list(metadata.keypoint_names),
-            "keypoint_flip_map": [list(pair) for pair in metadata.keypoint_flip_map],
-            "keypoint_connections": [list(pair) for pair in metadata.keypoint_connections],
-        }
-    return facts
+def _refuse_torchvision_name(weights: str) -> None:
+    if re.fullmatch(r"\w+_Weights\.\w+", weights):
+        raise ConfigError(
+            f"MODEL.WEIGHTS {weights} is torchvision's name, which the built-in engine takes "
+            "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
+        )
 
 
 def _classes_of(weights: str) -> tuple[str, ...] | None:
     """The class names that a checkpoint of this toolkit remembers."""
     if not weights.endswith(".pth") or not os.path.isfile(weights):
         return None
-    facts = load_checkpoint(weights).get("dataset")
-    return tuple(facts["thing_classes"]) if isinstance(facts, dict) and "thing_classes" in facts else None
+    remembered = DatasetMetadata.from_dict(load_checkpoint(weights).get("dataset"))
+    return remembered.thing_classes if remembered else None
+
+
+def _draw(cfg: Any) -> None:
+    """The curves, and the predictions on the first test set."""
+    if not comm.is_main_process():
+        return
+    names = cfg.DATASETS.TEST
+    results = Path(results_dir(cfg, names[0]), RESULTS_FILE) if names else None
+    found = results is not None and results.exists()
+    draw_run(
+        Path(cfg.OUTPUT_DIR),
+        checked_dataset(names[0]) if found else None,
+        json.loads(results.read_text()) if results and found else [],
+        cfg.TEST.MAX_IMAGES,
+    )
 
 
 def _count_images(loaded: LoadedConfig) -> int:
