@@ -95,23 +95,29 @@ def _bucket_norms(tensors: Sequence[Tensor]) -> Tensor:
     if not _in_rows(first.device):
         return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
 
-    norms = []
-    small = [tensor for tensor in tensors if tensor.numel() < _SMALL]
+    norms, small = [], []
     for tensor in tensors:
-        if tensor.numel() >= _SMALL:
-            rows, rest = _rows(_flat(tensor))
-            norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
+        if tensor.numel() < _SMALL:
+            small.append(tensor)
+            continue
+        rows, rest = _rows(_flat(tensor))
+        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
+        if rest is not None:
             small.append(rest)
-    rows, rest = _rows(_flatten_dense_tensors(small))
-    norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
-    norms.append(torch.linalg.vector_norm(rest, dtype=dtype).view(1))
+    if small:
+        rows, rest = _rows(_flatten_dense_tensors(small))
+        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
+        if rest is not None:
+            norms.append(torch.linalg.vector_norm(rest, dtype=dtype).view(1))
     return torch.cat(norms)
 
 
-def _rows(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """``flat`` (n,) as rows (n // _ROW, _ROW), and what is left."""
-    cut = flat.numel() - flat.numel() % _ROW
-    return flat[:cut].view(-1, _ROW), flat[cut:]
+def _rows(flat: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``flat`` (n,) as rows (n // _ROW, _ROW), and what is left if anything is."""
+    rest = flat.numel() % _ROW
+    if not rest:
+        return flat.view(-1, _ROW), None
+    return flat[:-rest].view(-1, _ROW), flat[-rest:]
 
 
 def _in_rows(device: torch.device) -> bool:
