@@ -23,6 +23,15 @@ SMALL = {
     "DATALOADER.NUM_WORKERS": 0,
 }
 
+# The quickstart models leave the last stage out; with these overrides it is there.
+WHOLE_RESNET = {
+    "MODEL__RESNETS__OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__FPN__IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL__RPN__IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
+    "MODEL__ROI_HEADS__IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    "MODEL__ANCHOR_GENERATOR__SIZES": [[8], [16], [32], [64], [128]],
+}
+
 
 def small_config(task: str, **overrides: object) -> LoadedConfig:
     """The quickstart config of ``task`` ("faster", "mask", "keypoint"), shrunk; ``A__B`` means ``A.B``."""

@@ -9,7 +9,7 @@ import torch
 from torchvision.models import resnet
 from torchvision.models.detection import keypointrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
-from tests.engines.torchvision_engine.small_models import small_config
+from tests.engines.torchvision_engine.small_models import WHOLE_RESNET, small_config
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.weights import load_weights, torchvision_url
@@ -36,6 +36,7 @@ def test_a_torchvision_backbone_sees_the_input_it_was_trained_on(
         MODEL__PIXEL_MEAN=mean if image_format == "RGB" else mean[::-1],
         MODEL__PIXEL_STD=std,
         INPUT__FORMAT=image_format,
+        **WHOLE_RESNET,
     ).cfg
     model = build_model(cfg).eval()
     report = load_weights(cfg, model)
@@ -87,6 +88,7 @@ def test_torchvision_detectors_load_whole_with_the_background_moved(task: str, b
         MODEL__ROI_MASK_HEAD__CONV_DIM=256,
         MODEL__ROI_MASK_HEAD__NUM_CONV=4,
         MODEL__ROI_KEYPOINT_HEAD__CONV_DIMS=(512,) * 8,
+        **WHOLE_RESNET,
     ).cfg
     missing = build_model(cfg).load_state_dict(converted, strict=False)
     assert not missing.unexpected_keys
