@@ -170,6 +170,21 @@ def test_other_models_of_the_zoo_train_with_zenith(tmp_path: Path, shapes: Any, 
     assert "zenith/ratio" in metrics(tmp_path)[0]
 
 
+@pytest.mark.parametrize("task", ["faster", "mask", "keypoint"])
+def test_the_quickstart_configs_train(tmp_path: Path, shapes: Any, figures: Any, task: str) -> None:
+    """Their backbone ends before res5, which Detectron2's FPN does not expect."""
+    config = TRAIN_NET.parents[1] / "configs" / "quickstart" / f"{task}_rcnn_zenith.yaml"
+    keys = {
+        **data_keys(figures if task == "keypoint" else shapes),
+        "OUTPUT_DIR": tmp_path,
+        "MODEL__DEVICE": "cpu",
+    }
+    keys.update(SOLVER__MAX_ITER=2, DATALOADER__NUM_WORKERS=0, TEST__MAX_IMAGES=2)
+    opts = [str(word) for key, value in keys.items() for word in (key.replace("__", "."), value)]
+    run(load_config_file(str(config), opts), RunOptions())
+    assert "zenith/ratio" in metrics(tmp_path)[0]
+
+
 def test_test_time_augmentation(tmp_path: Path, shapes: Any) -> None:
     loaded = load(tmp_path, shapes, MODEL__MASK_ON=True, SOLVER__MAX_ITER=1, TEST__MAX_IMAGES=1)
     loaded.override("TEST.AUG.ENABLED", True)

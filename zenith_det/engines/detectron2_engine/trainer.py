@@ -16,6 +16,7 @@ from detectron2.engine import DefaultTrainer, defaults, hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
@@ -204,6 +205,13 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         return [ours if isinstance(writer, JSONWriter) else writer for writer in super().build_writers()]
 
     @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        """Detectron2's model; see :func:`connect_top_level`."""
+        model: nn.Module = super().build_model(cfg)
+        connect_top_level(model)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: Any) -> Any:
         """Detectron2's loader, in an order that a resumed run goes on with."""
         return build_train_loader(cfg)
@@ -230,6 +238,17 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
+
+
+def connect_top_level(model: nn.Module) -> None:
+    """Let an FPN's extra level follow its coarsest one, whatever that is called.
+
+    Detectron2 pools it from a level named "p5", and so fails on a backbone without its last stage
+    (``MODEL.RESNETS.OUT_FEATURES`` up to "res4"), which the built-in engine trains. Of no effect on others.
+    """
+    for module in model.modules():
+        if isinstance(module, FPN) and isinstance(module.top_block, LastLevelMaxPool):
+            module.top_block.in_feature = module._out_features[-1 - module.top_block.num_levels]
 
 
 def _has_own(trainer: type, method: str) -> bool:
