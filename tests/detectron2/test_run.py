@@ -320,8 +320,8 @@ def test_mistakes_are_one_line(tmp_path: Path, shapes: Any, figures: Any) -> Non
     told(load(out, shapes, DATASETS__TRAIN_JSON="no.json"), DatasetError, "no.json does not exist")
     nothing = load_config_file("", rcnn_opts(OUTPUT_DIR=out))
     told(nothing, ConfigError, "DATASETS.TRAIN is empty: .*--train-json")
-    unknown = load_config_file("", rcnn_opts(OUTPUT_DIR=out, DATASETS__TRAIN="('nosuch',)"))
-    told(unknown, DatasetError, "'nosuch' is neither a COCO set .* nor one registered with Detectron2")
+    unknown = load_config_file("", rcnn_opts(OUTPUT_DIR=out, DATASETS__TRAIN="('coco_2017_trai',)"))
+    told(unknown, DatasetError, r"'coco_2017_trai' is unknown: did you mean 'coco_2017_train'")
     told(
         load(out, shapes, SOLVER__BASE_LR=1e30, SOLVER__MAX_ITER=6),
         TrainingDivergedError,

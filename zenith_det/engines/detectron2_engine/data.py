@@ -28,6 +28,7 @@ from zenith_det.data import (
     DatasetReport,
     SerializedList,
     dataset_names,
+    dataset_source,
     load_coco_dataset,
     read_image,
 )
@@ -141,11 +142,7 @@ def register_datasets(
     for name in dict.fromkeys((*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)):
         if name not in sources and name not in dataset_names():
             if name not in DatasetCatalog.list():
-                known = ", ".join(dataset_names()[:4])
-                raise DatasetError(
-                    f"DATASETS: {name!r} is neither a COCO set that this toolkit knows ({known} …) nor one "
-                    "registered with Detectron2"
-                )
+                dataset_source(name)  # raises, and names the nearest
             continue
         dataset = load_coco_dataset(
             sources.get(name, name),
