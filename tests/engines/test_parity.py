@@ -22,6 +22,7 @@ from detectron2.utils.events import EventStorage
 
 from zenith_det.config import LoadedConfig, add_zenith_config, load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.engines.detectron2_engine.trainer import connect_top_level
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
@@ -114,6 +115,7 @@ def trained_pair(task: str, dataset: CocoDataset, **overrides: Any) -> tuple[Any
         torch.nn.utils.clip_grad_norm_(ours.parameters(), 5.0)
         optimizer.step()
     theirs = build_detectron2_model(theirs_cfg)
+    connect_top_level(theirs)
     converted = conversion.to_detectron2(ours.state_dict())
     missing = theirs.load_state_dict(converted, strict=True)
     assert not missing.missing_keys
@@ -284,3 +286,23 @@ def caffe2_name(name: str) -> str:
         return f"{prefix}1_w" if rest[1] == "0" else f"{prefix}1_bn_{suffix[kind]}"
     branch = f"{prefix}2{'abc'[int(rest[0][-1]) - 1]}"
     return f"{branch}_w" if rest[0].startswith("conv") else f"{branch}_bn_{suffix[kind]}"
+
+
+def test_the_demo_draws_the_same_with_either_engine(dataset: CocoDataset, task: str, tmp_path: Path) -> None:
+    """The predictors behind tools/demo.py, each on its own checkpoint of the same weights."""
+    from zenith_det.data import read_image
+    from zenith_det.engines.detectron2_engine.predictor import Predictor as TheirPredictor
+    from zenith_det.engines.torchvision_engine.predictor import Predictor as OurPredictor
+
+    ours, _, loaded, _ = trained_pair(task, dataset)
+    facts = {"dataset": dataset.metadata.to_dict()}
+    torch.save({"model": ours.state_dict(), **facts}, tmp_path / "ours.pth")
+    torch.save({"model": conversion.to_detectron2(ours.state_dict()), **facts}, tmp_path / "theirs.pth")
+    image = read_image(dataset.records[1]["file_name"])
+    loaded.override("MODEL.WEIGHTS", str(tmp_path / "ours.pth"))
+    found = OurPredictor(loaded)(image)
+    loaded.override("MODEL.WEIGHTS", str(tmp_path / "theirs.pth"))
+    expected = TheirPredictor(loaded)(image)
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)

@@ -39,14 +39,14 @@ TASKS = ("instances", "keypoints")
 SHAPE_NAMES = ("rectangle", "ellipse", "triangle", "star", "ring", "cross")
 
 #: Changes whenever the same settings give other bytes, so that a set made by an older version is made again.
-VERSION = 2
+VERSION = 3
 #: Masks are drawn this many times larger than the image, then averaged down: smooth edges.
 SUPERSAMPLE = 4
 #: An object with less than this part of it in view is not drawn at all (and so not annotated).
 MIN_VISIBLE = 0.4
 MIN_VISIBLE_PIXELS = 30
 #: The share of objects in a colour typical of their class, and how far hues stray (of 180, as in OpenCV).
-TYPICAL_SHARE, TYPICAL_SPREAD = 0.8, 14.0
+TYPICAL_SHARE, TYPICAL_SPREAD = 0.9, 9.0
 MIN_SIZE, MAX_SIZE = 48, 4096
 SETTINGS_FILE = "generator.json"
 
@@ -110,7 +110,7 @@ def _typical_colour(rng: np.random.Generator, category: int, other: FloatArray) 
             hue = (category * 180 / len(SHAPE_NAMES) + rng.normal(0, TYPICAL_SPREAD)) % 180
             hsv = np.array([[[hue, rng.uniform(110, 255), rng.uniform(80, 255)]]], np.float32).astype(np.uint8)
             colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
-            if np.abs(colour - other).max() >= 60:
+            if np.abs(colour - other).max() >= 80:
                 return np.asarray(colour, dtype=np.float32)
     return _contrasting(rng, other)
 
