@@ -10,12 +10,13 @@ OUTPUT ?= output/$(TASK)_rcnn_zenith
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-DATA := $(if $(filter keypoint,$(TASK)),datasets/figures,datasets/shapes)
+SET := $(if $(filter keypoint,$(TASK)),figures,shapes)
 KIND := $(if $(filter keypoint,$(TASK)),keypoints,instances)
 
 .PHONY: demo test lint clean
 
-demo: $(INSTALLED) $(DATA)/train.json
+demo: $(INSTALLED)
+	$(BIN)/python datasets/make_shapes.py --task $(KIND) --output datasets/$(SET)
 	$(BIN)/python tools/train_net.py --engine torchvision \
 	    --config-file configs/quickstart/$(TASK)_rcnn_zenith.yaml OUTPUT_DIR $(OUTPUT)
 
@@ -30,9 +31,6 @@ $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	touch $@
-
-datasets/%/train.json: $(INSTALLED) zenith_det/data/synthetic.py
-	$(BIN)/python datasets/make_shapes.py --task $(KIND) --output datasets/$*
 
 clean:
 	rm -rf $(VENV) output datasets/shapes datasets/figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,11 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         trained = Path(args.config_file).parent / "model_final.pth"
         if trained.exists():
             loaded.override("MODEL.WEIGHTS", str(trained), "beside the config")
-    if select_engine(args.engine).name == "detectron2":
-        from zenith_det.engines.detectron2_engine.predictor import Predictor
-    else:
-        from zenith_det.engines.torchvision_engine.predictor import Predictor
-    detect = Predictor(loaded)
+    engine = select_engine(args.engine).name
+    module = importlib.import_module(f"zenith_det.engines.{engine}_engine.predictor")
+    detect = module.Predictor(loaded)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -39,14 +39,14 @@ TASKS = ("instances", "keypoints")
 SHAPE_NAMES = ("rectangle", "ellipse", "triangle", "star", "ring", "cross")
 
 #: Changes whenever the same settings give other bytes, so that a set made by an older version is made again.
-VERSION = 3
+VERSION = 5
 #: Masks are drawn this many times larger than the image, then averaged down: smooth edges.
 SUPERSAMPLE = 4
 #: An object with less than this part of it in view is not drawn at all (and so not annotated).
 MIN_VISIBLE = 0.4
 MIN_VISIBLE_PIXELS = 30
 #: The share of objects in a colour typical of their class, and how far hues stray (of 180, as in OpenCV).
-TYPICAL_SHARE, TYPICAL_SPREAD = 0.9, 9.0
+TYPICAL_SHARE, TYPICAL_SPREAD = 0.95, 9.0
 MIN_SIZE, MAX_SIZE = 48, 4096
 SETTINGS_FILE = "generator.json"
 
@@ -450,7 +450,7 @@ def _place(
         if 2 * inset >= min(height, width):
             inset = min(height, width) * 0.45
         x, y = rng.uniform(inset, width - inset), rng.uniform(inset, height - inset)
-        crowded = any(math.hypot(x - u, y - v) < 0.34 * (size + other) for u, v, other in taken)
+        crowded = any(math.hypot(x - u, y - v) < 0.42 * (size + other) for u, v, other in taken)
         if not crowded:
             return x, y
     return None
@@ -472,7 +472,7 @@ def _layout(rng: np.random.Generator, task: str, height: int, width: int) -> lis
     count = 1 + rng.poisson((1.2 if figures else 4.5) * min(max(area, 0.3), 6))
     taken: list[tuple[float, float, float]] = []
     for _ in range(count):
-        share = rng.beta(2, 1.6)
+        share = rng.beta(2.6, 1.5)
         size = smallest * (largest / smallest) ** share
         position = _place(rng, height, width, size, taken)
         if position is None:

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from detectron2.data import transforms as T
 
-from zenith_det.config import LoadedConfig, follow_dataset
+from zenith_det.config import LoadedConfig
 from zenith_det.data import DatasetMetadata
+from zenith_det.engines.checkpoint_classes import classes_to_predict
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
-from zenith_det.engines.detectron2_engine.run import resolve_device, to_detectron2
+from zenith_det.engines.detectron2_engine.run import to_detectron2
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
-from zenith_det.errors import CheckpointError, ConfigError
+from zenith_det.engines.device import resolve_device
 from zenith_det.report.pictures import Instances
-from zenith_det.training.checkpoint import load_checkpoint
 
 
 class Predictor:
@@ -31,21 +31,11 @@ class Predictor:
     """
 
     def __init__(self, loaded: LoadedConfig) -> None:
-        weights = loaded.cfg.MODEL.WEIGHTS
-        if not weights:
-            raise ConfigError("MODEL.WEIGHTS is empty: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
         resolve_device(loaded)
-        remembered = DatasetMetadata.from_dict(load_checkpoint(weights).get("dataset"))
-        if remembered is None:
-            raise CheckpointError(
-                f"{weights}: doesn't say which classes it was trained on; give a checkpoint that "
-                "tools/train_net.py or tools/convert_checkpoint.py wrote"
-            )
-        self.metadata: DatasetMetadata = remembered
-        follow_dataset(loaded, remembered.name, remembered.num_classes, remembered.num_keypoints)
+        self.metadata: DatasetMetadata = classes_to_predict(loaded)
         cfg = to_detectron2(loaded)
         self.model = ZenithTrainer.build_model(cfg)
-        SafeCheckpointer(self.model, "", require_all=True).load(weights)
+        SafeCheckpointer(self.model, "", require_all=True).load(cfg.MODEL.WEIGHTS)
         self.model.eval()
         self.resize = T.ResizeShortestEdge(
             [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST

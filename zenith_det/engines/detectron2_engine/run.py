@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg
 from detectron2.data import get_detection_dataset_dicts
@@ -24,16 +23,16 @@ from detectron2.utils import comm
 
 from zenith_det.config import LoadedConfig, add_zenith_config, zenith_unused_keys
 from zenith_det.config.keys import leaves
-from zenith_det.data import DatasetMetadata
+from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
 from zenith_det.engines.detectron2_engine.evaluation import results_dir
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
+from zenith_det.engines.device import resolve_device
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.errors import ConfigError, TrainingDivergedError
 from zenith_det.evaluation import RESULTS_FILE
-from zenith_det.training.checkpoint import load_checkpoint
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.run_record import prepare_output_dir, start_line, unused_keys_line
 
@@ -107,7 +106,8 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
     _refuse_torchvision_name(weights)
     if not weights and not options.resume:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
-    register_datasets(loaded, training=False, classes=_classes_of(weights))
+    remembered = remembered_classes(weights)
+    register_datasets(loaded, training=False, classes=remembered and remembered.thing_classes)
     cfg = set_up(loaded, options)
     model = ZenithTrainer.build_model(cfg)
     SafeCheckpointer(model, cfg.OUTPUT_DIR, require_all=True).resume_or_load(weights, resume=options.resume)
@@ -128,28 +128,6 @@ def join_machine() -> None:
         comm.get_local_rank()
     except AssertionError:
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size())))
-
-
-def resolve_device(loaded: LoadedConfig) -> None:
-    """``MODEL.DEVICE auto``, and Detectron2's default "cuda" where nobody asked for it, to what is there.
-
-    Raises:
-        ConfigError: a device that was asked for is not there.
-    """
-    cfg, there = loaded.cfg, torch.cuda.is_available()
-    asked = cfg.MODEL.DEVICE
-    if asked == "auto" or (asked == "cuda" and "MODEL.DEVICE" not in loaded.sources):
-        cfg.MODEL.DEVICE = "cuda" if there else "cpu"
-        if not there:
-            logger.info("no CUDA device: MODEL.DEVICE cpu")
-    elif asked.startswith("cuda") and not there:
-        raise ConfigError(
-            f"MODEL.DEVICE is {asked!r} ({loaded.sources['MODEL.DEVICE']}), but PyTorch sees no CUDA device: "
-            "use auto or cpu"
-        )
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
-        cfg.SOLVER.AMP.ENABLED = False
 
 
 def to_detectron2(loaded: LoadedConfig) -> Detectron2CfgNode:
@@ -180,14 +158,6 @@ def _refuse_torchvision_name(weights: str) -> None:
             f"MODEL.WEIGHTS {weights} is torchvision's name, which the built-in engine takes "
             "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
         )
-
-
-def _classes_of(weights: str) -> tuple[str, ...] | None:
-    """The class names that a checkpoint of this toolkit remembers."""
-    if not weights.endswith(".pth") or not os.path.isfile(weights):
-        return None
-    remembered = DatasetMetadata.from_dict(load_checkpoint(weights).get("dataset"))
-    return remembered.thing_classes if remembered else None
 
 
 def _draw(cfg: Any) -> None:

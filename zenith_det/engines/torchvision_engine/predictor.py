@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from zenith_det.config import LoadedConfig, follow_dataset
+from zenith_det.config import LoadedConfig
 from zenith_det.data import DatasetMetadata
+from zenith_det.engines.checkpoint_classes import classes_to_predict
+from zenith_det.engines.device import resolve_device
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.run import resolve_device
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.weights import load_weights
-from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.report.pictures import Instances
-from zenith_det.training.checkpoint import load_checkpoint
 
 
 class Predictor:
@@ -37,17 +34,7 @@ class Predictor:
         cfg = loaded.cfg
         resolve_device(loaded)
         check_supported(loaded)
-        if not cfg.MODEL.WEIGHTS:
-            raise ConfigError("MODEL.WEIGHTS is empty: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
-        path = Path(cfg.MODEL.WEIGHTS)
-        remembered = DatasetMetadata.from_dict(load_checkpoint(path).get("dataset"))
-        if remembered is None:
-            raise CheckpointError(
-                f"{path}: doesn't say which classes it was trained on; give a checkpoint that "
-                "tools/train_net.py or tools/convert_checkpoint.py wrote"
-            )
-        self.metadata: DatasetMetadata = remembered
-        follow_dataset(loaded, remembered.name, remembered.num_classes, remembered.num_keypoints)
+        self.metadata: DatasetMetadata = classes_to_predict(loaded)
         self.model = build_model(cfg)
         load_weights(cfg, self.model, require_all=True)
         self.model.eval()

@@ -21,9 +21,11 @@ from zenith_det.data import (
     filter_empty,
     filter_few_keypoints,
     load_coco_dataset,
-    read_image,
 )
+from zenith_det.engines.checkpoint_classes import remembered_classes
+from zenith_det.engines.device import resolve_device
 from zenith_det.engines.options import RunOptions
+from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.torchvision_engine import inference
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
@@ -32,8 +34,6 @@ from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
-from zenith_det.report.curves import plot_curves
-from zenith_det.report.pictures import Instances, SheetRow, prediction_sheet
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
 from zenith_det.training.distributed import (
@@ -51,8 +51,6 @@ from zenith_det.training.run_record import prepare_output_dir, start_line, unuse
 
 logger = logging.getLogger(__name__)
 
-PICTURED_IMAGES = 6
-
 
 def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     """Train and evaluate, or evaluate alone, as ``loaded`` says.
@@ -67,6 +65,8 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     """
     cfg = loaded.cfg
     resolve_device(loaded)
+    if cfg.MODEL.DEVICE == "cuda" and get_world_size() > 1:
+        cfg.MODEL.DEVICE = f"cuda:{get_local_rank()}"
     check_supported(loaded)
     output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
     setup_logging(output_dir, get_rank())
@@ -76,28 +76,6 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     if options.eval_only:
         return evaluate_only(loaded, output_dir)
     return train(loaded, options, output_dir)
-
-
-def resolve_device(loaded: LoadedConfig) -> None:
-    """``MODEL.DEVICE auto`` (or Detectron2's default, cuda, where the user didn't ask for it) to what is there."""
-    cfg = loaded.cfg
-    asked = cfg.MODEL.DEVICE
-    there = torch.cuda.is_available()
-    if asked == "auto" or (asked == "cuda" and not there and "MODEL.DEVICE" not in loaded.sources):
-        cfg.MODEL.DEVICE = "cuda" if there else "cpu"
-        if not there:
-            logger.info("no CUDA device: MODEL.DEVICE cpu")
-    elif asked.startswith("cuda") and not there:
-        raise ConfigError(
-            f"MODEL.DEVICE is {asked!r} ({loaded.sources.get('MODEL.DEVICE', 'default')}), but PyTorch sees no "
-            "CUDA device: use auto or cpu"
-        )
-    if cfg.MODEL.DEVICE.split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"MODEL.DEVICE is {asked!r}: it must be auto, cpu or cuda")
-    if cfg.MODEL.DEVICE == "cuda" and get_world_size() > 1:
-        cfg.MODEL.DEVICE = f"cuda:{get_local_rank()}"
-    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
-        logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
 
 
 def apply_torch_settings(cfg: CfgNode) -> None:
@@ -246,7 +224,12 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         resume(trainer, state)
     scalars = trainer.train()
     if is_main_process():
-        draw(cfg, output_dir, test_sets, last_results)
+        draw_run(
+            output_dir,
+            test_sets[0] if test_sets else None,
+            last_results[0] if last_results else [],
+            cfg.TEST.MAX_IMAGES,
+        )
     return scalars
 
 
@@ -365,7 +348,7 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
     if not dataset_sources(cfg, "TEST"):
         raise ConfigError("DATASETS.TEST is empty: name a dataset, or give --val-json and --val-images")
-    remembered = _remembered_metadata(cfg.MODEL.WEIGHTS)
+    remembered = remembered_classes(cfg.MODEL.WEIGHTS)
     test_sets = load_test_sets(cfg, remembered.thing_classes if remembered else None)
     metadata = remembered or test_sets[0].metadata
     follow_dataset(
@@ -388,43 +371,5 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
         scalars |= {prefix + k: v for k, v in values.items()}
         all_results.append(results)
     if is_main_process():
-        draw(cfg, output_dir, test_sets, all_results)
+        draw_run(output_dir, test_sets[0], all_results[0], cfg.TEST.MAX_IMAGES)
     return scalars
-
-
-def _remembered_metadata(weights: str) -> DatasetMetadata | None:
-    path = Path(weights)
-    if path.suffix != ".pth" or not path.is_file():
-        return None
-    return DatasetMetadata.from_dict(load_checkpoint(path).get("dataset"))
-
-
-def draw(
-    cfg: CfgNode,
-    output_dir: Path,
-    test_sets: Sequence[CocoDataset],
-    results: Sequence[list[dict[str, Any]]],
-) -> None:
-    """``curves.png`` and ``predictions.png``, and a line that says where they are."""
-    pictures = []
-    if (output_dir / "metrics.json").exists():
-        pictures.append(plot_curves(output_dir))
-    if test_sets and results:
-        dataset = test_sets[0]
-        used = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
-        by_image: dict[int, list[dict[str, Any]]] = {}
-        for result in results[0]:
-            by_image.setdefault(result["image_id"], []).append(result)
-        with_objects = [r for r in used if r["annotations"]] or used
-        step = max(1, len(with_objects) // PICTURED_IMAGES)
-        rows = [
-            SheetRow(
-                read_image(record["file_name"]),
-                Instances.from_record(record),
-                Instances.from_results(by_image.get(record["image_id"], []), dataset.metadata),
-            )
-            for record in with_objects[::step][:PICTURED_IMAGES]
-        ]
-        pictures.append(prediction_sheet(rows, dataset.metadata, output_dir / "predictions.png"))
-    if pictures:
-        logger.info("pictures: %s", ", ".join(str(p) for p in pictures))
