@@ -107,7 +107,7 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
     if not weights and not options.resume:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
     remembered = remembered_classes(weights)
-    register_datasets(loaded, training=False, classes=remembered and remembered.thing_classes)
+    register_datasets(loaded, training=False, classes=remembered.thing_classes if remembered else None)
     cfg = set_up(loaded, options)
     model = ZenithTrainer.build_model(cfg)
     SafeCheckpointer(model, cfg.OUTPUT_DIR, require_all=True).resume_or_load(weights, resume=options.resume)
