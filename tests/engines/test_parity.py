@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import ROOT, SmallSet, load_tool
 
-pytest.importorskip("detectron2", reason="needs the real Detectron2 (see docs/DETECTRON2.md)")
+pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetMapper

@@ -115,7 +115,7 @@ def test_equals_pycocotools_on_real_coco(name: str, tasks: tuple[str, ...], back
 @pytest.mark.detectron2
 @pytest.mark.parametrize("task", TASKS)
 def test_equals_detectron2s_evaluator(task: str, tmp_path: Any) -> None:
-    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    pytest.importorskip("detectron2.config", reason="Detectron2 is not installed")
     from detectron2.data import MetadataCatalog
     from detectron2.evaluation import COCOEvaluator
 

@@ -126,7 +126,7 @@ def test_groups_equal_detectron2s(settings: dict[str, Any], factor: Any) -> None
 
 @pytest.mark.detectron2
 def test_groups_of_detectron2s_mask_rcnn_equal_its_own() -> None:
-    detectron2 = pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    detectron2 = pytest.importorskip("detectron2.config", reason="Detectron2 is not installed")
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
     from detectron2.solver import build_optimizer as their_build_optimizer

@@ -34,7 +34,7 @@ from zenith_det.errors import CheckpointError, ConfigError, DatasetError, Traini
 
 pytestmark = pytest.mark.detectron2
 
-TRAIN_NET = Path(__file__).parents[2] / "tools" / "train_net.py"
+TRAIN_NET = Path(__file__).parents[3] / "tools" / "train_net.py"
 
 
 @pytest.fixture(scope="module")
