@@ -9,6 +9,7 @@ from zenith_det import cli
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.selection import EngineChoice, select_engine
+from zenith_det.errors import ConfigError
 from zenith_det.training.distributed import launch
 
 EPILOG = """
@@ -86,6 +87,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, choose the engine, run."""
     args = argument_parser().parse_args(argv)
+    if not args.config_file:
+        raise ConfigError("--config-file is missing: give one, such as configs/mask_rcnn_zenith.yaml")
     if args.epochs is not None and not 0 < args.epochs < float("inf"):
         argument_parser().error(f"--epochs is {args.epochs}: give a number above 0")
     choice = select_engine(args.engine)

@@ -191,6 +191,10 @@ def edited(data: SmallSet, tmp_path: Path, change: object) -> SmallSet:
     return copy
 
 
+def test_mistake_no_config() -> None:
+    expect_one_line(train_net(), "--config-file is missing")
+
+
 def test_mistake_typo_in_a_key(tmp_path: Path) -> None:
     config = tmp_path / "typo.yaml"
     config.write_text(
