@@ -26,6 +26,7 @@ SMALL = [
     "INPUT.MIN_SIZE_TEST", "64",
     "DATALOADER.NUM_WORKERS", "1",
     "SOLVER.IMS_PER_BATCH", "4",
+    "SOLVER.BASE_LR", "0.02",
     "SOLVER.WARMUP_ITERS", "2",
     "SOLVER.ZENITH.WINDOW", "3",
     "SOLVER.CHECKPOINT_PERIOD", "3",
@@ -43,12 +44,14 @@ def train_net(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 
 
 def small_run(
-    data: SmallSet, task: str, output: Path, max_iter: int, *flags: str
+    data: SmallSet, task: str, output: Path, max_iter: int, *more: str
 ) -> subprocess.CompletedProcess[str]:
+    """A run of a small model; ``more`` is flags, then KEY VALUE pairs, which win over :data:`SMALL`."""
     config = str(ROOT / "configs" / "quickstart" / f"{task}_rcnn_zenith.yaml")
+    split = next((i for i, word in enumerate(more) if "." in word and word[0].isupper()), len(more))
     return train_net(
-        "--config-file", config, *data.flags, *flags, *SMALL,
-        "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(max_iter),
+        "--config-file", config, *data.flags, *more[:split], *SMALL,
+        "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(max_iter), *more[split:],
     )  # fmt: skip
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zenith_det.config import zenith_unused_keys
 from zenith_det.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 
@@ -107,3 +111,33 @@ def unused_keys_line(unused: Sequence[tuple[str, str]], optimizer: str, schedule
         return None
     listed = ", ".join(f"{key} (from {source})" for key, source in unused)
     return f"not used under {optimizer} with {scheduler}: {listed}"
+
+
+def log_start(
+    cfg: Any, sources: Mapping[str, str], *, num_images: int, start_iter: int, num_processes: int
+) -> None:
+    """Log :func:`start_line` for a run of ``cfg``, and a warning with the keys that were set in vain.
+
+    Args:
+        cfg: the configuration that the run trains with, scaled and resolved.
+        sources: :attr:`LoadedConfig.sources <zenith_det.config.LoadedConfig>`.
+        num_images: see :func:`start_line`, as for the others.
+    """
+    solver = cfg.SOLVER
+    logger.info(
+        start_line(
+            num_images=num_images,
+            batch_size=solver.IMS_PER_BATCH,
+            max_iter=solver.MAX_ITER,
+            base_lr=solver.BASE_LR,
+            optimizer=solver.OPTIMIZER,
+            device=cfg.MODEL.DEVICE,
+            window=solver.ZENITH.WINDOW if solver.OPTIMIZER == "ZENITH" else None,
+            start_iter=start_iter,
+            num_processes=num_processes,
+            accumulation=solver.GRADIENT_ACCUMULATION,
+        )
+    )
+    idle = unused_keys_line(zenith_unused_keys(sources, cfg), solver.OPTIMIZER, solver.LR_SCHEDULER_NAME)
+    if idle:
+        logger.warning(idle)

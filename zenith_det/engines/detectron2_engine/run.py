@@ -21,7 +21,7 @@ from detectron2.evaluation import verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from zenith_det.config import LoadedConfig, add_zenith_config, zenith_unused_keys
+from zenith_det.config import LoadedConfig, add_zenith_config
 from zenith_det.config.keys import leaves
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
@@ -34,7 +34,7 @@ from zenith_det.engines.run_pictures import draw_run
 from zenith_det.errors import ConfigError, TrainingDivergedError
 from zenith_det.evaluation import RESULTS_FILE
 from zenith_det.training.logging_setup import setup_logging
-from zenith_det.training.run_record import prepare_output_dir, start_line, unused_keys_line
+from zenith_det.training.run_record import log_start, prepare_output_dir
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,13 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
         # Enough to use the model without its training set.
         trainer.checkpointer.facts["dataset"] = metadata.to_dict()
     trainer.resume_or_load(resume=options.resume)
-    _describe(loaded, trainer, num_images)
+    log_start(
+        trainer.cfg,
+        loaded.sources,
+        num_images=num_images,
+        start_iter=trainer.start_iter,
+        num_processes=comm.get_world_size(),
+    )
     try:
         trainer.train()
     except FloatingPointError as error:
@@ -186,26 +192,3 @@ def _count_images(loaded: LoadedConfig) -> int:
             min_keypoints=keypoints,
         )
     )
-
-
-def _describe(loaded: LoadedConfig, trainer: ZenithTrainer, num_images: int) -> None:
-    """Log what is about to happen, and which keys the user set in vain."""
-    cfg = trainer.cfg
-    logger.info(
-        start_line(
-            num_images=num_images,
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            max_iter=cfg.SOLVER.MAX_ITER,
-            base_lr=cfg.SOLVER.BASE_LR,
-            optimizer=cfg.SOLVER.OPTIMIZER,
-            device=cfg.MODEL.DEVICE,
-            window=cfg.SOLVER.ZENITH.WINDOW if cfg.SOLVER.OPTIMIZER == "ZENITH" else None,
-            start_iter=trainer.start_iter,
-            num_processes=comm.get_world_size(),
-            accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
-        )
-    )
-    unused = zenith_unused_keys(loaded.sources, loaded.cfg)
-    line = unused_keys_line(unused, cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_SCHEDULER_NAME)
-    if line:
-        logger.warning(line)

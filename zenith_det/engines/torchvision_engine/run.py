@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, zenith_unused_keys
+from zenith_det.config import CfgNode, LoadedConfig, follow_dataset
 from zenith_det.data import (
     CocoDataset,
     DatasetMetadata,
@@ -47,7 +47,7 @@ from zenith_det.training.distributed import (
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
-from zenith_det.training.run_record import prepare_output_dir, start_line, unused_keys_line, write_config
+from zenith_det.training.run_record import log_start, prepare_output_dir, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,13 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
     progress = start_progress(cfg, state, metadata)
     if is_main_process():
         write_config(output_dir, cfg)
-        describe_run(loaded, training_set, progress)
+        log_start(
+            cfg,
+            loaded.sources,
+            num_images=len(training_set.records),
+            start_iter=progress.iteration,
+            num_processes=get_world_size(),
+        )
 
     torch.manual_seed(progress.seed)
     model: nn.Module = build_model(cfg)
@@ -294,30 +300,6 @@ def resume(trainer: Trainer, state: dict[str, Any]) -> None:
         trainer.optimizer.reset_history(
             f"SOLVER.IMS_PER_BATCH is {trainer.cfg.SOLVER.IMS_PER_BATCH}, was {batch}"
         )
-
-
-def describe_run(loaded: LoadedConfig, training_set: CocoDataset, progress: Progress) -> None:
-    """Log the start line, and which keys the user set in vain."""
-    cfg = loaded.cfg
-    logger.info(
-        start_line(
-            num_images=len(training_set.records),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            max_iter=cfg.SOLVER.MAX_ITER,
-            base_lr=cfg.SOLVER.BASE_LR,
-            optimizer=cfg.SOLVER.OPTIMIZER,
-            device=cfg.MODEL.DEVICE,
-            window=cfg.SOLVER.ZENITH.WINDOW if cfg.SOLVER.OPTIMIZER == "ZENITH" else None,
-            start_iter=progress.iteration,
-            num_processes=get_world_size(),
-            accumulation=cfg.SOLVER.GRADIENT_ACCUMULATION,
-        )
-    )
-    idle = unused_keys_line(
-        zenith_unused_keys(loaded.sources, cfg), cfg.SOLVER.OPTIMIZER, cfg.SOLVER.LR_SCHEDULER_NAME
-    )
-    if idle:
-        logger.warning(idle)
 
 
 def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images: int) -> list[Writer]:

@@ -110,7 +110,7 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "SOLVER.REFERENCE_WORLD_SIZE": lambda v, _: v == 0,
 }
 # Changed or not, they change nothing that this engine, or Detectron2 with the same model, computes.
-WITHOUT_EFFECT = ("VIS_PERIOD", "GLOBAL.HACK")
+WITHOUT_EFFECT = ("VIS_PERIOD", "GLOBAL.HACK", "MODEL.RETINANET.NUM_CLASSES")
 
 
 def check_supported(loaded: LoadedConfig) -> None:
