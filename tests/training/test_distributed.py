@@ -15,7 +15,7 @@ from zenith_det import cli
 from zenith_det.errors import ConfigError, DatasetError, UserError
 from zenith_det.training import distributed
 
-LIMIT = 60  # seconds; a hang would be the thirty minutes of a collective
+LIMIT = 180  # seconds, for a loaded machine; a hang would be the thirty minutes of a collective
 
 PACKAGE = Path(distributed.__file__).parents[2]
 
