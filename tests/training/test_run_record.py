@@ -77,7 +77,7 @@ def test_memory_grows_with_what_is_held() -> None:
         pytest.skip("this system does not tell a process's memory")
     # In a process of its own: this one may hold freed memory that an allocation takes first.
     code = (
-        "import torch; from zenith_det.training.memory import resident_mib;"
+        "import torch; from zenith_det.training.memory import memory_scalars, resident_mib;"
         "before = resident_mib(); held = torch.ones(64 * 2**20 // 4);"
         "print(resident_mib() - before, memory_scalars()['rss_mb'])"
     )
