@@ -87,7 +87,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, choose the engine, run."""
     args = argument_parser().parse_args(argv)
-    if not args.config_file:
+    if not args.config_file and not args.opts:
         raise ConfigError("--config-file is missing: give one, such as configs/mask_rcnn_zenith.yaml")
     if args.epochs is not None and not 0 < args.epochs < float("inf"):
         argument_parser().error(f"--epochs is {args.epochs}: give a number above 0")

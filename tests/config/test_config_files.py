@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zenith_det.config import add_zenith_config, load_config, zenith_unused_keys
+from zenith_det.config import add_zenith_config, follow_dataset, load_config, zenith_unused_keys
 from zenith_det.config.keys import leaves
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -87,7 +87,10 @@ def test_sgd_step_is_detectron2s_own_1x_recipe(task: str) -> None:
         task
     ]
     theirs = dict(leaves(model_zoo.get_config(f"COCO-{folder}/{task}_R_50_FPN_1x.yaml")))
-    ours = dict(leaves(load_config(str(CONFIGS / "baselines" / f"{task}_sgd_step.yaml")).cfg))
+    loaded = load_config(str(CONFIGS / "baselines" / f"{task}_sgd_step.yaml"))
+    follow_dataset(loaded, "COCO", 1 if task == "keypoint_rcnn" else 80, 17)
+    loaded.cfg.MODEL.RETINANET.NUM_CLASSES = 80
+    ours = dict(leaves(loaded.cfg))
     assert {key: ours[key] for key in theirs} == theirs
 
 

@@ -1,4 +1,4 @@
-"""One process of a run over several; run by test_distributed.py, by itself or under torchrun.
+"""One process of a run over several; run by test_two_processes.py, by itself or under torchrun.
 
 python d2_worker.py DATA OUTPUT [PROCESSES of Detectron2's launch]
 """

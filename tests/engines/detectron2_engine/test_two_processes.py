@@ -54,7 +54,8 @@ def test_two_processes_are_one(data: str, alone: Any, tmp_path: Path, launcher: 
     for one, two in zip(alone, together):
         assert len(two["ratios"]) == 2
         assert two["ratios"][0] == two["ratios"][1]
-        assert two["ratios"][0] == pytest.approx(one["ratios"][0], rel=1e-3)
+        # Looser than the losses: with a window of 1 a proposal more or less shows in the norm at once.
+        assert two["ratios"][0] == pytest.approx(one["ratios"][0], rel=1e-2)
         for name in one:
             if name != "ratios":
                 assert two[name] == pytest.approx(one[name], abs=1e-3), name
