@@ -56,7 +56,6 @@ class Trainer:
         checkpointer: of the output directory.
         writers: of the main process; none on the others.
         evaluate: runs an evaluation and returns scalars; called on every rank.
-        iters_per_epoch: for the progress display.
     """
 
     def __init__(
