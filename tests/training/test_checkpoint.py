@@ -21,8 +21,8 @@ from zenith_det.training.checkpoint import (
     Checkpointer,
     CorruptCheckpointError,
     load_checkpoint,
-    to_plain,
     read_facts,
+    to_plain,
 )
 
 

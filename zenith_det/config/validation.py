@@ -101,7 +101,7 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
     for metric, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
-        if cfg.CHECKPOINT.BEST == metric and not cfg.MODEL[switch]:
+        if metric == cfg.CHECKPOINT.BEST and not cfg.MODEL[switch]:
             raise _wrong("CHECKPOINT.BEST", metric, f"the model has none, MODEL.{switch} is False", sources)
 
 

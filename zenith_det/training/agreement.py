@@ -86,7 +86,7 @@ def check_values_agree(iteration: int, values: Mapping[str, list[float]], tolera
         others = [
             rank
             for rank, number in enumerate(numbers)
-            if not (number == reference or number != number and reference != reference)
+            if not (number == reference or (number != number and reference != reference))
             and not abs(number - reference) <= tolerance * max(abs(number), abs(reference))
         ]
         if others:

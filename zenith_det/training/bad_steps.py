@@ -61,7 +61,9 @@ def guard_forward(module: nn.Module) -> None:
                 raise
             logger.warning("the forward pass gave up: %s", " ".join(str(error).split()))
             # All parameters take part: DDP waits for each of their gradients.
-            parts = [parameter.sum() * math.nan for parameter in module.parameters() if parameter.requires_grad]
+            parts = [
+                parameter.sum() * math.nan for parameter in module.parameters() if parameter.requires_grad
+            ]
             return {"loss_forward": torch.stack(parts).sum()}
 
     module.forward = guarded  # type: ignore[method-assign]
@@ -119,7 +121,7 @@ class StepGuard:
         self.streak = 0
         self.skipped = 0
         self.limit = limit
-        self._path = output_dir / FILE_NAME
+        self._output_dir = output_dir
         self._last_good = last_good
         self._recent: deque[_Step] = deque(maxlen=REMEMBERED_STEPS + 1)
         self._flag = _LateFlag()
@@ -169,7 +171,9 @@ class StepGuard:
     def _step_if_finite(self, step: _Step) -> bool:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = [
+            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         step.norm = global_norm(grads)
         finite = bool(step.norm.isfinite())
         if self.scaler is not None:
@@ -233,38 +237,26 @@ class StepGuard:
         )
         if not is_main_process():
             return
-        line = {
-            "event": "skipped step",
-            "iteration": bad.iteration,
-            "in_a_row": self.streak,
-            "loss_parts": parts,
-            "evidence": evidence,
-            "lr": effective_lr(self.optimizer),
-            "grad_norm": bad.grad_norm(),
-            "bad_parameters": self._bad_parameters(),
-            "ranks": [{"rank": i, **rank} for i, rank in enumerate(ranks)],
-            "steps_before": earlier,
-            "good_checkpoint": self._last_good(),
-        }
-        self._write(line)
+        note_event(
+            self._output_dir,
+            "skipped step",
+            iteration=bad.iteration,
+            in_a_row=self.streak,
+            loss_parts=parts,
+            evidence=evidence,
+            lr=effective_lr(self.optimizer),
+            grad_norm=bad.grad_norm(),
+            bad_parameters=self._bad_parameters(),
+            ranks=[{"rank": i, **rank} for i, rank in enumerate(ranks)],
+            steps_before=earlier,
+            good_checkpoint=self._last_good(),
+        )
         what = " and ".join(parts) + " not finite" if parts else "the gradient is not finite"
         ids = [str(image[0]) for rank in ranks for image in rank["images"]]
         logger.warning(
             "iteration %d: step skipped (%d in a row): %s; images %s; %s; details in %s",
-            bad.iteration, self.streak, what, ", ".join(ids), evidence, self._path,
+            bad.iteration, self.streak, what, ", ".join(ids), evidence, self._output_dir / FILE_NAME,
         )  # fmt: skip
-
-    def note(self, event: str, **facts: Any) -> None:
-        """Put another event of the run, such as a roll-back, into the same file (main process only)."""
-        if is_main_process():
-            self._write({"event": event, **facts})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_without_nan(line)) + "\n")
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
     def _bad_parameters(self) -> list[str]:
         names = []
@@ -276,7 +268,25 @@ class StepGuard:
         return names
 
 
-def explain(bad_parts: Sequence[str], losses: Sequence[float], norms: Sequence[float], scaler: Any = None) -> str:
+def note_event(output_dir: Path, event: str, **facts: Any) -> None:
+    """Append an event of the run to :data:`FILE_NAME`, a JSON object a line; the main process alone does.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if not is_main_process():
+        return
+    path = output_dir / FILE_NAME
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_without_nan({"event": event, **facts}), allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def explain(
+    bad_parts: Sequence[str], losses: Sequence[float], norms: Sequence[float], scaler: Any = None
+) -> str:
     """What the evidence around a bad step points to: the learning rate, the data, or an AMP overflow.
 
     Args:

@@ -40,7 +40,9 @@ class BestCheckpoint:
             if isinstance(best, Mapping) and best.get("metric") == metric:
                 self.value = float(best["value"])
 
-    def offer(self, scalars: Mapping[str, Any], iteration: int, save: Callable[[str, dict[str, Any]], Any]) -> bool:
+    def offer(
+        self, scalars: Mapping[str, Any], iteration: int, save: Callable[[str, dict[str, Any]], Any]
+    ) -> bool:
         """Save the model if it is the best so far.
 
         Args:

@@ -42,7 +42,11 @@ def outcome(key: str, old: Any, new: Any, *, seed: int, iteration: int, saved: M
     if key == "SEED":
         return f"can't be applied, because the order of the images goes on from the run's seed, {seed}"
     if key == "SOLVER.MAX_ITER":
-        return f"applied; {new - iteration} iterations to go" if new > iteration else "applied; nothing left to train"
+        return (
+            f"applied; {new - iteration} iterations to go"
+            if new > iteration
+            else "applied; nothing left to train"
+        )
     if key == "SOLVER.IMS_PER_BATCH":
         window, lr = saved.get("SOLVER.ZENITH.WINDOW"), saved.get("SOLVER.BASE_LR")
         text = (
@@ -96,7 +100,9 @@ def log_changes(
         return
     head = ("key", "checkpoint", "now", "")
     wide = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
-    lines = ["  ".join([*(row[i].ljust(wide[i]) for i in range(3)), row[3]]).rstrip() for row in [head, *rows]]
+    lines = [
+        "  ".join([*(row[i].ljust(wide[i]) for i in range(3)), row[3]]).rstrip() for row in [head, *rows]
+    ]
     logger.info("changed since the checkpoint:\n%s", "\n".join(lines))
 
 

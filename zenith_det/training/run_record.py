@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -75,6 +76,24 @@ def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return run_id
+
+
+def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
+    """Whether ``metrics.json`` has an AP of the model as it was after ``done`` iterations."""
+    try:
+        lines = (Path(output_dir) / "metrics.json").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+            if record["iteration"] < done - 1:
+                return False
+            if record["iteration"] in (done - 1, done) and any(name.endswith("/AP") for name in record):
+                return True
+        except (ValueError, TypeError, KeyError):
+            continue  # torn by a crash
+    return False
 
 
 def start_line(

@@ -33,6 +33,10 @@ _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _launcher: Any = None  # shared memory in which a launcher tells its processes of the signals that it got
 
 
+class EvaluationStopped(Exception):
+    """An evaluation that was broken off, on all ranks together, because the run has to end."""
+
+
 def parse_duration(text: str) -> float:
     """Seconds in ``"3h30m"``, ``"90m"``, ``"1d12h"``, ``"3:30:00"`` (hours, minutes, seconds) or ``"5400"``.
 

@@ -32,7 +32,7 @@ from zenith_det.training.divergence import LossWatch
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged
-from zenith_det.training.stopping import StopRequest, describe_stop
+from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
 from zenith_det.training.weights import load_model_weights
 from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 
@@ -60,10 +60,6 @@ class Progress:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class EvaluationStopped(Exception):
-    """An evaluation that was broken off, on all ranks, because the run has to end."""
-
-
 class Trainer:
     """Takes SGD-like steps on detection losses, logs, evaluates and saves.
 
@@ -81,7 +77,7 @@ class Trainer:
         best: of the output directory.
         writers: of the main process; none on the others.
         evaluate: runs an evaluation and returns scalars; called on every rank with a function that says
-            whether to break it off, upon which it raises :class:`EvaluationStopped`.
+            whether to break it off, upon which it raises ``EvaluationStopped``.
     """
 
     def __init__(
@@ -159,14 +155,15 @@ class Trainer:
                     self.save(f"model_{done - 1:07d}", stop)
                 if why:
                     self._stop(why)
-                if self._evaluation_due():
+                if self.evaluation_due():
                     results = self._evaluate(stop)
         finally:
             for writer in self.writers:
                 writer.close()
         return results
 
-    def _evaluation_due(self) -> bool:
+    def evaluation_due(self) -> bool:
+        """Whether the model is to be evaluated as it is now."""
         done, period = self.progress.iteration, self.cfg.TEST.EVAL_PERIOD
         return done == self.max_iter or (period > 0 and done % period == 0)
 
