@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
 from zenith_det.training.bad_steps import guard_forward, note_event
 from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
+from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import (
     broadcast_object,
     get_local_rank,
@@ -47,14 +46,14 @@ from zenith_det.training.distributed import (
     get_world_size,
     is_main_process,
     process_line,
-    restart_count,
 )
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.resume_report import config_facts, log_changes
-from zenith_det.training.run_record import begin_run, evaluated, log_start, prepare_output_dir, write_config
+from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir, write_config
+from zenith_det.training.starting import Start, choose_seed, find_start
 from zenith_det.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -184,7 +183,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
     checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
     run_id, start = find_start(checkpointer, resume=options.resume)
-    seed = int(start.state["seed"]) if start else choose_seed(cfg)
+    seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
     run_facts = {
         "dataset": metadata.to_dict(),
@@ -264,34 +263,6 @@ class RunData:
     results: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A checkpoint to go on from."""
-
-    path: Path
-    state: dict[str, Any]
-
-    @property
-    def iteration(self) -> int:
-        """The next one."""
-        return int(self.state["iteration"]) + 1
-
-    @staticmethod
-    def load(path: Path) -> Start:
-        """Read it.
-
-        Raises:
-            CheckpointError: it can't be read, or is not one of a run.
-        """
-        state = load_checkpoint(path)
-        if "optimizer" not in state or "iteration" not in state:
-            raise CheckpointError(
-                f"{path}: weights without an optimizer, not a checkpoint of a run: give it as MODEL.WEIGHTS "
-                "instead"
-            )
-        return Start(path, state)
-
-
 def train_from(
     start: Start | None,
     cfg: CfgNode,
@@ -369,36 +340,6 @@ def check_batch(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by {ways} "
             f"({get_world_size()} processes x SOLVER.GRADIENT_ACCUMULATION {cfg.SOLVER.GRADIENT_ACCUMULATION})"
         )
-
-
-def find_start(checkpointer: Checkpointer, *, resume: bool) -> tuple[str, Start | None]:
-    """The run's name (see :func:`begin_run`) and the checkpoint that it goes on from, on all ranks alike.
-
-    A group of processes that torchrun has restarted goes on from its own run's newest checkpoint, whether
-    ``--resume`` was given or not.
-    """
-    restarted = restart_count() > 0
-    found: tuple[str, Path | None] | None = None
-    if is_main_process():
-        run_id = begin_run(checkpointer.output_dir, anew=not (resume or restarted))
-        path = checkpointer.last(None if resume else run_id) if resume or restarted else None
-        found = (run_id, path)
-    run_id, path = broadcast_object(found)
-    if path is None:
-        if resume or restarted:
-            logger.info(
-                "no checkpoint in %s to resume from: starting at iteration 0", checkpointer.output_dir
-            )
-        return run_id, None
-    start = Start.load(path)
-    logger.info("resuming from %s", path)
-    return str(start.state.get("run_id", run_id)), start
-
-
-def choose_seed(cfg: CfgNode) -> int:
-    """``SEED``, or where it is negative another one each time, the same on all ranks."""
-    seed: int = cfg.SEED if cfg.SEED >= 0 else broadcast_object(secrets.randbits(31))
-    return seed
 
 
 def start_progress(cfg: CfgNode, start: Start | None, seed: int, facts: dict[str, Any]) -> Progress:
