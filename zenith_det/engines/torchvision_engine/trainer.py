@@ -19,9 +19,10 @@ from zenith_det.config import CfgNode
 from zenith_det.errors import TrainingDivergedError
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.distributed import all_gather_objects, get_rank, get_world_size, is_main_process
+from zenith_det.training.distributed import all_gather_objects, get_world_size, is_main_process
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
+from zenith_det.training.seeding import seed_step
 from zenith_det.training.zenith_metrics import optimizer_scalars
 
 logger = logging.getLogger(__name__)
@@ -228,12 +229,6 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.amp and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
-
-
-def seed_step(seed: int, iteration: int) -> None:
-    """Seed torch for one iteration of this rank, so that no random state needs saving."""
-    # Large odd multipliers keep (iteration, rank) pairs apart; any 63-bit value is a valid seed.
-    torch.manual_seed((seed + iteration * 1_000_003 + get_rank() * 2_147_483_647) % 2**63)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
