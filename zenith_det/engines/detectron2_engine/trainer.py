@@ -25,13 +25,14 @@ from torch import nn
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import build_test_loader
-from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader
+from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.writers import MetricsWriter
 from zenith_det.errors import ConfigError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+from zenith_det.training.seeding import seed_all, seed_step
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +178,22 @@ class ZenithTrainerMixin:
 class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     """Detectron2's ``DefaultTrainer`` with ZENITH and an evaluator for each of Detectron2's datasets.
 
-    Checkpoints are written whole or not at all and never run code when they are read; a resumed run goes on
-    with the images that are next.
+    Checkpoints are written whole or not at all and never run code when they are read. A resumed run repeats the
+    uninterrupted one bit for bit: the images and all random choices come from ``seed``, see :class:`DataOrder`.
+
+    Attributes:
+        seed: ``SEED``, or one drawn at random where that is negative; a resumed run's is its checkpoint's.
     """
+
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        self.seed = run_seed(cfg)
+        seed_all(self.seed)  # the model's initialisation
+        super().__init__(cfg, *args, **kwargs)
+
+    def run_step(self) -> None:
+        """The step of :class:`ZenithTrainerMixin`, with the random numbers of this iteration."""
+        seed_step(self.seed, self.iter)
+        super().run_step()
 
     def build_hooks(self) -> list[HookBase]:
         """The hooks of :class:`ZenithTrainerMixin`, with a checkpointer that is safe to interrupt."""

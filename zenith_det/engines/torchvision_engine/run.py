@@ -52,7 +52,9 @@ from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.resume_report import config_facts, log_changes
+from zenith_det.training.resuming import batches_done
 from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir, write_config
+from zenith_det.training.seeding import seed_all
 from zenith_det.training.starting import Start, choose_seed, find_start
 from zenith_det.training.stopping import StopRequest
 
@@ -280,7 +282,7 @@ def train_from(
         Diverged, RunStopped: see :meth:`Trainer.train`.
     """
     output_dir = checkpointer.output_dir
-    torch.manual_seed(progress.seed)
+    seed_all(progress.seed)
     model: nn.Module = build_model(cfg)
     weights = None if start else load_weights(cfg, model)
     optimizer = build_optimizer(cfg, model)
@@ -294,7 +296,7 @@ def train_from(
         data.records,
         TrainingMapper(cfg, data.metadata),
         seed=progress.seed,
-        start=progress.images_seen // cfg.SOLVER.IMS_PER_BATCH,
+        start=batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH),
         rank=get_rank(),
         world_size=get_world_size(),
     )
@@ -348,7 +350,7 @@ def start_progress(cfg: CfgNode, start: Start | None, seed: int, facts: dict[str
         return Progress(0, seed, 0, facts)
     batch = cfg.SOLVER.IMS_PER_BATCH
     seen = start.state.get("images_seen", start.iteration * start.state.get("batch_size", batch))
-    return Progress(start.iteration, seed, int(seen) // batch * batch, facts)
+    return Progress(start.iteration, seed, batches_done(int(seen), batch) * batch, facts)
 
 
 def resume(trainer: Trainer, start: Start) -> None:

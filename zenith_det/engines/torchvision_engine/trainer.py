@@ -25,13 +25,13 @@ from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
-    get_rank,
     is_main_process,
 )
 from zenith_det.training.divergence import LossWatch
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged
+from zenith_det.training.seeding import seed_step
 from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
 from zenith_det.training.weights import load_model_weights
 from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
@@ -354,12 +354,6 @@ class Trainer:
             self.watch.load_state_dict(state["watch"])
         if state.get("good"):
             self._last_good = source
-
-
-def seed_step(seed: int, iteration: int) -> None:
-    """Seed torch for one iteration of this rank, so that no random state needs saving."""
-    # Large odd multipliers keep (iteration, rank) pairs apart; any 63-bit value is a valid seed.
-    torch.manual_seed((seed + iteration * 1_000_003 + get_rank() * 2_147_483_647) % 2**63)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
