@@ -30,7 +30,13 @@ SAVE_SECONDS = 10.0
 SAVE_MARGIN = 2.0
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_open: StopRequest | None = None  # the one that is open in this process
 _launcher: Any = None  # shared memory in which a launcher tells its processes of the signals that it got
+
+
+def stop_code() -> int:
+    """What the open :class:`StopRequest` says; 0 where none is open."""
+    return _open.code() if _open is not None else 0
 
 
 class EvaluationStopped(Exception):
@@ -107,6 +113,18 @@ class StopRequest(_CatchesSignals):
         self._received = 0
         self._slowest = 0.0
         self._save_seconds = SAVE_SECONDS
+
+    def __enter__(self) -> Self:
+        global _open
+        _open = self
+        return super().__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _open
+        _open = None
+        super().__exit__(kind, error, trace)
 
     def code(self) -> int:
         """0: go on; else why to stop: a signal's number, or :data:`TIME_IS_UP`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from zenith_det.data import (
     read_image,
 )
 from zenith_det.errors import ConfigError, DatasetError
+from zenith_det.training.stopping import stop_code
 from zenith_det.training.worker_signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
@@ -244,8 +245,31 @@ class _UnstoppedInWorkers:
         return self._mapper(record)
 
 
+class _Stoppable:
+    """A loader that ends early when the run has to; its evaluator then gives no figures."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            yield batch
+            if stop_code():
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
 def build_test_loader(cfg: Any, name: str) -> Any:
     """Detectron2's test loader, over the first ``TEST.MAX_IMAGES`` images (0: all)."""
+    return _Stoppable(_test_loader(cfg, name))
+
+
+def _test_loader(cfg: Any, name: str) -> Any:
     mapper = _UnstoppedInWorkers(mapper_for(cfg, [name], is_train=False))
     if not cfg.TEST.MAX_IMAGES:
         return build_detection_test_loader(cfg, name, mapper=mapper)
