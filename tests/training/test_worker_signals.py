@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 PROGRAM = """
 import sys, time, torch
 from torch.utils.data import DataLoader
-from zenith_det.training.worker_signals import ignore_stop_signals
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 class Images(torch.utils.data.Dataset):
     def __len__(self): return 10**6
@@ -24,7 +24,8 @@ class Images(torch.utils.data.Dataset):
 
 if __name__ == "__main__":
     loader = DataLoader(Images(), num_workers=2, worker_init_fn=lambda worker: ignore_stop_signals())
-    stream = iter(loader)
+    with starting_workers():
+        stream = iter(loader)
     next(stream)
     print(*[worker.pid for worker in stream._workers], flush=True)
     for line in sys.stdin:
@@ -66,3 +67,12 @@ def test_workers_outlive_stop_signals_and_end_with_the_main_process() -> None:
     while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(alive(pid) for pid in workers)
+
+
+def test_a_main_process_that_ends_with_its_loader_open_does_not_wait_for_ever() -> None:
+    """multiprocessing terminates the workers it finds at exit, and waits for them."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input="go on\n", capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "read" in done.stdout

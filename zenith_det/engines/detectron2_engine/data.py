@@ -35,7 +35,7 @@ from zenith_det.data import (
 )
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.stopping import stop_code
-from zenith_det.training.worker_signals import ignore_stop_signals
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +255,9 @@ class _Stoppable:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._loader:
+        with starting_workers():
+            batches = iter(self._loader)
+        for batch in batches:
             yield batch
             if stop_code():
                 return

@@ -45,6 +45,7 @@ from zenith_det.training.divergence import LossWatch
 from zenith_det.training.recovery import Diverged
 from zenith_det.training.seeding import seed_all, seed_step
 from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
+from zenith_det.training.worker_signals import starting_workers
 from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 
 logger = logging.getLogger(__name__)
@@ -296,6 +297,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             finished = False
             try:
                 self.before_train()
+                with starting_workers():
+                    _ = self._trainer._data_loader_iter  # made when it is first asked for
                 if evaluate_first:
                     for hook in self._hooks:
                         if isinstance(hook, hooks.EvalHook) and hook._period:

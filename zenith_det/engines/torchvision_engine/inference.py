@@ -31,6 +31,7 @@ from zenith_det.training.distributed import (
 )
 from zenith_det.training.progress import EvaluationProgress
 from zenith_det.training.stopping import EvaluationStopped
+from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,10 @@ def predict(
     autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], torch.float16, enabled=False)
     results: list[dict[str, Any]] = []
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
+    with starting_workers():
+        batches = iter(loader)
     with EvaluationProgress(total, dataset.metadata.name) as progress, autocast:
-        for batch in loader:
+        for batch in batches:
             for sample, found in zip(batch, model(batch)):
                 found = {k: v.cpu().numpy() for k, v in found.items()}
                 results += detections_to_results(

@@ -57,6 +57,7 @@ from zenith_det.training.run_record import evaluated, log_start, prepare_output_
 from zenith_det.training.seeding import seed_all
 from zenith_det.training.starting import Start, choose_seed, find_start
 from zenith_det.training.stopping import StopRequest
+from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -317,12 +318,14 @@ def train_from(
 
     main = is_main_process()
     missed = start is not None and broadcast_object(main and not evaluated(output_dir, progress.iteration))
+    with starting_workers():
+        batches = iter(loader)
     trainer = Trainer(
         cfg,
         model,
         optimizer,
         scheduler,
-        iter(loader),
+        batches,
         progress,
         checkpointer,
         BestCheckpoint(checkpointer, cfg.CHECKPOINT.BEST if main else "", resumed=start is not None),
