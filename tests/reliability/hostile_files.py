@@ -278,18 +278,18 @@ ANNOTATIONS = [
     Hostile("zeros", "annotations", raw(bytes(1_000_000)), REFUSED, "not valid JSON"),
     Hostile("a gzip of zeros", "annotations", raw(b"\x1f\x8b" + zlib.compress(bytes(1_000_000))), REFUSED,
             "not UTF-8"),
-    Hostile("a million broken image entries", "annotations",
-            raw('{"images": [' + "1," * 999_999 + '1], "categories": [{"id": 1, "name": "a"}]}'), READ, "",
+    Hostile("300,000 broken image entries", "annotations",
+            raw('{"images": [' + "1," * 299_999 + '1], "categories": [{"id": 1, "name": "a"}]}'), READ, "",
             128),
-    Hostile("300,000 names that lead out", "annotations",
-            raw('{"images": [' + '{"id":1,"file_name":"/"},' * 299_999
+    Hostile("100,000 names that lead out", "annotations",
+            raw('{"images": [' + '{"id":1,"file_name":"/"},' * 99_999
                 + '{"id":1,"file_name":"/"}], "categories": [{"id": 1, "name": "a"}]}'), READ, "", 256),
-    Hostile("a million broken annotations", "annotations",
+    Hostile("300,000 broken annotations", "annotations",
             raw(json.dumps({**content(), "annotations": 0}).replace('"annotations": 0', '"annotations": ['
-                + "1," * 999_999 + "1]")), READ, "broken annotation 1000000", 128),
+                + "1," * 299_999 + "1]")), READ, "broken annotation 300000", 128),
 ]  # fmt: skip
 # These have no image left, or more bad ones than training puts up with.
-_ALL_BAD = ("a million broken image entries", "300,000 names that lead out")
+_ALL_BAD = ("300,000 broken image entries", "100,000 names that lead out")
 ANNOTATIONS = [
     Hostile(h.name, h.target, h.build, REFUSED, "can't be used: (broken image entry|path outside)", h.memory_mib)
     if h.name in _ALL_BAD

@@ -39,6 +39,7 @@ MAX_POLYGONS = 10_000
 #: What the outline of an object's polygons may measure, in (height + width) of its image: pycocotools takes
 #: about 120 bytes for each pixel of it.
 MAX_OUTLINE = 100
+_RUNS_AT_ONCE = 2**16  # of a compressed mask: each takes 70 bytes on the way
 
 
 class Fault(Exception):
@@ -278,22 +279,33 @@ def _compressed_counts(text: bytes) -> npt.NDArray[np.int64]:
     follow, and the top bit of the last is the sign. From the fourth on, each is a difference to the last but
     one.
     """
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+    codes = np.frombuffer(text, dtype=np.uint8)
+    if codes.size == 0 or codes.min() < 48 or codes.max() > 111 or (codes[-1] - 48) & 32:
         raise ValueError("characters that no RLE has")
-    ends = np.flatnonzero((codes & 32) == 0)
+    ends = np.flatnonzero(((codes - 48) & 32) == 0)
+    numbers = np.empty(ends.size, dtype=np.int64)
+    start = 0
+    for block in range(0, ends.size, _RUNS_AT_ONCE):
+        here = ends[block : block + _RUNS_AT_ONCE]
+        numbers[block : block + _RUNS_AT_ONCE] = _numbers(codes[start : here[-1] + 1], here - start)
+        start = int(here[-1]) + 1
+    # Undo the differences: counts[i] += counts[i - 2] for i > 2, that is two running sums.
+    np.cumsum(numbers[1::2], out=numbers[1::2])
+    if numbers.size > 2:
+        np.cumsum(numbers[2::2], out=numbers[2::2])
+    return numbers
+
+
+def _numbers(characters: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The signed numbers whose last characters are at ``ends``."""
+    codes = characters.astype(np.int64) - 48
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 7:
         raise ValueError("a run longer than any image")
     place = np.arange(codes.size) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    # Undo the differences: counts[i] += counts[i - 2] for i > 2, that is two running sums.
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    if numbers.size > 2:
-        numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
+    numbers: npt.NDArray[np.int64] = np.add.reduceat((codes & 31) << (5 * place), starts)
+    return numbers - np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
 
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -394,7 +406,7 @@ def check_image_files(
         try:
             return check_image_file(file, check == "full")
         except Fault as fault:
-            return fault
+            return Fault(fault.kind, fault.reason)  # without the frames that it was raised through
 
     if len(files) < 64 or check == "none":
         yield from map(look, files)
