@@ -27,32 +27,13 @@ sys.path.insert(0, str(ROOT))
 INSTRUMENTED = ["zenith_det.data", "zenith_det.config", "zenith_det.training", "zenith_det.errors"]
 SECONDS_PER_INPUT = 20
 MEMORY_MIB = 2048  # of the whole process, torch and all
-DICTIONARY = {
-    "annotations": (
-        '"images" "annotations" "categories" "id" "image_id" "category_id" "bbox" "segmentation" "counts" "size" '
-        '"area" "iscrowd" "keypoints" "num_keypoints" "skeleton" "flip_pairs" "sigmas" "file_name" "height" "width" '
-        '"name" "1.png" ".." "/" NaN Infinity -Infinity 1e999 9223372036854775808 9223372036854775807 null true \\ud800 '
-        "\\u001b [[ ]] {} [] [30,40] 1200"
-    ).split(),
-    "config": (
-        "_BASE_: a.yaml b.yaml opts <<: *a &a !!python/object/apply:os.system !!int !!float !!bool !!binary !!set !!omap "
-        "!!timestamp !!null .nan .inf 0x 0b 1e999 MODEL: SOLVER: SEED: STEPS: BASE_LR: MAX_ITER: OUTPUT_DIR: ADAMW: "
-        "BETAS: DATASETS: TRAIN: null ~ {} [] - ? | > 2024-13-45 1:00:00 SOLVER.BASE_LR MODEL.MASK_ON"
-    ).split(),
-    "checkpoint": (
-        "ctorch._utils\\x0a_rebuild_tensor_v2\\x0a ctorch._utils\\x0a_rebuild_tensor_v3\\x0a ctorch\\x0aFloatStorage\\x0a "
-        "ctorch._utils\\x0a_rebuild_parameter\\x0a ctorch.storage\\x0aUntypedStorage\\x0a ctorch\\x0aSize\\x0a "
-        "ctorch\\x0adevice\\x0a ctorch\\x0abfloat16\\x0a cbuiltins\\x0abytearray\\x0a cbuiltins\\x0aset\\x0a "
-        "cbuiltins\\x0acomplex\\x0a c_codecs\\x0aencode\\x0a ccollections\\x0aOrderedDict\\x0a "
-        "ccollections\\x0aCounter\\x0a cnumpy\\x0adtype\\x0a cnumpy._core.multiarray\\x0a_reconstruct\\x0a "
-        "cnumpy._core.numeric\\x0a_frombuffer\\x0a X\\x07\\x00\\x00\\x00storage Q R b tR s. u. \\x80\\x02 \\x86 \\x87 \\x8a"
-    ).split(),
-}
+TARGETS = ("annotations", "checkpoint", "config")
 JUNK: list[Any] = [
-    None, True, False, 0, 1, -1, 1.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), 2**31, 2**53, 2**63 - 1, 2**63,
-    -(2**63), 10**400, "", "a", "1", "\0", "\x1b[2J", "\ud800", "../1.png", "/1.png", "1.png", [], [1], [[1]], {}, {"a": 1},
-    [0, 0, 1, 1], [1, 1, 40, 30], [5, 5, 15, 5, 15, 15], [[5, 5, 15, 5, 15, 15]], {"size": [30, 40], "counts": [1200]},
-    {"size": [30, 40], "counts": "PPPPPP"}, [1, 2, 2, 3, 4, 1], ["left_a", "right_a"], [["left_a", "right_a"]], [[1, 2]],
+    None, True, False, 0, 1, -1, 1.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), 2**31, 2**53, 2**63 -
+    1, 2**63, -(2**63), 10**400, "", "a", "1", "\0", "\x1b[2J", "\ud800", "../1.png", "/1.png", "1.png", [],
+    [1], [[1]], {}, {"a": 1}, [0, 0, 1, 1], [1, 1, 40, 30], [5, 5, 15, 5, 15, 15], [[5, 5, 15, 5, 15, 15]],
+    {"size": [30, 40], "counts": [1200]}, {"size": [30, 40], "counts": "PPPPPP"}, [1, 2, 2, 3, 4, 1],
+    ["left_a", "right_a"], [["left_a", "right_a"]], [[1, 2]],
 ]  # fmt: skip
 
 
@@ -66,7 +47,9 @@ def mutate_json(data: bytes, max_size: int, rng: random.Random) -> bytes | None:
     waiting = [tree]
     while waiting:
         node = waiting.pop()
-        keys: Any = node.keys() if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        keys: Any = (
+            node.keys() if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        )
         for key in keys:
             places.append((node, key))
             waiting.append(node[key])
@@ -116,9 +99,6 @@ def fuzz(target: str, corpus: Path, work: Path, seconds: int) -> None:
         changed = mutate_json(data, max_size, rng) if target == "annotations" and rng.random() < 0.7 else None
         return changed if changed is not None else atheris.Mutate(data, max_size)
 
-    words = work / "words.dict"
-    words.write_text("".join('"{}"\n'.format(w.replace('"', '\\"').replace("\\ud", "\\\\ud").replace("\\u0", "\\\\u0"))
-                             for w in DICTIONARY[target]))  # fmt: skip
     arguments = [
         sys.argv[0],
         str(work / "inputs"),
@@ -127,7 +107,7 @@ def fuzz(target: str, corpus: Path, work: Path, seconds: int) -> None:
         f"-timeout={SECONDS_PER_INPUT}",
         f"-rss_limit_mb={MEMORY_MIB}",
         "-max_len=4096",
-        f"-dict={words}",
+        f"-dict={Path(__file__).parent / 'words' / target}.txt",
         f"-artifact_prefix={corpus}/",
         "-print_final_stats=1",
     ]
@@ -136,11 +116,17 @@ def fuzz(target: str, corpus: Path, work: Path, seconds: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=sorted(DICTIONARY))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60, help="time to spend (default 60)")
-    parser.add_argument("--corpus", type=Path, metavar="DIR", help="inputs to start from, and where findings go")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="where to keep the inputs that reached new code")
+    parser.add_argument(
+        "--corpus", type=Path, metavar="DIR", help="inputs to start from, and where findings go"
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="where to keep the inputs that reached new code"
+    )
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     corpus = args.corpus or Path(__file__).parent / "corpus" / args.target

@@ -56,7 +56,7 @@ def run_config(data: bytes, folder: Path) -> str | None:
 def run_checkpoint(data: bytes, folder: Path) -> str | None:
     """The input's first byte says what follows.
 
-    ``z``: the ``data.pkl`` of a zip, whose ``data/0`` has 64 bytes; ``p``: a ``.pkl``; ``f``: a ``.pth``, byte by
+    ``z``: the ``data.pkl`` of a zip, whose ``data/0`` and ``data/1`` have 64 bytes; ``p``: a ``.pkl``; ``f``: a ``.pth``, byte by
     byte.
     """
     kind, data = data[:1], data[1:]
@@ -64,7 +64,13 @@ def run_checkpoint(data: bytes, folder: Path) -> str | None:
     if kind == b"z":
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            for name, part in {"data.pkl": data, "byteorder": b"little", "data/0": bytes(range(64))}.items():
+            parts = {
+                "data.pkl": data,
+                "byteorder": b"little",
+                "data/0": bytes(range(64)),
+                "data/1": bytes(64),
+            }
+            for name, part in parts.items():
                 archive.writestr(f"x/{name}", part)
         data = buffer.getvalue()
     path.write_bytes(data)

@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -129,7 +130,7 @@ def wide_counts(data: dict[str, Any], folder: Path) -> None:
 def many_keypoints(data: dict[str, Any], folder: Path) -> None:
     """As many numbers as keypoints x annotations, none of which the file holds."""
     data["categories"][0]["keypoints"] = [str(i) for i in range(900)]
-    data["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 1, 1]}] * 4000
+    data["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 1, 1]}] * 1000
 
 
 def many_flip_pairs(data: dict[str, Any], folder: Path) -> None:
@@ -205,7 +206,7 @@ ANNOTATIONS = [
     *[
         Hostile(f"bbox {value!r:.30}", "annotations", annotation(bbox=value), READ, "dropped: broken box 1")
         for value in ([float("nan")] * 4, [1, 1, float("inf"), 1], [1, 1, 10**400, 1], [1] * 100_000, "1111",
-                      [1e308, 1, 1e308, 1], [[1]] * 4, {"x": 1})
+                      [1e308, 1, 1e308, 1], [0, 0, 1e200, 1e200], [-1e30, 0, 2e30, 9], [[1]] * 4, {"x": 1})
     ],
     *[
         Hostile(f"image id {value!r:.30}", "annotations", image(id=value), READ, "bad image id 1")
@@ -251,8 +252,8 @@ ANNOTATIONS = [
         for value in ([[1, 1]] * 6, [[1]] * 6, [[]] * 6, ["1"] * 6, [None] * 6, [10**400] * 6, [[[1]]] * 6,
                       ["9" * 100_000] * 6, [float("nan")] * 6)
     ],
-    Hostile("900 keypoints x 4,000 objects without any", "annotations", annotations(many_keypoints), READ,
-            "4000 annotations"),
+    Hostile("900 keypoints x 1,000 objects without any", "annotations", annotations(many_keypoints), READ,
+            "1000 annotations"),
     Hostile("60,000 keypoints", "annotations", annotations(many_flip_pairs), REFUSED, "60000 keypoints"),
     Hostile("flip pairs of lists", "annotations", category(keypoints=KEYPOINTS, flip_pairs=[[[1], [2]]]), REFUSED,
             "flip_pairs must be"),
@@ -291,7 +292,9 @@ ANNOTATIONS = [
 # These have no image left, or more bad ones than training puts up with.
 _ALL_BAD = ("300,000 broken image entries", "100,000 names that lead out")
 ANNOTATIONS = [
-    Hostile(h.name, h.target, h.build, REFUSED, "can't be used: (broken image entry|path outside)", h.memory_mib)
+    Hostile(
+        h.name, h.target, h.build, REFUSED, "can't be used: (broken image entry|path outside)", h.memory_mib
+    )
     if h.name in _ALL_BAD
     else h
     for h in ANNOTATIONS
@@ -445,12 +448,14 @@ CONFIGS = [
 # --- checkpoints -------------------------------------------------------------------------------------------
 
 
-def saved(state: Any, change: Callable[[dict[str, bytes]], None] | None = None, **how: Any) -> Build:
-    """What torch.save writes, its parts changed."""
+def saved(state: Any, change: Callable[[dict[str, bytes]], None] | None = None) -> Build:
+    """What torch.save writes of ``state`` (or of what it returns), its parts changed."""
 
     def build(folder: Path) -> list[Any]:
         path = folder / "x.pth"
-        torch.save(state, path, **how)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its sparse and quantized tensors
+            torch.save(state() if callable(state) else state, path)
         if change is not None:
             with zipfile.ZipFile(path) as archive:
                 parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
@@ -504,7 +509,14 @@ def call(name: str, *args: Any, then: bytes = b"") -> bytes:
     module, function = name.rsplit(".", 1)
     values = b"".join(value if isinstance(value, bytes) else small(value) for value in args)
     return (
-        b"\x80\x02}" + small("model") + f"c{module}\n{function}\n".encode() + b"(" + values + b"tR" + then + b"s."
+        b"\x80\x02}"
+        + small("model")
+        + f"c{module}\n{function}\n".encode()
+        + b"("
+        + values
+        + b"tR"
+        + then
+        + b"s."
     )
 
 
@@ -556,8 +568,6 @@ def tar_of_a_pickle(witness: str) -> bytes:
 
 def two_of_a_name(folder: Path) -> list[Any]:
     torch.save({"model": {"w": torch.zeros(3)}}, folder / "x.pth")
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with zipfile.ZipFile(folder / "x.pth", "a") as archive:
@@ -619,9 +629,10 @@ CHECKPOINTS = [
             pickled_pth(call("torch._utils._rebuild_meta_tensor_no_storage", b"ctorch\nfloat32\n", (GIANT,), (1,),
                              False)), REFUSED, "refused"),
     Hostile("a sparse tensor", "checkpoint",
-            saved({"model": {"w": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**9, 10**9))}}), REFUSED, "refused"),
+            saved(lambda: {"model": {"w": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**9, 10**9))}}),
+            REFUSED, "refused"),
     Hostile("a quantized tensor", "checkpoint",
-            saved({"model": {"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}}), REFUSED,
+            saved(lambda: {"model": {"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}}), REFUSED,
             "refused"),
     Hostile("a codec of quadratic time", "checkpoint",
             pickled_pth(call("_codecs.encode", "\u00e4" * 200_000, "idna")), REFUSED, "another encoding"),
@@ -647,10 +658,6 @@ CHECKPOINTS = [
             "x.pth"),
     Hostile("64 GiB of zeros", "checkpoint", sparse_file, REFUSED, "x.pth"),
     Hostile("64 GiB of zeros after a pickle", "checkpoint", sparse_pickle, READ, "1 tensors"),
-    Hostile("20 million empty lists", "checkpoint", pickled_pth(b"\x80\x02](" + b"]" * 20_000_000 + b"e."), REFUSED,
-            "too many"),
-    Hostile("20 million empty lists in a zoo file", "checkpoint",
-            written("x.pkl", b"\x80\x02](" + b"]" * 20_000_000 + b"e."), REFUSED, "too many"),
     Hostile("a text of 4 GB", "checkpoint", written("x.pth", old_format(b"\x80\x02X\xff\xff\xff\xffabc.")), REFUSED,
             "x.pth"),
     Hostile("a text of 2^56 bytes", "checkpoint",

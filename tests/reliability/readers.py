@@ -70,7 +70,7 @@ def read_annotations(
             assert item["bbox"][2] > 0
             assert item["bbox"][3] > 0
             assert 0 <= item["category_id"] < metadata.num_classes
-            assert 0 <= item["area"] <= 1e15
+            assert 0 <= item["area"] <= 1e18
             assert item["iscrowd"] in (0, 1)
             assert len(item.get("keypoints", ())) == 3 * metadata.num_keypoints
             assert all(map(math.isfinite, item.get("keypoints", ())))

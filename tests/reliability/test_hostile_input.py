@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import json
 import ntpath
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,12 +20,12 @@ import torch
 from tests.conftest import ROOT
 from tests.data.builders import content, write
 from zenith_det.cli import EXIT_USER_ERROR
-from zenith_det.data import checking, examine_coco_dataset
+from zenith_det.data import DatasetMetadata, checking, examine_coco_dataset
 from zenith_det.data.checking import check_polygons
 from zenith_det.errors import DatasetError, UserError, one_line
 from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
 
-from .hostile_files import HOSTILE, Calls, Hostile
+from .hostile_files import HOSTILE, Calls, Hostile, written, zipped
 from .readers import assert_printable
 from .sandbox import Outcome, Sandbox
 
@@ -61,7 +63,7 @@ def test_a_hostile_file_is_refused_in_one_line_or_read_without_the_bad_record(
 # --- the bounds -------------------------------------------------------------------------------------------
 
 # What docs/RELIABILITY.md states: this many times the file's size, and a constant.
-ANNOTATION_FACTOR, CHECKPOINT_FACTOR, PICKLE_MIB = 64, 4, 256
+ANNOTATION_FACTOR, CHECKPOINT_FACTOR, PICKLE_MIB = 48, 4, 256
 DENSE_JSON = {
     "empty objects": '"info": [' + ",".join(["{}"] * 700_000) + "]",
     "objects of one key": '"info": [' + ",".join(['{"":0}'] * 300_000) + "]",
@@ -74,17 +76,20 @@ DENSE_JSON = {
     + "]",
     "broken objects": '"annotations": [' + ",".join(['{"image_id":1}'] * 140_000) + "]",
     "images": '"images": [' + ",".join(f'{{"id":{i},"file_name":"{i}"}}' for i in range(60_000)) + "]",
+    # Not opened: the file's word is taken for the size.
+    "images unseen": '"images": ['
+    + ",".join(f'{{"id":{i},"file_name":"{i}","height":9,"width":9}}' for i in range(40_000))
+    + "]",
 }
 
 
 @pytest.mark.parametrize("kind", DENSE_JSON)
 def test_reading_annotations_takes_memory_in_proportion(kind: str, sandbox: Sandbox, tmp_path: Path) -> None:
     data = {key: value for key, value in content(1).items() if f'"{key}"' not in DENSE_JSON[kind][:20]}
-    import json
-
     source = write(tmp_path, json.dumps(data)[:-1] + ", " + DENSE_JSON[kind] + "}")
     bound = ANNOTATION_FACTOR * os.path.getsize(source[0]) / 2**20
-    outcome = sandbox.read("annotations", *source, memory_mib=4096, seconds=SECONDS)
+    check = ("none",) if kind == "images unseen" else ()
+    outcome = sandbox.read("annotations", *source, *check, memory_mib=4096, seconds=SECONDS)
     assert outcome.kind in ("read", "refused"), outcome
     assert outcome.peak_mib < bound + 16, f"{outcome.peak_mib / os.path.getsize(source[0]) * 2**20:.0f} x"
 
@@ -93,8 +98,6 @@ def test_reading_annotations_takes_memory_in_proportion(kind: str, sandbox: Sand
 def test_reading_a_checkpoint_takes_memory_in_proportion(
     suffix: str, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    import pickle
-
     weights = {f"w{i}": torch.zeros(1_000_000) for i in range(16)}
     path = tmp_path / f"x{suffix}"
     if suffix == ".pth":
@@ -114,8 +117,6 @@ def test_reading_a_checkpoint_takes_memory_in_proportion(
 def test_as_many_objects_as_a_pickle_may_make_fit_into_the_bound(
     name: str, part: bytes, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    from .hostile_files import written, zipped
-
     data = b"\x80\x02}(" + b"]" + part * 5_000_000
     if name == "x.pth":
         data = zipped({"x/data.pkl": data})
@@ -158,7 +159,7 @@ def test_what_real_checkpoints_hold_is_read(tmp_path: Path) -> None:
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "plain": [None, True, 1, -1, 2**40, 2**70, 1.5, "text", b"bytes", bytearray(b"x"), 1j, (1, (2,)), {3}, set()],
         "torch": [torch.float32, torch.device("cpu"), torch.device("cuda", 1), torch.Size([2, 3])],
-        "keys": {1: 1, (0, "a"): 2, 2**70: 3, None: 4, 1.5: 5, b"k": 6, True: 7},
+        "keys": {1: 1, (0, "a"): 2, 2**70: 3, None: 4, 1.5: 5, b"k": 6},
         "ordered": collections.OrderedDict(a=collections.OrderedDict(b=1)),
     }  # fmt: skip
     for modern in (True, False):
@@ -305,3 +306,26 @@ def test_report_keeps_counting_beyond_the_examples(tmp_path: Path, monkeypatch: 
     assert len(report.problems) == 8
     report = examine_coco_dataset(write(tmp_path, data), max_bad_images=22).report
     assert report.count("stops") == 23
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"thing_classes": 5}, {"thing_classes": ["\x1b[2J"]}, {"thing_classes": [1]}, {"thing_classes": {"a": 1}},
+        {"keypoint_names": "ab"}, {"keypoint_flip_map": [["a"]]}, {"keypoint_flip_map": [["a", "z"]]},
+        {"keypoint_flip_map": [[["a"], "b"]]}, {"keypoint_connections": [[0, 2]]}, {"keypoint_connections": [0]},
+        {"keypoint_connections": [["0", 1]]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_classes_of_a_hostile_checkpoint_are_refused_in_one_line(change: dict[str, Any]) -> None:
+    facts: dict[str, Any] = {
+        "name": "set", "thing_classes": ["x"], "keypoint_names": ["a", "b"], "keypoint_flip_map": [["a", "b"]],
+        "keypoint_connections": [[0, 1]],
+    }  # fmt: skip
+    metadata = DatasetMetadata.from_dict(facts)
+    assert metadata is not None
+    assert metadata.to_dict() == facts
+    with pytest.raises(DatasetError, match=f"remembers is broken: {next(iter(change))}") as caught:
+        DatasetMetadata.from_dict({**facts, **change})
+    assert_printable(str(caught.value))

@@ -39,6 +39,7 @@ MAX_POLYGONS = 10_000
 #: What the outline of an object's polygons may measure, in (height + width) of its image: pycocotools takes
 #: about 120 bytes for each pixel of it.
 MAX_OUTLINE = 100
+_FAR = 1e9  # pixels; a box at 1e200 would be infinite in single precision, and so would its area
 _RUNS_AT_ONCE = 2**16  # of a compressed mask: each takes 70 bytes on the way
 
 
@@ -216,11 +217,16 @@ def check_box(box: object, height: int, width: int) -> tuple[list[float], bool]:
         and bottom > 0
         and x < width
         and y < height
-        and right + bottom < math.inf
+        and x > -_FAR
+        and y > -_FAR
+        and right < _FAR
+        and bottom < _FAR
     ):
         return values, x < -1 or y < -1 or right > width + 1 or bottom > height + 1
     if not all(map(math.isfinite, (x, y, right, bottom))):
         raise Fault("broken box", f"bbox {values} is not finite")
+    if max(map(abs, (x, y, right, bottom))) >= _FAR:
+        raise Fault("broken box", f"bbox {values} has numbers far outside any image")
     if w <= 0 or h <= 0:
         kind = "inverted box" if w < 0 or h < 0 else "box without area"
         raise Fault(kind, f"bbox {values} has width {w:g} and height {h:g}")

@@ -145,7 +145,9 @@ def _json_type(value: object) -> str:
 
 def _is_name(value: object) -> bool:
     """Whether it is a text that tables and log files can hold: JSON may hold halves of characters, too."""
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and is_printable(value) and bool(value.strip())
+    return (
+        isinstance(value, str) and 0 < len(value) <= MAX_NAME and is_printable(value) and bool(value.strip())
+    )
 
 
 def _flip_map(names: Sequence[str], category: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:

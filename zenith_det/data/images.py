@@ -187,11 +187,10 @@ def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray
     path = os.fspath(path)
     with _open(path) as file:
         try:
-            with Image.open(file, formats=_formats()) as image:
-                with _decoding(image.width * image.height):
-                    image.load()
-                    turn = _TRANSPOSE.get(_orientation(image))
-                    array = _to_rgb(image if turn is None else image.transpose(turn))
+            with Image.open(file, formats=_formats()) as image, _decoding(image.width * image.height):
+                image.load()
+                turn = _TRANSPOSE.get(_orientation(image))
+                array = _to_rgb(image if turn is None else image.transpose(turn))
         except Exception as error:  # as in read_header
             raise _failure(path, error) from None
     return np.ascontiguousarray(array[:, :, ::-1] if format == "BGR" else array)

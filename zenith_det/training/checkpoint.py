@@ -326,7 +326,9 @@ def _check_file(path: Path) -> None:
                 raise CheckpointError(f"{path}: is not a checkpoint: a compressed zip archive")
             sizes = {entry.filename: entry.file_size for entry in entries}
             if len(sizes) < len(entries) or archive.comment:  # another reader could take another part
-                raise CheckpointError(f"{path}: is not a checkpoint: a zip archive with a part twice, or a comment")
+                raise CheckpointError(
+                    f"{path}: is not a checkpoint: a zip archive with a part twice, or a comment"
+                )
             damaged = archive.testzip()
             if damaged is not None:
                 raise CorruptCheckpointError(

@@ -219,7 +219,9 @@ class _Scanner(BoundedUnpickler):
 
     def encoded(self, text: Any, encoding: Any) -> bytes:
         # How Python 3 writes bytes in protocol 2. Other codecs take quadratic time.
-        _expect(isinstance(text, str) and _text(encoding) in ("latin1", "latin-1"), "bytes in another encoding")
+        _expect(
+            isinstance(text, str) and _text(encoding) in ("latin1", "latin-1"), "bytes in another encoding"
+        )
         return b""
 
     def bytearray(self, *args: Any) -> _Other:
@@ -251,7 +253,9 @@ class _Scanner(BoundedUnpickler):
         size = count * item
         if self._records is not None:
             if size > self._records.get(key, -1):
-                raise TooLargeError(f"a tensor's data {key[:80]!r} of {size} bytes, which the file doesn't hold")
+                raise TooLargeError(
+                    f"a tensor's data {key[:80]!r} of {size} bytes, which the file doesn't hold"
+                )
         else:
             self._legacy_size += max(0, size - self._legacy.get(key, 0))
             self._legacy[key] = max(size, self._legacy.get(key, 0))
@@ -260,13 +264,16 @@ class _Scanner(BoundedUnpickler):
         return _Storage(key, size, item)
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-        _expect(isinstance(storage, _Storage) and type(offset) is int and offset >= 0, "a tensor without data")
+        _expect(
+            isinstance(storage, _Storage) and type(offset) is int and offset >= 0, "a tensor without data"
+        )
         shape, strides = _dimensions(size), _dimensions(stride)
         _expect(len(shape) == len(strides), "a tensor with another number of strides than of sizes")
         item = storage.item
         if len(rest) > 2 and isinstance(rest[2], _Named):  # _rebuild_tensor_v3: bytes, and a dtype
             dtype = getattr(torch, rest[2].name[len("torch.") :], None)
-            _expect(isinstance(dtype, torch.dtype), "a tensor without dtype")
+            if not isinstance(dtype, torch.dtype):
+                raise pickle.UnpicklingError("a tensor without dtype")
             item = dtype.itemsize
         elements = math.prod(shape)
         # A stride of 0 repeats what is there: 4 bytes can stand for as many terabytes.
@@ -328,8 +335,28 @@ _Scanner.dispatch = {
     **{
         getattr(pickle, name)[0]: BoundedUnpickler.dispatch[getattr(pickle, name)[0]]
         for name in (
-            *("PROTO", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"),
-            *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
+            *(
+                "PROTO",
+                "MARK",
+                "TUPLE",
+                "TUPLE1",
+                "TUPLE2",
+                "TUPLE3",
+                "EMPTY_TUPLE",
+                "EMPTY_LIST",
+                "EMPTY_DICT",
+            ),
+            *(
+                "NONE",
+                "NEWTRUE",
+                "NEWFALSE",
+                "BININT",
+                "BININT1",
+                "BININT2",
+                "LONG1",
+                "BINFLOAT",
+                "BINUNICODE",
+            ),
             *("SHORT_BINSTRING", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "BINPERSID"),
         )
     },
