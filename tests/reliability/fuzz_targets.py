@@ -63,13 +63,9 @@ def run_checkpoint(data: bytes, folder: Path) -> str | None:
     path = folder / ("x.pkl" if kind == b"p" else "x.pth")
     if kind == b"z":
         buffer = io.BytesIO()
+        parts = {"data.pkl": data, "byteorder": b"little"}
+        parts |= {"data/0": bytes(range(64)), "data/1": bytes(64)}
         with zipfile.ZipFile(buffer, "w") as archive:
-            parts = {
-                "data.pkl": data,
-                "byteorder": b"little",
-                "data/0": bytes(range(64)),
-                "data/1": bytes(64),
-            }
             for name, part in parts.items():
                 archive.writestr(f"x/{name}", part)
         data = buffer.getvalue()

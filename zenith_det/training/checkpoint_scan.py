@@ -40,7 +40,7 @@ _STORAGES = {
 
 
 class KeyCheck:
-    """Which keys a dictionary may have: those that can't be made to collide, and some of those that can."""
+    """Which keys a dictionary may have: those that can't be made to collide, and a few of those that can."""
 
     def __init__(self) -> None:
         self._chosen = 0
@@ -60,7 +60,7 @@ class KeyCheck:
         flat = isinstance(key, tuple) and all(
             isinstance(part, str | bytes | int | float | None) for part in key
         )
-        if not (flat or isinstance(key, int | _Named)):
+        if not (flat or isinstance(key, int | _Named | _Other)):
             raise pickle.UnpicklingError(f"a {type(key).__name__} as the key of a dictionary")
         self._chosen += 1
         if self._chosen > MAX_CHOSEN_KEYS:
