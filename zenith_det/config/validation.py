@@ -8,7 +8,7 @@ from typing import Any
 
 from zenith_det.config.keys import did_you_mean
 from zenith_det.config.node import CfgNode
-from zenith_det.errors import ConfigError
+from zenith_det.errors import ConfigError, quote
 
 SUPPORTED_VERSION = 2
 
@@ -24,7 +24,10 @@ _NOT_NEGATIVE = (_number(lambda x: x >= 0), "a number from 0 up")
 _FROM_1 = (_number(lambda x: x >= 1), "1 or more")
 _UNIT_OPEN = (_number(lambda x: 0 <= x < 1), "in [0, 1)")
 _UNIT = (_number(lambda x: 0 <= x <= 1), "in [0, 1]")
-_BETAS = (lambda pair: len(pair) == 2 and all(_UNIT_OPEN[0](x) for x in pair), "two numbers in [0, 1)")
+_BETAS = (
+    lambda pair: isinstance(pair, tuple) and len(pair) == 2 and all(_UNIT_OPEN[0](x) for x in pair),
+    "two numbers in [0, 1)",
+)
 
 _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.MAX_ITER": _FROM_1,
@@ -114,4 +117,4 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 def _wrong(key: str, value: Any, problem: str, sources: Mapping[str, str]) -> ConfigError:
     source = f"{sources[key]}: " if key in sources else ""
-    return ConfigError(f"{source}{key} is {value!r}: {problem}")
+    return ConfigError(f"{source}{key} is {quote(value)}: {problem}")
