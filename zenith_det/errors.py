@@ -41,8 +41,13 @@ class UserError(Exception):
 
     The message is one line that says what is wrong, where (file, key, id) and what to do: whatever a file puts
     into it, it is made one line of printable characters, of :data:`MAX_MESSAGE` at most.
-    Command-line tools print it as ``error: …`` and exit with code 2; see :func:`zenith_det.cli.run`.
+    Command-line tools print it as ``error: …`` and exit with :attr:`exit_code`; see :func:`zenith_det.cli.run`.
     """
+
+    #: What a command ends with; 2 is :mod:`argparse`'s.
+    exit_code = 2
+    #: What its line begins with.
+    label = "error"
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message if isinstance(message, str) else str(message), MAX_MESSAGE))
@@ -62,3 +67,17 @@ class CheckpointError(UserError):
 
 class TrainingDivergedError(UserError):
     """Losses or gradients stayed non-finite; the message says where and what usually helps."""
+
+
+class RanksDisagreeError(UserError):
+    """Processes of one run that don't train the same thing; the message names them and what differs."""
+
+
+class RunStopped(UserError):
+    """A run that ended before its time because it was asked to, saved, and can go on with ``--resume``.
+
+    Its exit code is sysexits' ``EX_TEMPFAIL``, "try again later": job scripts tell it from a failure.
+    """
+
+    exit_code = 75
+    label = "stopped"

@@ -20,7 +20,7 @@ import torch
 from zenith_det.config import load_config
 from zenith_det.data import coco_ground_truth, examine_coco_dataset, load_coco_dataset
 from zenith_det.errors import UserError
-from zenith_det.training.checkpoint import load_checkpoint, verify_checkpoint
+from zenith_det.training.checkpoint import load_checkpoint, read_facts
 from zenith_det.training.weights import read_weights
 
 MAX_MESSAGE = 2000
@@ -100,7 +100,7 @@ def read_checkpoint(path: str) -> str:
     """Read a checkpoint as ``--resume`` and as ``MODEL.WEIGHTS`` do."""
     told = ""
     if not path.endswith(".pkl"):
-        verify_checkpoint(path)
+        read_facts(path)
         state = load_checkpoint(path)
         assert type(state) is dict or isinstance(state, dict)
         told = f"{len(state)} entries; "

@@ -63,6 +63,10 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.MAX_IMAGES": _NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": _FROM_1,
+    "CHECKPOINT.KEEP": _NOT_NEGATIVE,
+    "RECOVERY.MAX_ROLLBACKS": _NOT_NEGATIVE,
+    "RECOVERY.LR_FACTOR": (_number(lambda x: 0 < x < 1), "in (0, 1)"),
+    "RECOVERY.DIVERGENCE_FACTOR": (_number(lambda x: x == 0 or x > 1), "0, or a number above 1"),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -73,6 +77,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "CHECKPOINT.BEST": ("", "box AP", "mask AP", "keypoint AP"),
 }
 
 
@@ -98,6 +103,9 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
+    for metric, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
+        if metric == cfg.CHECKPOINT.BEST and not cfg.MODEL[switch]:
+            raise _wrong("CHECKPOINT.BEST", metric, f"the model has none, MODEL.{switch} is False", sources)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

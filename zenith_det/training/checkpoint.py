@@ -94,25 +94,27 @@ class Checkpointer:
         """:func:`load_checkpoint`."""
         return load_checkpoint(path)
 
-    def last(self) -> Path | None:
+    def last(self, run_id: str | None = None) -> Path | None:
         """The checkpoint that a resumed run takes, ``None`` in a directory without one.
 
         It is the one that ``last_checkpoint`` names. Where that one is missing or damaged, it is the newest
         whole one beside it, with a warning; damaged files are set aside as ``….corrupt``.
 
+        Args:
+            run_id: pass over checkpoints of other runs: those that don't hold this under ``"run_id"``.
+
         Raises:
             CheckpointError: there are checkpoints, but none is whole.
         """
         named = self._named()
-        others = [path for path in self._resumable() if path != named]
         tried = 0
-        for path in ([named] if named is not None else []) + others:
+        for path in self._candidates():
             if not path.exists():
                 logger.warning("%s names %s, which is not there", self.output_dir / LAST_FILE, path.name)
                 continue
             tried += 1
             try:
-                verify_checkpoint(path)
+                facts = read_facts(path)
             except CorruptCheckpointError as error:
                 aside = path.with_name(path.name + ".corrupt")
                 try:
@@ -120,6 +122,9 @@ class Checkpointer:
                     logger.warning("%s; set aside as %s", error, aside.name)
                 except OSError:
                     logger.warning("%s; passed over", error)
+                continue
+            if run_id is not None and facts.get("run_id") != run_id:
+                tried -= 1
                 continue
             if path != named:
                 logger.warning("going on from %s, the newest whole checkpoint", path)
@@ -130,6 +135,43 @@ class Checkpointer:
                 "start anew without --resume, or choose another OUTPUT_DIR"
             )
         return None
+
+    def newest_good(self, run_id: str) -> Path | None:
+        """The newest checkpoint of a run that was saved while training went well (its ``"good"`` is true).
+
+        Damaged ones are passed over; ``None``: there is none.
+        """
+        newest: tuple[int, Path] | None = None
+        for path in self._candidates():
+            try:
+                facts = read_facts(path)
+            except CheckpointError:
+                continue
+            mine = facts.get("run_id") == run_id and facts.get("good") and "iteration" in facts
+            if mine and (newest is None or int(facts["iteration"]) > newest[0]):
+                newest = (int(facts["iteration"]), path)
+        return newest[1] if newest else None
+
+    def mark_last(self, path: Path | None) -> None:
+        """Make ``path`` the one that a resumed run takes; ``None``: none, until the next save.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        marker = self.output_dir / LAST_FILE
+        try:
+            if path is None:
+                marker.unlink(missing_ok=True)
+            else:
+                _write_synced(marker, lambda file: file.write(path.name.encode()))
+        except OSError as error:
+            raise CheckpointError(f"{marker}: cannot be written: {error.strerror or error}") from error
+
+    def _candidates(self) -> list[Path]:
+        """The checkpoint that ``last_checkpoint`` names, then the others, newest first."""
+        named = self._named()
+        others = [path for path in self._resumable() if path != named]
+        return ([named] if named is not None else []) + others
 
     def _named(self) -> Path | None:
         try:
@@ -185,14 +227,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _torch_load(path, "cpu")
 
 
-def verify_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Check that a checkpoint is whole and safe, without keeping its tensors.
+def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check that a checkpoint is whole and safe, and read all of it but the tensors' values.
 
-    Raises as :func:`load_checkpoint`.
+    Tensors are on the device ``meta``. Raises as :func:`load_checkpoint`.
     """
     path = Path(path)
     _check_file(path)
-    _torch_load(path, "meta")
+    return _torch_load(path, "meta")
 
 
 def to_plain(value: Any, _where: str = "state") -> Any:

@@ -163,6 +163,32 @@ def metrics(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
+def record_images(trainer: Any) -> list[list[int]]:
+    """The image ids of each batch that the trainer's model gets in this process, as they come."""
+    seen: list[list[int]] = []
+    model = getattr(trainer.model, "module", trainer.model)
+    forward = model.forward
+
+    def recording(batch: Any) -> Any:
+        if model.training:
+            seen.append([sample["image_id"] for sample in batch])
+        return forward(batch)
+
+    model.forward = recording
+    return seen
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two checkpoints, or parts of them, are equal bit for bit."""
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
 # ---- a real R-CNN
 
 

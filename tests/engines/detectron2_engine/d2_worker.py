@@ -15,7 +15,6 @@ from typing import Any
 from d2_helpers import load_coco_dataset, rcnn_opts, register_checked_dataset
 from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
 
 from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file
@@ -66,7 +65,6 @@ def main(data: str, output: str) -> None:
     join_machine()
     register(data)
     cfg = to_detectron2(load_config_file("", rcnn_opts(OUTPUT_DIR=output, **KEYS)))
-    seed_all_rng(4)  # the same weights on each process, as without DDP's broadcast
     trainer = ZenithTrainer(cfg)
     record = Record()
     trainer.register_hooks([record])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,17 @@ from d2_helpers import (
     log_lines,
     metrics,
     rcnn_cfg,
+    record_images,
     register_synthetic,
+    same,
     synthetic_set,
     trace_of,
 )
 from detectron2.engine import hooks
+from detectron2.utils.env import seed_all_rng
 
-from zenith_det.engines.detectron2_engine import SafeCheckpointer, ZenithTrainer
+from zenith_det.data import load_coco_dataset
+from zenith_det.engines.detectron2_engine import SafeCheckpointer, ZenithTrainer, register_checked_dataset
 from zenith_det.errors import CheckpointError
 
 pytestmark = pytest.mark.detectron2
@@ -111,47 +118,153 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Any:
     forget("resume_train")
 
 
-def run(cfg: Any, *, resume: bool) -> tuple[Any, list[list[int]]]:
-    """Train and return the trainer and the image ids of each batch."""
+# Images of several sizes, flips, sampled anchors and proposals: whatever is random, is.
+RANDOM = {"INPUT__MIN_SIZE_TRAIN": (48, 64, 80), "MODEL__MASK_ON": True}
+
+
+def run(folder: Path, iterations: int, **keys: Any) -> tuple[Any, list[list[int]]]:
+    """Train from the checkpoint in ``folder``, if any; the trainer and the image ids of each batch."""
+    seed_all_rng(None)  # a fresh process
+    cfg = rcnn_cfg(folder, "resume_train", SOLVER__MAX_ITER=iterations, **{**RANDOM, **keys})
     trainer = ZenithTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    seen: list[list[int]] = []
-    forward = trainer.model.forward
-
-    def recording(batch: Any) -> Any:
-        seen.append([sample["image_id"] for sample in batch])
-        return forward(batch)
-
-    trainer.model.forward = recording
+    trainer.resume_or_load(resume=True)
+    seen = record_images(trainer)
     trainer.train()
     return trainer, seen
 
 
-def test_a_resumed_rcnn_is_bit_equal(tmp_path: Path, synthetic: Any) -> None:
-    """Images, augmentation, sampled anchors and proposals, momentum, history: all go on."""
-    from detectron2.utils.env import seed_all_rng
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    state = torch.load(folder / "model_final.pth", weights_only=True)
+    # How many workers wrote the file is no part of what they wrote.
+    del state["trainer"]["hooks"]["DataOrder"]["layout"]["DATALOADER.NUM_WORKERS"]
+    return state
 
-    def cfg(folder: str, iterations: int) -> Any:
-        return rcnn_cfg(tmp_path / folder, "resume_train", SOLVER__MAX_ITER=iterations, MODEL__MASK_ON=True)
 
-    seed_all_rng(1)
-    whole, seen = run(cfg("whole", 6), resume=False)
-    seed_all_rng(1)
-    _, first = run(cfg("halves", 3), resume=False)
-    seed_all_rng(99)  # a fresh process
-    np.random.rand(17)
-    second, rest = run(cfg("halves", 6), resume=True)
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory: pytest.TempPathFactory, synthetic: Any) -> Any:
+    """6 iterations in one go, by number of workers and whether batches are grouped by orientation."""
+
+    @functools.cache
+    def whole(workers: int, grouped: bool) -> tuple[dict[str, Any], list[list[int]]]:
+        folder = tmp_path_factory.mktemp("whole")
+        _, seen = run(folder, 6, DATALOADER__NUM_WORKERS=workers, DATALOADER__ASPECT_RATIO_GROUPING=grouped)
+        return last_checkpoint(folder), seen
+
+    return whole
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 0), (0, 2)])
+def test_a_resumed_rcnn_is_bit_equal(
+    tmp_path: Path, whole_runs: Any, before: int, after: int, grouped: bool
+) -> None:
+    """Images, augmentation, sampled anchors and proposals, momentum, history, whatever the workers."""
+    expected, seen = whole_runs(before, grouped)
+    keys = {"DATALOADER__ASPECT_RATIO_GROUPING": grouped}
+    _, first = run(tmp_path, 3, **keys, DATALOADER__NUM_WORKERS=before)
+    with log_lines("zenith_det") as lines:
+        _, rest = run(tmp_path, 6, **keys, DATALOADER__NUM_WORKERS=after)
     assert first + rest == seen
-    before, after = whole.model.state_dict(), second.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert whole.optimizer.zenith_state() == second.optimizer.zenith_state()
+    saved = last_checkpoint(tmp_path)
+    assert same(saved, expected)
+    told = (
+        f"Resumed with DATALOADER.NUM_WORKERS {after} (was {before}): the training images go on after the 6"
+    )
+    assert sum(line.startswith(told) for line in lines) == (before != after)
 
-    saved = torch.load(tmp_path / "halves" / "model_final.pth", weights_only=True)
     assert saved["iteration"] == 5
     assert set(saved["trainer"]["hooks"]) == {"LRScheduler", "ZenithMetrics", "DataOrder"}
     assert set(saved["trainer"]["_trainer"]) == {"iteration", "optimizer"}
     assert "zenith" in saved["trainer"]["_trainer"]["optimizer"]["param_groups"][0]
-    assert (tmp_path / "halves" / "last_checkpoint").read_text() == "model_final.pth"
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_the_workers_make_no_difference_to_training(whole_runs: Any) -> None:
+    (without, seen), (with_two, seen_with_two) = whole_runs(0, False), whole_runs(2, False)
+    assert seen == seen_with_two
+    assert same(without["model"], with_two["model"])
+
+
+def test_precise_batch_norm_resumes_bit_equal(tmp_path: Path, synthetic: Any) -> None:
+    """Detectron2's hook has a loader of its own."""
+    keys = {
+        "MODEL__RESNETS__NORM": "BN",
+        "TEST__PRECISE_BN__ENABLED": True,
+        "TEST__PRECISE_BN__NUM_ITER": 2,
+        "TEST__EVAL_PERIOD": 2,
+    }
+    run(tmp_path / "whole", 4, **keys)
+    run(tmp_path / "halves", 2, **keys)
+    run(tmp_path / "halves", 4, **keys)
+    assert same(last_checkpoint(tmp_path / "halves"), last_checkpoint(tmp_path / "whole"))
+
+
+def test_a_seed_drawn_at_random_is_the_runs(tmp_path: Path, synthetic: Any) -> None:
+    first, _ = run(tmp_path / "halves", 3, SEED=-1)
+    other, _ = run(tmp_path / "other", 1, SEED=-1)
+    assert first.seed != other.seed
+    second, _ = run(tmp_path / "halves", 6, SEED=-1)
+    assert second.seed == first.seed
+    # Weights at the start, order, augmentation and sampling are those of a run that is told this seed.
+    run(tmp_path / "told", 6, SEED=first.seed)
+    assert same(last_checkpoint(tmp_path / "told"), last_checkpoint(tmp_path / "halves"))
+    with log_lines("zenith_det") as lines:
+        run(tmp_path / "told", 7, SEED=4)
+    assert f"SEED 4 is not applied: a resumed run goes on with its own seed, {first.seed}" in lines
+
+
+def test_another_batch_size_goes_on_with_the_images(tmp_path: Path, whole_runs: Any) -> None:
+    keys = {"DATALOADER__ASPECT_RATIO_GROUPING": False}
+    order = [image for batch in whole_runs(0, False)[1] for image in batch]
+    run(tmp_path, 3, **keys)
+    with log_lines("zenith_det") as lines:
+        run(tmp_path, 3 + 1, **keys, SOLVER__IMS_PER_BATCH=4)
+    told = "Resumed with SOLVER.IMS_PER_BATCH 4 (was 2): the training images go on after the 6 seen"
+    assert told in lines
+    shutil.copytree(tmp_path, tmp_path / "again")
+    _, whole = run(tmp_path, 3 + 4, **keys, SOLVER__IMS_PER_BATCH=4)
+    # The first 4 images were one batch of 4; of the next, 2 were seen.
+    assert [image for batch in whole for image in batch][:4] == order[8:12]
+    run(tmp_path / "again", 3 + 2, **keys, SOLVER__IMS_PER_BATCH=4)
+    _, rest = run(tmp_path / "again", 3 + 4, **keys, SOLVER__IMS_PER_BATCH=4)
+    assert rest == whole[1:]
+    assert same(last_checkpoint(tmp_path / "again"), last_checkpoint(tmp_path))
+
+
+def test_another_dataset_starts_a_new_order(tmp_path: Path, synthetic: Any, whole_runs: Any) -> None:
+    run(tmp_path, 3)
+    records = load_coco_dataset((str(synthetic["train"].json_file), str(synthetic["train"].image_root)))
+    try:
+        register_checked_dataset("resume_train", replace(records, records=records.records[:-2]))
+        with log_lines("zenith_det") as lines:
+            _, seen = run(tmp_path, 6)
+        shutil.copytree(tmp_path, tmp_path / "again")
+        _, whole = run(tmp_path, 9)
+        run(tmp_path / "again", 8)
+        _, rest = run(tmp_path / "again", 9)
+    finally:
+        register_synthetic("resume_train", synthetic["train"])
+    told = "The order of the training images starts anew: number of training images 8 (was 10)"
+    assert told in lines
+    assert seen not in (whole_runs(0, True)[1][:3], whole_runs(0, True)[1][3:])
+    assert len({image for batch in [*seen, *whole] for image in batch}) == 8
+    assert rest == whole[2:]
+
+
+def test_a_projects_own_loader_under_our_trainer_keeps_the_seed(tmp_path: Path) -> None:
+    class Own(ZenithTrainer):
+        @classmethod
+        def build_train_loader(cls, cfg: Any) -> Any:
+            return known_batches(cfg.SOLVER.IMS_PER_BATCH)
+
+    cfg = known_cfg(tmp_path, MAX_ITER=2)
+    cfg.SEED = -1
+    first = Own(cfg)
+    first.train()
+    second = Own(cfg)
+    assert second.seed != first.seed
+    second.resume_or_load(resume=True)
+    assert second.seed == first.seed
 
 
 # ---- safety

@@ -1,9 +1,10 @@
-"""Two processes on the CPU train as one does with the same batch, started by Detectron2 or by torchrun."""
+"""Two processes on the CPU train as one does with the same batch, and go on where they stopped."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +14,23 @@ import pytest
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import synthetic_set
+import torch
+from d2_helpers import same, synthetic_set
 
 pytestmark = pytest.mark.detectron2
 
 WORKER = str(Path(__file__).with_name("d2_worker.py"))
 
 
-def start(command: list[str], output: Path) -> list[dict[str, Any]]:
-    output.mkdir()
+RESUME_WORKER = str(Path(__file__).with_name("d2_resume_worker.py"))
+
+
+def start(command: list[str], output: Path, result: str = "record.json") -> Any:
+    output.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads((output / "record.json").read_text())
+    return json.loads((output / result).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +65,44 @@ def test_two_processes_are_one(data: str, alone: Any, tmp_path: Path, launcher: 
             if name != "ratios":
                 assert two[name] == pytest.approx(one[name], abs=1e-3), name
     assert min(line["ratios"][0] for line in together) < 1
+
+
+# ---- resuming
+
+
+def go_on(data: str, output: Path, iterations: int, *keys: Any, processes: int = 2) -> list[list[list[int]]]:
+    """Train from the checkpoint in ``output``, if any; the image ids by process and batch."""
+    command = [sys.executable, RESUME_WORKER, data, str(output), str(processes), str(iterations)]
+    return start([*command, *map(str, keys)], output, "seen.json")
+
+
+def last_checkpoint(output: Path) -> dict[str, Any]:
+    state = torch.load(output / "model_final.pth", weights_only=True)
+    del state["trainer"]["hooks"]["DataOrder"]["layout"]["DATALOADER.NUM_WORKERS"]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("grouped", "before", "others"), [(True, 2, (2, 0)), (False, 0, (0,))], ids=["grouped", "ungrouped"]
+)
+def test_a_resumed_run_of_two_processes_is_bit_equal(
+    data: str, tmp_path: Path, grouped: bool, before: int, others: tuple[int, ...]
+) -> None:
+    keys = ("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.ASPECT_RATIO_GROUPING", grouped)
+    seen = go_on(data, tmp_path / "whole", 6, *keys, "DATALOADER.NUM_WORKERS", before)
+    assert all(len(batch) == 2 for rank in seen for batch in rank)
+    first = go_on(data, tmp_path / "first", 3, *keys, "DATALOADER.NUM_WORKERS", before)
+    for after in others:
+        output = shutil.copytree(tmp_path / "first", tmp_path / f"resumed{after}")
+        rest = go_on(data, output, 6, *keys, "DATALOADER.NUM_WORKERS", after)
+        assert [one + two for one, two in zip(first, rest)] == seen
+        assert same(last_checkpoint(output), last_checkpoint(tmp_path / "whole"))
+    if grouped:
+        return
+    # One process goes on with the images of two.
+    output = tmp_path / "first"
+    (alone,) = go_on(data, output, 6, *keys, processes=1)
+    together = [sorted(a + b) for a, b in zip(*seen)]
+    assert [sorted(batch) for batch in alone] == together[3:]
+    told = "Resumed with number of processes 1 (was 2): the training images go on after the 12 seen"
+    assert told in (output / "log.txt").read_text()

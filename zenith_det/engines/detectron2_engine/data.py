@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.utils import comm
+from torch.utils.data import get_worker_info
 
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import (
@@ -33,6 +34,8 @@ from zenith_det.data import (
     read_image,
 )
 from zenith_det.errors import ConfigError, DatasetError
+from zenith_det.training.stopping import stop_code
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -229,9 +232,47 @@ def mapper_for(cfg: Any, names: Sequence[str], is_train: bool) -> DatasetMapper:
     return kind(cfg, is_train)
 
 
+class _UnstoppedInWorkers:
+    """A mapper whose loader workers leave it to the main process when a run ends."""
+
+    def __init__(self, mapper: DatasetMapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: Mapping[str, Any]) -> Any:
+        if get_worker_info() is not None:
+            # Detectron2's test loader has no worker_init_fn, and takes none.
+            ignore_stop_signals()
+        return self._mapper(record)
+
+
+class _Stoppable:
+    """A loader that ends early when the run has to; its evaluator then gives no figures."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        with starting_workers():
+            batches = iter(self._loader)
+        for batch in batches:
+            yield batch
+            if stop_code():
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
 def build_test_loader(cfg: Any, name: str) -> Any:
     """Detectron2's test loader, over the first ``TEST.MAX_IMAGES`` images (0: all)."""
-    mapper = mapper_for(cfg, [name], is_train=False)
+    return _Stoppable(_test_loader(cfg, name))
+
+
+def _test_loader(cfg: Any, name: str) -> Any:
+    mapper = _UnstoppedInWorkers(mapper_for(cfg, [name], is_train=False))
     if not cfg.TEST.MAX_IMAGES:
         return build_detection_test_loader(cfg, name, mapper=mapper)
     proposals = None

@@ -16,6 +16,7 @@ from zenith_det.engines.torchvision_engine.input_pipeline import (
     TrainingDataset,
     TrainingMapper,
 )
+from zenith_det.training.worker_signals import ignore_stop_signals
 
 LANDSCAPE, PORTRAIT = 0, 1
 
@@ -99,7 +100,7 @@ def build_train_loader(
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         pin_memory=False,
     )
 
@@ -115,7 +116,7 @@ def build_test_loader(
         sampler=list(share),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
@@ -124,5 +125,6 @@ def as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    ignore_stop_signals()
     torch.set_num_threads(1)
