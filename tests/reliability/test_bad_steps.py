@@ -15,7 +15,7 @@ from zenith_det.optim import ZENITH
 from zenith_det.training import bad_steps
 from zenith_det.training.bad_steps import StepGuard, count_only_finite, explain
 
-ITERATIONS = 160
+ITERATIONS = 130
 KINDS = ("gradient", "gradient", "loss", "forward")
 
 
@@ -75,7 +75,7 @@ def test_50_poisoned_steps_leave_the_result_within_noise(engine: str, data: Path
     assert runs.events(tmp_path / "clean") == []
     state = torch.load(tmp_path / "poisoned" / "model_final.pth", weights_only=True)
     assert state["guard"] == {"streak": 0, "skipped": 50}
-    # A third of the steps fewer: worse by no more than that, far from where training began (about 3).
+    # Two fifths of the steps fewer: worse by no more than that, far from where training began (about 3).
     clean, other = final_loss(tmp_path / "clean"), final_loss(tmp_path / "poisoned")
     print(f"{engine}: final loss {clean:.3f} clean, {other:.3f} poisoned")
     assert other < 1.25 * clean + 0.1
@@ -149,7 +149,7 @@ def test_a_run_with_bad_batches_is_the_run_without_them(name: str, tmp_path: Pat
     first = runs.events(tmp_path / "mixed")[0]
     assert first["ranks"][0]["images"] == [[7, "7.jpg"]]
     assert first["loss_parts"] == ["loss_a", "loss_b"]
-    assert first["bad_parameters"] == ["norm.weight", "norm.bias", "weight"]
+    assert sorted(first["bad_parameters"]) == ["norm.bias", "norm.weight", "weight"]
     assert len(first["steps_before"]) == 7
 
 
@@ -158,7 +158,7 @@ def test_too_many_in_a_row_are_a_verdict_with_names(tmp_path: Path) -> None:
     _, guard = train(OPTIMIZERS["SGD"], bad, tmp_path, limit=3)
     assert guard.verdict() == (
         "the loss or the gradient was not finite in 3 steps in a row; first parameters with non-finite "
-        "gradients: norm.weight, norm.bias, weight"
+        "gradients: weight, norm.weight, norm.bias"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import Any
 
@@ -112,7 +113,7 @@ def _image_of(sample: Any) -> ImageId:
 
 
 def _put_losses(losses: dict[str, Tensor], data_time: float) -> float:
-    """Put what Detectron2's ``SimpleTrainer`` puts into the storage, finite or not."""
+    """Put what Detectron2's ``SimpleTrainer`` puts into the storage, if it is finite."""
     values = torch.stack(list(losses.values())).float().cpu().tolist()
     ranks = all_gather_objects({**dict(zip(losses, values)), "data_time": data_time})
     slowest = max(rank.pop("data_time") for rank in ranks)
@@ -123,7 +124,9 @@ def _put_losses(losses: dict[str, Tensor], data_time: float) -> float:
     total = sum(means.values())
     if comm.is_main_process():
         storage = get_event_storage()
-        storage.put_scalars(data_time=slowest, total_loss=total)
-        if len(means) > 1:
-            storage.put_scalars(**means)
+        storage.put_scalars(data_time=slowest)
+        if math.isfinite(total):  # a bad step's are in its report, and would hide the others in a median
+            storage.put_scalars(total_loss=total)
+            if len(means) > 1:
+                storage.put_scalars(**means)
     return total

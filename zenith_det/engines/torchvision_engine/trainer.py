@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -242,8 +243,9 @@ class Trainer:
                 for name, value in rank[i].items():
                     mean[name] = mean.get(name, 0.0) + value / len(gathered)
             total = sum(mean.values())
-            for name, value in [("total_loss", total), *mean.items()]:
-                self.storage.put_scalar(name, value, iteration=iteration)
+            if math.isfinite(total):  # a bad step's are in its report, and would hide the others in a median
+                for name, value in [("total_loss", total), *mean.items()]:
+                    self.storage.put_scalar(name, value, iteration=iteration)
             self.watch.add(total)
 
     def _agree(self, stop: StopRequest) -> int:
