@@ -56,14 +56,14 @@ def run_config(data: bytes, folder: Path) -> str | None:
 def run_checkpoint(data: bytes, folder: Path) -> str | None:
     """The input's first byte says what follows.
 
-    ``z``: the ``data.pkl`` of a zip, whose ``data/0`` and ``data/1`` have 64 bytes; ``p``: a ``.pkl``; ``f``: a ``.pth``, byte by
-    byte.
+    ``z``: the ``data.pkl`` of a zip, whose ``data/0`` and ``data/1`` have 64 bytes; ``p``: a ``.pkl``;
+    ``f``: a ``.pth``, byte by byte.
     """
     kind, data = data[:1], data[1:]
     path = folder / ("x.pkl" if kind == b"p" else "x.pth")
     if kind == b"z":
         buffer = io.BytesIO()
-        parts = {"data.pkl": data, "byteorder": b"little"}
+        parts = {"data.pkl": data, "byteorder": b"little", "version": b"3\n"}
         parts |= {"data/0": bytes(range(64)), "data/1": bytes(64)}
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, part in parts.items():

@@ -417,6 +417,8 @@ CONFIGS = [
     Hostile("_BASE_ is a pipe", "config", base_is_a_pipe, REFUSED, "not a regular file"),
     Hostile("_BASE_ files in 2^40 ways", "config", config("_BASE_: d0.yaml", **diamonds(40)), REFUSED,
             "more than"),
+    Hostile("200 KB in each of two files", "config",
+            config("_BASE_: a.yaml\n# " + "x" * 200_000, a="# " + "x" * 200_000), REFUSED, "larger than"),
     Hostile("_BASE_ files 500 deep", "config",
             config("_BASE_: c0.yaml", **{f"c{i}": f"_BASE_: c{i + 1}.yaml" for i in range(500)}), REFUSED,
             "more than|nested too deep"),

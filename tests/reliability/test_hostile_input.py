@@ -116,7 +116,7 @@ def test_reading_a_checkpoint_takes_memory_in_proportion(
 def test_as_many_objects_as_a_pickle_may_make_fit_into_the_bound(
     name: str, part: bytes, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    data = b"\x80\x02}(" + b"]" + part * 5_000_000
+    data = b"\x80\x02}(" + b"]" + part * 2_100_000
     if name == "x.pth":
         data = zipped({"x/data.pkl": data})
     arguments = written(name, data)(tmp_path)

@@ -14,8 +14,8 @@ import yaml
 from zenith_det.errors import ConfigError, is_printable, quote
 
 BASE_KEY = "_BASE_"
-#: Bytes of one config file; every key of Detectron2 and ours at once takes 15,000.
-MAX_FILE_SIZE = 2**18
+#: Bytes of a config file and its _BASE_ files; every key of Detectron2 and ours at once takes 15,000.
+MAX_SIZE = 2**18
 #: Files that one configuration may be read from: two _BASE_ lines in each stand for 2^n of n files.
 MAX_FILES = 64
 MAX_KEY = 200  # characters
@@ -55,6 +55,14 @@ class Entry:
         return f"{self.file}:{self.line}"
 
 
+@dataclass
+class _Taken:
+    """Of what one configuration may take."""
+
+    files: int = 0
+    bytes: int = 0
+
+
 def read_entries(file: str) -> list[Entry]:
     """Return what a config file's ``_BASE_`` files say, then what it says: a later one overrides.
 
@@ -62,30 +70,30 @@ def read_entries(file: str) -> list[Entry]:
 
     Raises:
         ConfigError: a file is missing, isn't YAML, isn't a mapping, names a Python object, holds a key twice,
-            is nested too deep, is its own base, is larger than :data:`MAX_FILE_SIZE`, or is one of more than
-            :data:`MAX_FILES`.
+            is nested too deep, is its own base, or there are more than :data:`MAX_FILES` or :data:`MAX_SIZE`
+            bytes of them.
     """
-    return list(_read(os.fspath(file), chain=(), count=[0]))
+    return list(_read(os.fspath(file), chain=(), taken=_Taken()))
 
 
-def _read(file: str, chain: tuple[str, ...], count: list[int]) -> Iterator[Entry]:
+def _read(file: str, chain: tuple[str, ...], taken: _Taken) -> Iterator[Entry]:
     try:
         real = os.path.realpath(os.path.expanduser(file))
     except (OSError, ValueError) as error:  # a NUL in the name
         raise ConfigError(f"{file}: the config file can't be read: {_one_line(error)}") from None
     if real in chain:
         raise ConfigError(f"{file}: its {BASE_KEY} chain comes back to it: remove a {BASE_KEY} line")
-    count[0] += 1
-    if count[0] > MAX_FILES:
+    taken.files += 1
+    if taken.files > MAX_FILES:
         raise ConfigError(f"{file}: more than {MAX_FILES} files by {BASE_KEY}: remove a {BASE_KEY} line")
     try:
-        entries = list(_parse(file))
+        entries = list(_parse(file, taken))
     except RecursionError:
         raise ConfigError(f"{file}: nested too deep to be a configuration") from None
     for entry in entries:
         if entry.key == BASE_KEY:
             for base in _base_files(entry):
-                yield from _read(base, (*chain, real), count)
+                yield from _read(base, (*chain, real), taken)
     yield from (entry for entry in entries if entry.key != BASE_KEY)
 
 
@@ -102,8 +110,9 @@ def _base_files(entry: Entry) -> list[str]:
     return [os.path.normpath(os.path.join(folder, os.path.expanduser(name))) for name in names]
 
 
-def _parse(file: str) -> Iterator[Entry]:
-    text = _read_bytes(file)
+def _parse(file: str, taken: _Taken) -> Iterator[Entry]:
+    text = _read_bytes(file, MAX_SIZE - taken.bytes)
+    taken.bytes += len(text)
     try:
         loader = _SafeLoader(text)
         loader.file = file
@@ -124,7 +133,7 @@ def _parse(file: str) -> Iterator[Entry]:
         raise ConfigError(f"{file}: not valid YAML: {_one_line(error)}") from None
 
 
-def _read_bytes(file: str) -> bytes:
+def _read_bytes(file: str, most: int) -> bytes:
     try:
         path = os.path.expanduser(file)
         kind = os.stat(path).st_mode
@@ -132,9 +141,11 @@ def _read_bytes(file: str) -> bytes:
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
             raise ConfigError(f"{file}: the config file can't be read: it is not a regular file")
         with open(path, "rb") as stream:
-            text = stream.read(MAX_FILE_SIZE + 1)
-        if len(text) > MAX_FILE_SIZE:
-            raise ConfigError(f"{file}: larger than {MAX_FILE_SIZE} bytes: this is no configuration")
+            text = stream.read(most + 1)
+        if len(text) > most:
+            raise ConfigError(
+                f"{file}: larger than {MAX_SIZE} bytes, with its {BASE_KEY} files: this is no configuration"
+            )
         return text
     except FileNotFoundError:
         folder, name = os.path.split(os.path.expanduser(file))

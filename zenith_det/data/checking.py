@@ -37,7 +37,7 @@ MAX_ID = 2**63 - 1
 #: Polygons of one object: pycocotools merges them in quadratic time.
 MAX_POLYGONS = 10_000
 #: What the outline of an object's polygons may measure, in (height + width) of its image: pycocotools takes
-#: about 120 bytes for each pixel of it.
+#: about 60 bytes for each pixel of it.
 MAX_OUTLINE = 100
 _FAR = 1e9  # pixels; a box at 1e200 would be infinite in single precision, and so would its area
 _RUNS_AT_ONCE = 2**16  # of a compressed mask: each takes 70 bytes on the way

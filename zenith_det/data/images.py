@@ -31,7 +31,7 @@ _TRANSPOSE = {
 }
 # Of a file that is strange but can be read Pillow says so on standard error, in lines of its own.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-#: Larger images are decoded one at a time, however many threads look at files: a decoded image takes up to 16
+#: Larger images are decoded one at a time, however many threads look at files: a decoded image takes up to 20
 #: bytes per pixel on its way to an array.
 LARGE_IMAGE = 2**24
 _one_large = threading.Lock()
