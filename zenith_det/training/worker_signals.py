@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 
-# What a terminal or a scheduler sends to all processes of a job when the run should stop. (Windows lacks one.)
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)
+_listening = False
 
 
 def ignore_stop_signals() -> None:
-    """Let this process, a data-loader worker, outlive the signals that stop a run.
+    """Let this process, a data-loader worker, outlive the signals that a terminal or a scheduler sends to all.
 
-    The main process still needs batches to finish its iteration; a worker that died would end it with an
-    error. Workers end when the main process closes them, and by torch's watchdog when it is gone. To be called
-    in the worker's main thread, and never in the main process.
+    SIGINT, SIGTERM and SIGUSR1: the main process still needs batches to finish its iteration, and a worker that
+    died would end it with an error. Workers end when the main process closes or terminates them, and by torch's
+    watchdog when it is gone. To be called in the worker's main thread, and never in the main process; harmless
+    to call again.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    global _listening
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Not SIG_IGN for SIGTERM: an interpreter that exits with loaders open sends it to their workers, and then
+    # waits for them without end. Where its sender can't be told (macOS) it ends the worker, as ever.
+    if _listening or not hasattr(signal, "sigwaitinfo"):
+        return
+    _listening = True
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_at_the_main_process_word, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_the_main_process_word(main_process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)

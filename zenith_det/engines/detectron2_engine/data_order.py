@@ -27,6 +27,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from zenith_det.engines.detectron2_engine.data import mapper_for
+from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.resuming import batches_done, what_changed
 from zenith_det.training.seeding import derived_seed, seeded
 from zenith_det.training.worker_signals import ignore_stop_signals
@@ -284,6 +285,7 @@ class DataOrder(HookBase):
             )
 
     def before_train(self) -> None:
+        settle_buckets(self.trainer._trainer.model)
         self.go_on(self.trainer.start_iter)
 
     def before_step(self) -> None:
