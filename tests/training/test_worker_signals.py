@@ -19,21 +19,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 PROGRAM = """
-import sys, torch
+import sys, time, torch
 from torch.utils.data import DataLoader
-from zenith_det.training.worker_signals import ignore_stop_signals
+from zenith_det.training.worker_signals import ignore_stop_signals, stop_signals_held_back
 
 class Images(torch.utils.data.Dataset):
     def __len__(self): return 10**6
     def __getitem__(self, index): return index
 
 def start(worker):
+    time.sleep(2)  # as spawned workers do that import for seconds
     ignore_stop_signals()
     ignore_stop_signals()
 
 loader = DataLoader(Images(), num_workers=2, worker_init_fn=start)
-stream = iter(loader)
-next(stream), next(stream)  # one of each worker: both have started
+with stop_signals_held_back():
+    stream = iter(loader)
+if sys.argv[1] == "started":
+    next(stream), next(stream)  # one of each worker
 print(*[worker.pid for worker in stream._workers], flush=True)
 for line in sys.stdin:
     if line == "fail\\n":
@@ -59,10 +62,10 @@ def all_end(pids: list[int]) -> bool:
     return not any(map(alive, pids))
 
 
-@pytest.fixture
-def main() -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=["starting", "started"])
+def main(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     started = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, request.param],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 _listening = False
+
+
+@contextlib.contextmanager
+def stop_signals_held_back() -> Iterator[None]:
+    """Start data-loader workers within it: no stop signal ends one before it is ready.
+
+    A worker that is spawned imports for seconds before :func:`ignore_stop_signals` can run in it; it starts
+    with its parent's signal mask. Here, in the parent, the signals arrive on leaving. (Workers of a fork server
+    have that one's mask: a moment remains in which a signal ends them.)
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_stop_signals() -> None:

@@ -26,7 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from zenith_det.engines.detectron2_engine.data import mapper_for
+from zenith_det.engines.detectron2_engine.data import ShieldedLoader, mapper_for
 from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.resuming import batches_done, what_changed
 from zenith_det.training.seeding import derived_seed, seeded
@@ -207,13 +207,17 @@ def build_train_loader(cfg: Any) -> Any:
     parts["mapper"] = None
     # With a generator of its own the loader draws nothing from the random state that a training step uses.
     loader = build_detection_train_loader(**parts, seed=0)
+    if isinstance(loader, AspectRatioGroupedDataset):
+        loader.dataset = ShieldedLoader(loader.dataset)
+    else:
+        loader = ShieldedLoader(loader)
     start_loader(loader, run_seed(cfg))
     return loader
 
 
 def sampler_of(loader: Any) -> ResumableSampler | None:
     """The sampler behind a loader of :func:`build_train_loader`; ``None`` for any other loader."""
-    if not isinstance(loader, (AspectRatioGroupedDataset, DataLoader)):
+    if not isinstance(loader, (AspectRatioGroupedDataset, DataLoader, ShieldedLoader)):
         return None
     dataset = _inner(loader)
     sampler = dataset.sampler if isinstance(dataset, ToIterableDataset) else None
