@@ -17,6 +17,12 @@ OPTIMIZERS = [
     "pytorch-optimizer>=3.3",  # DAdaptSGD
 ]
 
+# The machines that atheris has wheels for; building it takes clang's libFuzzer.
+FUZZ = [
+    "atheris>=3; sys_platform == 'linux' and platform_machine == 'x86_64' "
+    "and python_version >= '3.11' and python_version < '3.14'"
+]
+
 setup(
     name="zenith_det",
     version=VERSION,
@@ -44,8 +50,10 @@ setup(
     ],
     extras_require={
         "optimizers": OPTIMIZERS,
+        "fuzz": FUZZ,
         "test": [
             *OPTIMIZERS,
+            *FUZZ,
             "pytest>=8",
             "pytest-timeout>=2.2",
             "hypothesis>=6.100",

@@ -24,6 +24,14 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills",
+        default="30",
+        help="how often the kill test kills each engine's runs (200: the long version)",
+    )
+
+
 class SmallSet:
     """A generated set on disk: ``train`` and ``val`` as (annotation file, image folder)."""
 

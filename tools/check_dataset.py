@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 
-from zenith_det.cli import EXIT_USER_ERROR, run
+from zenith_det.cli import run
 from zenith_det.data import examine_coco_dataset
+from zenith_det.errors import UserError
 
 
 def main() -> int:
@@ -65,7 +66,7 @@ def main() -> int:
             usable = False
         else:
             print("result: usable")
-    return 0 if usable else EXIT_USER_ERROR
+    return 0 if usable else UserError.exit_code
 
 
 if __name__ == "__main__":

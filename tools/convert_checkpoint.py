@@ -10,6 +10,7 @@ import torch
 
 from zenith_det import cli
 from zenith_det.config import CfgNode, follow_dataset, load_config
+from zenith_det.data import DatasetMetadata
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.weights import to_our_names
@@ -85,7 +86,7 @@ def _facts(name: str) -> dict[str, Any]:
     if path.suffix != ".pth" or not path.is_file():
         return {}
     state = load_checkpoint(path)
-    return {"dataset": state["dataset"]} if isinstance(state.get("dataset"), dict) else {}
+    return {"dataset": state["dataset"]} if DatasetMetadata.from_dict(state.get("dataset")) else {}
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 
+import psutil
+
 from zenith_det import cli
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.selection import EngineChoice, select_engine
 from zenith_det.errors import ConfigError
-from zenith_det.training.distributed import launch
+from zenith_det.training.distributed import launch, restart_count
+from zenith_det.training.stopping import parse_duration
 
 EPILOG = """
 examples:
@@ -24,6 +27,8 @@ examples:
   evaluate, or go on after an interruption:
     tools/train_net.py --config-file output/config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
     tools/train_net.py --config-file output/config.yaml --resume
+
+exit codes: 0 done, 2 a mistake to mend (one line says which), 75 stopped on request and saved: go on with --resume
 """
 DATA_FLAGS = {
     "train_json": "DATASETS.TRAIN_JSON",
@@ -62,6 +67,11 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER"
     )
+    parser.add_argument(
+        "--max-time",
+        metavar="TIME",
+        help="save and end within this time (3h30m, 90m, 3:30:00), for --resume to go on; exit code 75",
+    )
     parser.add_argument("--train-json", metavar="FILE", help="COCO-format annotations to train on")
     parser.add_argument("--train-images", metavar="DIR", help="where their images are")
     parser.add_argument("--val-json", metavar="FILE", help="COCO-format annotations to evaluate on")
@@ -91,13 +101,20 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--config-file is missing: give one, such as configs/mask_rcnn_zenith.yaml")
     if args.epochs is not None and not 0 < args.epochs < float("inf"):
         argument_parser().error(f"--epochs is {args.epochs}: give a number above 0")
+    deadline = None if args.max_time is None else command_start() + parse_duration(args.max_time)
     choice = select_engine(args.engine)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"engine: {choice.name} ({choice.reason})", flush=True)
-    return run_engine(choice, args)
+    return run_engine(choice, args, deadline)
 
 
-def run_engine(choice: EngineChoice, args: argparse.Namespace) -> int:
+def command_start() -> float:
+    """``time.time()`` at which the command began; torchrun's own, where it has restarted this process."""
+    process = psutil.Process()
+    return float((process.parent() or process if restart_count() else process).create_time())
+
+
+def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float | None = None) -> int:
     """Load the configuration and hand it to the engine chosen, in as many processes as asked for."""
     loaded = load_config_file(args.config_file, args.opts, zenith=args.zenith)
     for flag, key in DATA_FLAGS.items():
@@ -111,13 +128,14 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace) -> int:
         from zenith_det.engines.detectron2_engine.run import run
     else:
         from zenith_det.engines.torchvision_engine.run import run
+    options = RunOptions(args.resume, args.eval_only, args.epochs, deadline)
     launch(
         run,
         max(args.num_gpus, 1),
         args.num_machines,
         args.machine_rank,
         args.dist_url,
-        (loaded, RunOptions(resume=args.resume, eval_only=args.eval_only, epochs=args.epochs)),
+        (loaded, options),
         device=loaded.cfg.MODEL.DEVICE if loaded.cfg.MODEL.DEVICE != "cuda" else "auto",
     )
     return 0

@@ -1,4 +1,4 @@
-"""What every command-line tool shares: a user's mistake is one line and exit code 2."""
+"""What every command-line tool shares: a user's mistake is one line and an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from zenith_det.errors import UserError
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
@@ -18,14 +17,15 @@ def run(main: Callable[[], int | None]) -> None:
         main: the tool's body; returns an exit code, ``None`` meaning 0.
 
     A :class:`~zenith_det.errors.UserError` is printed as ``error: <message>`` on standard error,
-    without a traceback, and ends the process with code 2, as :mod:`argparse` does. Anything else
-    that escapes is a bug of ours and keeps its traceback.
+    without a traceback, and ends the process with its exit code: 2, as :mod:`argparse` does, or 75 for a run
+    that was stopped on request (``stopped: <message>``). Anything else that escapes is a bug of ours and keeps
+    its traceback.
     """
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        code = EXIT_USER_ERROR
+        print(f"{error.label}: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = EXIT_INTERRUPTED

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+#: The longest message, in characters: names and values in it come from files of any size.
+MAX_MESSAGE = 2000
+# Control characters, halves of surrogate pairs, line and paragraph separators.
+_UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
+
+
+def is_printable(text: str) -> bool:
+    """Whether text can be printed and logged as part of a line: no terminal codes, no line breaks."""
+    return text.isprintable() or not any(unicodedata.category(c) in _UNPRINTABLE for c in text)
+
+
+def one_line(value: object, limit: int = 160) -> str:
+    """Text from a file, safe to print: no line breaks, no terminal codes, not endless."""
+    text = value[: limit * 4] if isinstance(value, str) else _repr(value)[: limit * 4]
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+    text = text.strip()
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """A value from a file as it would stand in code: text in quotes, so that ``"1"`` isn't taken for 1."""
+    return one_line(_repr(value[: limit * 4] if isinstance(value, str) else value), limit)
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__} too large to show"
+
 
 class UserError(Exception):
     """A mistake in something the user gave: a config, a file, an argument.
 
-    The message is one line that says what is wrong, where (file, key, id) and what to do.
-    Command-line tools print it as ``error: …`` and exit with code 2; see :func:`zenith_det.cli.run`.
+    The message is one line that says what is wrong, where (file, key, id) and what to do: whatever a file puts
+    into it, it is made one line of printable characters, of :data:`MAX_MESSAGE` at most.
+    Command-line tools print it as ``error: …`` and exit with :attr:`exit_code`; see :func:`zenith_det.cli.run`.
     """
+
+    #: What a command ends with; 2 is :mod:`argparse`'s.
+    exit_code = 2
+    #: What its line begins with.
+    label = "error"
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message if isinstance(message, str) else str(message), MAX_MESSAGE))
 
 
 class ConfigError(UserError):
@@ -25,3 +67,17 @@ class CheckpointError(UserError):
 
 class TrainingDivergedError(UserError):
     """Losses or gradients stayed non-finite; the message says where and what usually helps."""
+
+
+class RanksDisagreeError(UserError):
+    """Processes of one run that don't train the same thing; the message names them and what differs."""
+
+
+class RunStopped(UserError):
+    """A run that ended before its time because it was asked to, saved, and can go on with ``--resume``.
+
+    Its exit code is sysexits' ``EX_TEMPFAIL``, "try again later": job scripts tell it from a failure.
+    """
+
+    exit_code = 75
+    label = "stopped"

@@ -123,7 +123,7 @@ def test_missing_empty_folder_and_text(tmp_path: Path) -> None:
             with pytest.raises(ImageError, match=reason) as caught:
                 read(str(tmp_path / name))
             assert caught.value.kind == kind
-            assert name in str(caught.value)
+            assert name.replace("\0", " ") in str(caught.value)  # no control character is printed
             assert "\n" not in str(caught.value)
 
 

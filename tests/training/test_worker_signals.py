@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = """
 import sys, time, torch
 from torch.utils.data import DataLoader
-from zenith_det.training.worker_signals import ignore_stop_signals, stop_signals_held_back
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 class Images(torch.utils.data.Dataset):
     def __len__(self): return 10**6
@@ -33,7 +33,7 @@ def start(worker):
     ignore_stop_signals()
 
 loader = DataLoader(Images(), num_workers=2, worker_init_fn=start)
-with stop_signals_held_back():
+with starting_workers():
     stream = iter(loader)
 if sys.argv[1] == "started":
     next(stream), next(stream)  # one of each worker

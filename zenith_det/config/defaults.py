@@ -312,7 +312,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
             "MIN_RATIO": 0.0,  # r_min: the least that the LR is multiplied by
             "NORM_SOURCE": "gradient",  # or "momentum": the norm of the momentum buffer
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
-            "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run stops with the reason
+            "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run goes back, or stops; of any optimizer
         },
         "ADAMW": {"BETAS": (0.9, 0.999), "EPS": 1e-8},
         "PRODIGY": {
@@ -325,6 +325,16 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     "TEST": {
         "MAX_IMAGES": 0,  # evaluate on the first N images of each set; 0: all
     },
+    "CHECKPOINT": {
+        "KEEP": 0,  # periodic checkpoints that are kept, the newest; 0: all
+        "BEST": "",  # "box AP", "mask AP" or "keypoint AP": keep the best model by it, as model_best.pth
+    },
+    "RECOVERY": {
+        "MAX_ROLLBACKS": 3,  # times that a diverged run goes back to its last good checkpoint; 0: it stops
+        "LR_FACTOR": 0.5,  # what the LR is multiplied by, each time
+        "DIVERGENCE_FACTOR": 10.0,  # diverged: a median loss so many times the lowest; 0: only what isn't finite
+    },
+    "DETERMINISTIC": False,  # True: algorithms that give the same bits each time, on a GPU too (slower)
 }
 
 

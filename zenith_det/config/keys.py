@@ -8,6 +8,7 @@ from typing import Any
 
 _CLOSE = 0.6  # difflib's own idea of a close match
 _SAME_NAME = 0.3  # what a right name in the wrong section counts for
+_LONGEST = 200  # characters of what could be a misspelt name; comparing takes quadratic time
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -32,6 +33,8 @@ def nearest(wanted: str, known: Iterable[str]) -> str | None:
 
     A right name in the wrong section is near: ``BASE_LR`` means ``SOLVER.BASE_LR``.
     """
+    if len(wanted) > _LONGEST:
+        return None
     best, best_score = None, _CLOSE
     folded = wanted.casefold()
     matcher = difflib.SequenceMatcher(b=folded)

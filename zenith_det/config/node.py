@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from ast import literal_eval
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,12 +13,13 @@ from fvcore.common.config import CfgNode as FvcoreCfgNode
 
 from zenith_det.config.keys import did_you_mean, leaves, sections
 from zenith_det.config.yaml_files import Entry, read_entries
-from zenith_det.errors import ConfigError
+from zenith_det.errors import ConfigError, is_printable, one_line, quote
 
 logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
 _VALUE_TYPES = (tuple, list, str, int, float, bool, type(None))  # what yacs lets a key hold
+_MAX_INT = 2**63  # what torch and numpy take
 _CLOSED = "__closed__"  # in a node's __dict__, as yacs keeps its own state
 
 
@@ -39,7 +41,7 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
         declares = isinstance(value, FvcoreCfgNode) or name.startswith("COMPUTED_") or self.is_new_allowed()
         if path is not None and name not in self and not declares:
             raise ConfigError(
-                f"unknown key {_join(path, name)}{did_you_mean(_join(path, name), _known_keys())}"
+                f"unknown key {one_line(_join(path, name))}{did_you_mean(_join(path, name), _known_keys())}"
             )
         super().__setattr__(name, value)
 
@@ -174,7 +176,7 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
 
     def _unknown(self, key: str, source: str) -> ConfigError:
         known = [name for name, _ in leaves(self)] + list(sections(self))
-        return ConfigError(f"{source}: unknown key {key}{did_you_mean(key, known)}")
+        return ConfigError(f"{source}: unknown key {one_line(key)}{did_you_mean(key, known)}")
 
 
 def pairs(words: Sequence[Any]) -> Iterator[tuple[str, Any]]:
@@ -187,7 +189,7 @@ def pairs(words: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         key = str(words[index])
         if index + 1 == len(words):
             hint = ": write KEY VALUE, with a space" if "=" in key else ": overrides are KEY VALUE pairs"
-            raise ConfigError(f"{COMMAND_LINE}: {key} has no value{hint}")
+            raise ConfigError(f"{COMMAND_LINE}: {one_line(key)} has no value{hint}")
         yield key, words[index + 1]
 
 
@@ -216,14 +218,31 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return literal_eval(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "1if" and "\d" are texts here, nothing to warn of
+            return literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
 
 def _checked(value: Any, key: str, source: str) -> Any:
-    if type(value) not in _VALUE_TYPES:
-        raise ConfigError(f"{source}: {key} is {value!r}: a key can't hold a {type(value).__name__}")
+    """Return ``value`` if a key can hold it and a run can use and write it."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        problem = ""
+        if type(item) not in _VALUE_TYPES and not (type(item) is dict and item is not value):
+            problem = f"a key can't hold a {type(item).__name__}"
+        elif type(item) is int and not -_MAX_INT <= item < _MAX_INT:
+            problem = "whole numbers have 64 bits at most"
+        elif type(item) is str and not is_printable(item.replace("\n", " ").replace("\t", " ")):
+            problem = "a text can't hold control characters or halves of characters"
+        if problem:
+            raise ConfigError(f"{source}: {key} is {quote(value)}: {problem}")
+        if isinstance(item, (tuple, list)):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend((*item.keys(), *item.values()))
     return value
 
 
@@ -235,7 +254,7 @@ def _coerced(raw: Any, current: Any, key: str, source: str) -> Any:
     """
     value = _decoded(raw)
     if isinstance(current, str) and isinstance(raw, str) and not isinstance(value, (str, type(None))):
-        return raw
+        return _checked(raw, key, source)
     value = _checked(value, key, source)
     if type(value) is type(current) or value is None or current is None:
         return value
@@ -245,4 +264,4 @@ def _coerced(raw: Any, current: Any, key: str, source: str) -> Any:
         return float(value)
     expected = {"int": "an int", "str": "a text"}.get(type(current).__name__, f"a {type(current).__name__}")
     example = f", such as {current!r}" if current not in ("", (), []) else ""
-    raise ConfigError(f"{source}: {key} is {value!r}: {expected} is needed{example}")
+    raise ConfigError(f"{source}: {key} is {quote(value)}: {expected} is needed{example}")

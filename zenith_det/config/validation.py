@@ -8,7 +8,7 @@ from typing import Any
 
 from zenith_det.config.keys import did_you_mean
 from zenith_det.config.node import CfgNode
-from zenith_det.errors import ConfigError
+from zenith_det.errors import ConfigError, quote
 
 SUPPORTED_VERSION = 2
 
@@ -24,7 +24,10 @@ _NOT_NEGATIVE = (_number(lambda x: x >= 0), "a number from 0 up")
 _FROM_1 = (_number(lambda x: x >= 1), "1 or more")
 _UNIT_OPEN = (_number(lambda x: 0 <= x < 1), "in [0, 1)")
 _UNIT = (_number(lambda x: 0 <= x <= 1), "in [0, 1]")
-_BETAS = (lambda pair: len(pair) == 2 and all(_UNIT_OPEN[0](x) for x in pair), "two numbers in [0, 1)")
+_BETAS = (
+    lambda pair: isinstance(pair, tuple) and len(pair) == 2 and all(_UNIT_OPEN[0](x) for x in pair),
+    "two numbers in [0, 1)",
+)
 
 _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.MAX_ITER": _FROM_1,
@@ -60,6 +63,10 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.MAX_IMAGES": _NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": _FROM_1,
+    "CHECKPOINT.KEEP": _NOT_NEGATIVE,
+    "RECOVERY.MAX_ROLLBACKS": _NOT_NEGATIVE,
+    "RECOVERY.LR_FACTOR": (_number(lambda x: 0 < x < 1), "in (0, 1)"),
+    "RECOVERY.DIVERGENCE_FACTOR": (_number(lambda x: x == 0 or x > 1), "0, or a number above 1"),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -70,6 +77,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
+    "CHECKPOINT.BEST": ("", "box AP", "mask AP", "keypoint AP"),
 }
 
 
@@ -95,6 +103,9 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
+    for metric, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
+        if metric == cfg.CHECKPOINT.BEST and not cfg.MODEL[switch]:
+            raise _wrong("CHECKPOINT.BEST", metric, f"the model has none, MODEL.{switch} is False", sources)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
@@ -106,4 +117,4 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 def _wrong(key: str, value: Any, problem: str, sources: Mapping[str, str]) -> ConfigError:
     source = f"{sources[key]}: " if key in sources else ""
-    return ConfigError(f"{source}{key} is {value!r}: {problem}")
+    return ConfigError(f"{source}{key} is {quote(value)}: {problem}")

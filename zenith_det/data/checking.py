@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pycocotools import mask as mask_utils
 
 from zenith_det.data.images import ImageError, ImageHeader, read_header, read_image
+from zenith_det.errors import is_printable, one_line, quote
 
 #: What was done about a problem.
 #:   stops: nothing sensible can be done, the dataset is refused;
@@ -33,6 +34,13 @@ ImageCheck = Literal["none", "header", "full"]
 EXAMPLES_KEPT = 10_000
 #: Ids must fit what COCO's evaluation and torch keep them in.
 MAX_ID = 2**63 - 1
+#: Polygons of one object: pycocotools merges them in quadratic time.
+MAX_POLYGONS = 10_000
+#: What the outline of an object's polygons may measure, in (height + width) of its image: pycocotools takes
+#: about 120 bytes for each pixel of it.
+MAX_OUTLINE = 100
+_FAR = 1e9  # pixels; a box at 1e200 would be infinite in single precision, and so would its area
+_RUNS_AT_ONCE = 2**16  # of a compressed mask: each takes 70 bytes on the way
 
 
 class Fault(Exception):
@@ -153,25 +161,6 @@ def _plural(count: int, word: str, plural: str | None = None) -> str:
     return f"{count} {word if count == 1 else plural or word + 's'}"
 
 
-def one_line(value: object, limit: int = 160) -> str:
-    """Text from a file, safe to print: no line breaks, no terminal codes, not endless."""
-    text = value[: limit * 4] if isinstance(value, str) else _repr(value)[: limit * 4]
-    text = "".join(c if c.isprintable() else " " for c in text).strip()
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def quote(value: object, limit: int = 80) -> str:
-    """A value from a file as it would stand in code: text in quotes, so that ``"1"`` isn't taken for 1."""
-    return one_line(_repr(value), limit)
-
-
-def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
-        return f"a {type(value).__name__} too large to show"
-
-
 # ---------------------------------------------------------------------------------------------- values
 
 
@@ -194,12 +183,14 @@ def check_file_name(name: object, image_root: str) -> str:
     Raises:
         Fault: no name, or one that leads out of ``image_root``.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or not is_printable(name):
         raise Fault("no file name", f"file_name is {quote(name)}")
     path = os.path.join(image_root, name)
-    if ".." in name or os.path.isabs(name):
-        inside = os.path.normpath(path)
-        if not inside.startswith(image_root.rstrip(os.sep) + os.sep):
+    # Windows: "C:x" and "\\x" are not absolute, and lead out nevertheless.
+    if ".." in name or os.path.isabs(name) or os.path.splitdrive(name)[0] or name[0] in "/\\":
+        # What is checked is what is opened: the system would follow a link before it goes up by "..".
+        path = os.path.normpath(path)
+        if not path.startswith(image_root.rstrip(os.sep) + os.sep):
             raise Fault("path outside the image folder", f"file_name leads out of {image_root}")
     return path
 
@@ -226,11 +217,16 @@ def check_box(box: object, height: int, width: int) -> tuple[list[float], bool]:
         and bottom > 0
         and x < width
         and y < height
-        and right + bottom < math.inf
+        and x > -_FAR
+        and y > -_FAR
+        and right < _FAR
+        and bottom < _FAR
     ):
         return values, x < -1 or y < -1 or right > width + 1 or bottom > height + 1
     if not all(map(math.isfinite, (x, y, right, bottom))):
         raise Fault("broken box", f"bbox {values} is not finite")
+    if max(map(abs, (x, y, right, bottom))) >= _FAR:
+        raise Fault("broken box", f"bbox {values} has numbers far outside any image")
     if w <= 0 or h <= 0:
         kind = "inverted box" if w < 0 or h < 0 else "box without area"
         raise Fault(kind, f"bbox {values} has width {w:g} and height {h:g}")
@@ -240,10 +236,17 @@ def check_box(box: object, height: int, width: int) -> tuple[list[float], bool]:
 def check_polygons(polygons: list[Any], height: int, width: int) -> tuple[list[list[float]], list[str]]:
     """The usable polygons and, for each other one, what is wrong with it.
 
-    Usable: at least three points, an even count of finite numbers, none absurdly far from the image (drawing
-    a polygon takes time and memory in proportion to its length in pixels).
+    Usable: at least three points, an even count of finite numbers, none absurdly far from the image, and not
+    so long an outline that no object has it (drawing a polygon takes time and memory in proportion to its
+    length in pixels).
+
+    Raises:
+        Fault: more than :data:`MAX_POLYGONS`.
     """
+    if len(polygons) > MAX_POLYGONS:
+        raise Fault("broken polygon", f"{len(polygons)} polygons: {MAX_POLYGONS} at most")
     limit = 4 * (height + width) + 1000
+    outline_left = MAX_OUTLINE * (height + width) + 1000.0
     usable, faults = [], []
     for number, polygon in enumerate(polygons):
         try:
@@ -253,11 +256,20 @@ def check_polygons(polygons: list[Any], height: int, width: int) -> tuple[list[l
                 if (
                     type(polygon) is list
                     and math.isfinite(sum(polygon))
-                    and -limit <= min(polygon) <= max(polygon) <= limit
+                    and -limit <= (low := min(polygon)) <= (high := max(polygon)) <= limit
                 ):
-                    usable.append(polygon)
-                    continue
-                reason = "has numbers that are not finite or far outside the image"
+                    # Nearly every polygon is far below, whatever the way it takes between these two.
+                    outline = length // 2 * float(high - low)
+                    if outline > outline_left / 8:
+                        points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+                        outline = float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+                    outline_left -= outline
+                    if outline_left >= 0:
+                        usable.append(polygon)
+                        continue
+                    reason = f"is longer than {MAX_OUTLINE} times the image's height and width"
+                else:
+                    reason = "has numbers that are not finite or far outside the image"
             else:
                 reason = f"has {length} numbers: at least 6 are needed, in pairs"
         except (TypeError, OverflowError):
@@ -273,22 +285,33 @@ def _compressed_counts(text: bytes) -> npt.NDArray[np.int64]:
     follow, and the top bit of the last is the sign. From the fourth on, each is a difference to the last but
     one.
     """
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+    codes = np.frombuffer(text, dtype=np.uint8)
+    if codes.size == 0 or codes.min() < 48 or codes.max() > 111 or (codes[-1] - 48) & 32:
         raise ValueError("characters that no RLE has")
-    ends = np.flatnonzero((codes & 32) == 0)
+    ends = np.flatnonzero(((codes - 48) & 32) == 0)
+    numbers = np.empty(ends.size, dtype=np.int64)
+    start = 0
+    for block in range(0, ends.size, _RUNS_AT_ONCE):
+        here = ends[block : block + _RUNS_AT_ONCE]
+        numbers[block : block + _RUNS_AT_ONCE] = _numbers(codes[start : here[-1] + 1], here - start)
+        start = int(here[-1]) + 1
+    # Undo the differences: counts[i] += counts[i - 2] for i > 2, that is two running sums.
+    np.cumsum(numbers[1::2], out=numbers[1::2])
+    if numbers.size > 2:
+        np.cumsum(numbers[2::2], out=numbers[2::2])
+    return numbers
+
+
+def _numbers(characters: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The signed numbers whose last characters are at ``ends``."""
+    codes = characters.astype(np.int64) - 48
     starts = np.concatenate([[0], ends[:-1] + 1])
     lengths = ends - starts + 1
     if lengths.max() > 7:
         raise ValueError("a run longer than any image")
     place = np.arange(codes.size) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    # Undo the differences: counts[i] += counts[i - 2] for i > 2, that is two running sums.
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    if numbers.size > 2:
-        numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
+    numbers: npt.NDArray[np.int64] = np.add.reduceat((codes & 31) << (5 * place), starts)
+    return numbers - np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
 
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
@@ -304,8 +327,11 @@ def check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         )
     try:
         if isinstance(counts, list):
-            runs = np.array(counts)
-            if runs.ndim != 1 or runs.dtype.kind not in "iu":
+            # Among texts, numpy would make each number as wide as the widest of them.
+            if not set(map(type, counts)) <= {int}:
+                raise ValueError("counts that are not whole numbers")
+            runs = np.array(counts, dtype=None if counts else np.int64)
+            if runs.dtype.kind not in "iu":
                 raise ValueError("counts that are not whole numbers")
         elif isinstance(counts, (str, bytes)):
             runs = _compressed_counts(counts.encode("ascii") if isinstance(counts, str) else counts)
@@ -332,7 +358,7 @@ def mask_rle(segmentation: list[list[float]] | dict[str, Any], height: int, widt
 # ---------------------------------------------------------------------------------------------- images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image to look at: its path and the size that the annotation file gives, None where it gives none."""
 
@@ -386,14 +412,16 @@ def check_image_files(
         try:
             return check_image_file(file, check == "full")
         except Fault as fault:
-            return fault
+            return Fault(fault.kind, fault.reason)  # without the frames that it was raised through
 
     if len(files) < 64 or check == "none":
         yield from map(look, files)
         return
     # Threads: most of the time goes into waiting for the disk and into Pillow's C code.
     with ThreadPoolExecutor(workers or min(16, 2 * (os.cpu_count() or 1))) as pool:
-        yield from pool.map(look, files)
+        # In parts: the pool takes up two kilobytes for each that waits.
+        for start in range(0, len(files), 4096):
+            yield from pool.map(look, files[start : start + 4096])
 
 
 def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

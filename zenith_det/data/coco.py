@@ -24,6 +24,7 @@ from pycocotools import mask as mask_utils
 
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
 from zenith_det.data.checking import (
+    EXAMPLES_KEPT,
     Action,
     DatasetReport,
     Fault,
@@ -37,17 +38,19 @@ from zenith_det.data.checking import (
     check_rle,
     check_side,
     mask_rle,
-    one_line,
-    quote,
 )
 from zenith_det.data.images import max_pixels
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS, DatasetMetadata
-from zenith_det.errors import DatasetError
+from zenith_det.errors import DatasetError, is_printable, one_line, quote
 
 logger = logging.getLogger(__name__)
 
 #: Detectron2's ``BoxMode.XYWH_ABS``: absolute x, y, width, height.
 XYWH_ABS = 1
+#: The longest name of a category or a keypoint, in characters.
+MAX_NAME = 500
+#: Keypoints of one object; sets of faces have 478.
+MAX_KEYPOINTS = 1000
 Source = str | tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 
@@ -86,8 +89,16 @@ def read_annotation_file(json_file: str) -> dict[str, Any]:
     """Read a COCO annotation file: a JSON object with lists ``images`` and ``categories``.
 
     Raises:
-        DatasetError: missing, unreadable, not JSON (with the position), or not of this form.
+        DatasetError: missing, unreadable, not JSON (with the position), not of this form, or too large for the
+            machine's memory.
     """
+    try:
+        return _read_annotation_file(json_file)
+    except MemoryError:
+        raise DatasetError(f"{json_file}: does not fit into memory") from None
+
+
+def _read_annotation_file(json_file: str) -> dict[str, Any]:
     try:
         text = Path(json_file).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -132,22 +143,24 @@ def _json_type(value: object) -> str:
 # ---------------------------------------------------------------------------------------------- metadata
 
 
-def _encodable(text: str) -> bool:
-    """Whether text can be written to a file: JSON may hold halves of characters."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_name(value: object) -> bool:
+    """Whether it is a text that tables and log files can hold: JSON may hold halves of characters, too."""
+    return (
+        isinstance(value, str) and 0 < len(value) <= MAX_NAME and is_printable(value) and bool(value.strip())
+    )
 
 
 def _flip_map(names: Sequence[str], category: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     """Pairs that a mirror swaps: from ``flip_pairs`` if there, else names that differ in left and right."""
     given = category.get("flip_pairs")
     if given is not None:
-        pairs = []
+        pairs, known = [], set(names)
         for pair in given if isinstance(given, list) else [given]:
-            if not (isinstance(pair, list) and len(pair) == 2 and all(name in names for name in pair)):
+            if not (
+                isinstance(pair, list)
+                and len(pair) == 2
+                and all(isinstance(name, str) and name in known for name in pair)
+            ):
                 raise DatasetError(
                     f"{where}: flip_pairs must be a list of pairs of keypoint names, and has {quote(pair)}"
                 )
@@ -176,8 +189,10 @@ def _keypoints(
     category = declaring[0]
     where = f"{json_file}: category {quote(category['name'])}"
     names = category["keypoints"]
-    if not isinstance(names, list) or not all(isinstance(name, str) and _encodable(name) for name in names):
+    if not isinstance(names, list) or not all(map(_is_name, names)):
         raise DatasetError(f"{where}: keypoints must be a list of names")
+    if len(names) > MAX_KEYPOINTS:
+        raise DatasetError(f"{where}: {len(names)} keypoints: {MAX_KEYPOINTS} at most")
     if len(set(names)) != len(names):
         raise DatasetError(f"{where}: two keypoints have the same name")
     for other in declaring[1:]:
@@ -199,7 +214,7 @@ def _keypoints(
     if category.get("sigmas"):
         try:
             sigmas = tuple(float(sigma) for sigma in category["sigmas"])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             sigmas = ()
         if len(sigmas) != len(names) or not all(0 < sigma < 10 for sigma in sigmas):
             raise DatasetError(f"{where}: sigmas must be {len(names)} positive numbers, one per keypoint")
@@ -222,8 +237,11 @@ def _metadata(
                 f"{json_file}: a category needs a whole number as id (of 64 bits at most) and a name, "
                 f"this has not: {quote(entry)}"
             )
-        if not entry["name"].strip() or not _encodable(entry["name"]):
-            raise DatasetError(f"{json_file}: category {entry['id']} has the name {quote(entry['name'])}")
+        if not _is_name(entry["name"]):
+            raise DatasetError(
+                f"{json_file}: category {entry['id']} has the name {quote(entry['name'])}: one line of "
+                f"printable characters is needed, {MAX_NAME} at most"
+            )
         categories.append({**entry, "id": as_id(entry["id"])})
     if not categories:
         raise DatasetError(f'{json_file}: "categories" is empty: no class to find')
@@ -284,7 +302,18 @@ def _read_images(
     max_bad_images: int,
 ) -> tuple[dict[int, dict[str, Any]], set[int]]:
     """Records (without objects) by image id, sorted, and the ids of the images that were left out."""
-    faults: list[tuple[str | None, int | None, Fault]] = []
+    # Of bad images no more is kept than the report keeps: a file may list millions.
+    faults: list[tuple[str | None, int | None, str, str]] = []
+    counts: dict[str, int] = {}
+    left_out: set[int] = set()
+
+    def leave_out(name: str | None, image_id: int | None, fault: Fault) -> None:
+        counts[fault.kind] = counts.get(fault.kind, 0) + 1
+        if counts[fault.kind] <= EXAMPLES_KEPT:
+            faults.append((name, image_id, fault.kind, fault.reason))
+        if image_id is not None:
+            left_out.add(image_id)
+
     listed: dict[int, tuple[str, ImageFile]] = {}
     for entry in entries:
         name, image_id = None, None
@@ -307,7 +336,7 @@ def _read_images(
                 continue
             listed[image_id] = (str(name), ImageFile(path, *_declared_size(entry)))
         except Fault as fault:
-            faults.append((name if isinstance(name, str) else None, image_id, fault))
+            leave_out(name if isinstance(name, str) else None, image_id, fault)
 
     records: dict[int, dict[str, Any]] = {}
     ids = sorted(listed)
@@ -315,7 +344,7 @@ def _read_images(
     for image_id, result in zip(ids, found, strict=True):
         name, file = listed[image_id]
         if isinstance(result, Fault):
-            faults.append((name, image_id, result))
+            leave_out(name, image_id, result)
             continue
         if file.height is None:
             report.add("no image size", "filled", "read from the image", image=name, image_id=image_id)
@@ -327,10 +356,11 @@ def _read_images(
             "image_id": image_id,
             "annotations": [],
         }
-    action: Action = "dropped" if len(faults) <= max_bad_images else "stops"
-    for name, image_id, found_fault in faults:
-        report.add(found_fault.kind, action, found_fault.reason, image=name, image_id=image_id)
-    left_out = {image_id for _, image_id, _ in faults if image_id is not None}
+    action: Action = "dropped" if sum(counts.values()) <= max_bad_images else "stops"
+    for name, image_id, kind, reason in faults:
+        report.add(kind, action, reason, image=name, image_id=image_id)
+    for kind, count in counts.items():
+        report.counts[kind, action] += max(0, count - EXAMPLES_KEPT)
     return records, left_out - records.keys()
 
 
@@ -501,39 +531,45 @@ class _AnnotationReader:
         """All keypoints in one array: checking each number in Python would take longer than reading."""
         count = self.metadata.num_keypoints
         rows: list[Any] = []
+        given: list[tuple[dict[str, Any], str]] = []
+        # One list for all that have none: the file's size does not bound keypoints times objects.
+        unlabelled = [0.5, 0.5, 0.0] * count
         for item, keypoints, path in self.with_keypoints:
-            row = keypoints
-            if keypoints and (not isinstance(keypoints, list) or len(keypoints) != 3 * count):
+            item["keypoints"] = unlabelled
+            if not keypoints:
+                continue
+            if not isinstance(keypoints, list) or len(keypoints) != 3 * count:
                 length = len(keypoints) if isinstance(keypoints, list) else quote(keypoints)
                 self._drop_keypoints(
                     item, path, f"has {length} keypoint numbers, {count} keypoints need {3 * count}"
                 )
-                row = None
-            rows.append(row or [0] * (3 * count))
+            elif not set(map(type, keypoints)) <= {int, float}:
+                self._drop_keypoints(item, path, "has something else than numbers among its keypoints")
+            else:
+                rows.append(keypoints)
+                given.append((item, path))
         if not rows:
             return
         try:
             values = np.array(rows, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
+        except OverflowError:  # a whole number of hundreds of digits
             values = np.zeros((len(rows), 3 * count))
             for number, row in enumerate(rows):
                 try:
                     values[number] = np.array(row, dtype=np.float64)
-                except (TypeError, ValueError, OverflowError):
+                except OverflowError:
                     values[number] = np.nan
         values = values.reshape(len(rows), count, 3)
         finite: npt.NDArray[np.bool_] = np.all(np.abs(values) < 1e6, axis=(1, 2))  # False for NaN, too
         labels: npt.NDArray[np.bool_] = np.all(np.isin(values[:, :, 2], (0, 1, 2)), axis=1)
         for number in np.flatnonzero(~(finite & labels)).tolist():
             what = "a visibility that is not 0, 1 or 2" if finite[number] else "a number that is not finite"
-            item, _, path = self.with_keypoints[number]
+            item, path = given[number]
             self._drop_keypoints(item, path, f"has {what} among its keypoints")
             values[number] = 0
         # A file's keypoints are indices of pixels; Detectron2 works with the middle of a pixel.
         values[:, :, :2] += 0.5
-        for (item, _, _), numbers in zip(
-            self.with_keypoints, values.reshape(len(rows), -1).tolist(), strict=True
-        ):
+        for (item, _), numbers in zip(given, values.reshape(len(rows), -1).tolist(), strict=True):
             item["keypoints"] = numbers
 
     def _drop_keypoints(self, item: dict[str, Any], path: str, reason: str) -> None:
@@ -685,10 +721,12 @@ def coco_ground_truth(dataset: CocoDataset) -> dict[str, Any]:
     Ids of images and categories are the file's own; ``info``, ``licenses``, ``area``, ``iscrowd`` and
     ``num_keypoints`` are always there, whatever the file lacked. Annotation ids are the file's own unless one
     is below 1: pycocotools takes id 0 for "not matched", so all are then numbered from 1. An annotation
-    without a mask has no ``segmentation``. The lists of boxes and polygons are shared with the records.
+    without a mask has no ``segmentation``. The lists of boxes and polygons are shared with the records, and that of
+    no keypoints among all annotations without labelled ones.
     """
     metadata = dataset.metadata
     original = metadata.contiguous_id_to_thing_dataset_id
+    unlabelled = [0.0, 0.0, 0.0] * metadata.num_keypoints
     renumber = any(a["id"] < 1 for record in dataset.records for a in record["annotations"])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -716,7 +754,9 @@ def coco_ground_truth(dataset: CocoDataset) -> dict[str, Any]:
             if segmentation is not None:
                 annotation["segmentation"] = segmentation
             if "keypoints" in item:
-                keypoints = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(item["keypoints"])]
+                keypoints = unlabelled  # shared, as in the records
+                if any(item["keypoints"][2::3]):
+                    keypoints = [v if i % 3 == 2 else v - 0.5 for i, v in enumerate(item["keypoints"])]
                 annotation["keypoints"] = keypoints
                 annotation["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
             annotations.append(annotation)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import stat
+import threading
+import warnings
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -26,6 +29,12 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Of a file that is strange but can be read Pillow says so on standard error, in lines of its own.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+#: Larger images are decoded one at a time, however many threads look at files: a decoded image takes up to 16
+#: bytes per pixel on its way to an array.
+LARGE_IMAGE = 2**24
+_one_large = threading.Lock()
 _TAIL = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -101,6 +110,10 @@ def _failure(path: str, error: Exception) -> ImageError:
     return ImageError(path, "unreadable image", f"can't be decoded: {_cause(error)}")
 
 
+def _decoding(pixels: int) -> contextlib.AbstractContextManager[Any]:
+    return _one_large if pixels > LARGE_IMAGE else contextlib.nullcontext()
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -130,7 +143,8 @@ def read_header(path: str) -> ImageHeader:
                     ended = file.read() == mark
                     file.seek(position)
                     if not ended:
-                        image.load()
+                        with _decoding(width * height):
+                            image.load()
         except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them into
             raise _failure(path, error) from None
     if rotated:
@@ -173,7 +187,7 @@ def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray
     path = os.fspath(path)
     with _open(path) as file:
         try:
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(file, formats=_formats()) as image, _decoding(image.width * image.height):
                 image.load()
                 turn = _TRANSPOSE.get(_orientation(image))
                 array = _to_rgb(image if turn is None else image.transpose(turn))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from zenith_det.errors import DatasetError, is_printable, one_line, quote
 
 COCO_KEYPOINT_NAMES = (
     "nose",
@@ -98,17 +100,47 @@ class DatasetMetadata:
 
     @classmethod
     def from_dict(cls, facts: Any) -> DatasetMetadata | None:
-        """The inverse of :meth:`to_dict`, category ids counted from 0; ``None`` for anything else."""
+        """The inverse of :meth:`to_dict`, category ids counted from 0; ``None`` for anything else.
+
+        Raises:
+            DatasetError: it is a dataset's, and broken; a checkpoint may come from anywhere.
+        """
         if not isinstance(facts, Mapping) or "thing_classes" not in facts:
             return None
-        names = tuple(str(name) for name in facts["thing_classes"])
+
+        def checked(key: str, is_right: Callable[[Any], bool]) -> list[Any]:
+            value = facts.get(key, [])
+            if not isinstance(value, list | tuple) or not all(map(is_right, value)):
+                raise DatasetError(
+                    f"the dataset that a checkpoint remembers is broken: {key} is {quote(value)}"
+                )
+            return list(value)
+
+        def is_name(value: Any) -> bool:
+            return isinstance(value, str) and is_printable(value)
+
+        def pair_of(value: Any, choices: Container[Any]) -> bool:
+            return (
+                isinstance(value, list | tuple)
+                and len(value) == 2
+                and all(isinstance(end, str | int) and end in choices for end in value)
+            )
+
+        names = checked("thing_classes", is_name)
+        keypoints = checked("keypoint_names", is_name)
+        known = set(keypoints)
         return cls(
-            name=str(facts.get("name", "")),
+            name=one_line(str(facts.get("name", ""))),
             json_file="",
             image_root="",
-            thing_classes=names,
+            thing_classes=tuple(names),
             thing_dataset_id_to_contiguous_id={i: i for i in range(len(names))},
-            keypoint_names=tuple(str(name) for name in facts.get("keypoint_names", ())),
-            keypoint_flip_map=tuple((a, b) for a, b in facts.get("keypoint_flip_map", ())),
-            keypoint_connections=tuple((a, b) for a, b in facts.get("keypoint_connections", ())),
+            keypoint_names=tuple(keypoints),
+            keypoint_flip_map=tuple(
+                (a, b) for a, b in checked("keypoint_flip_map", lambda pair: pair_of(pair, known))
+            ),
+            keypoint_connections=tuple(
+                (a, b)
+                for a, b in checked("keypoint_connections", lambda pair: pair_of(pair, range(len(keypoints))))
+            ),
         )

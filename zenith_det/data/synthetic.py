@@ -108,7 +108,9 @@ def _typical_colour(rng: np.random.Generator, category: int, other: FloatArray) 
     if rng.random() < TYPICAL_SHARE:
         for _ in range(8):
             hue = (category * 180 / len(SHAPE_NAMES) + rng.normal(0, TYPICAL_SPREAD)) % 180
-            hsv = np.array([[[hue, rng.uniform(110, 255), rng.uniform(80, 255)]]], np.float32).astype(np.uint8)
+            hsv = np.array([[[hue, rng.uniform(110, 255), rng.uniform(80, 255)]]], np.float32).astype(
+                np.uint8
+            )
             colour = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
             if np.abs(colour - other).max() >= 80:
                 return np.asarray(colour, dtype=np.float32)

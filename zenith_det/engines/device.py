@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
@@ -36,3 +37,15 @@ def resolve_device(loaded: LoadedConfig) -> None:
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
         cfg.SOLVER.AMP.ENABLED = False
+
+
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """``DETERMINISTIC``: the same bits from the same input, on a GPU too, where that costs speed.
+
+    Raises, later on, ``RuntimeError`` from torch at an operation that has no such algorithm.
+    """
+    if wanted:
+        # cuBLAS reads it when it is first used (docs.nvidia.com/cuda/cublas, "Results Reproducibility").
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)

@@ -13,8 +13,10 @@ class RunOptions:
         resume: go on from the newest checkpoint in ``OUTPUT_DIR``, if there is one.
         eval_only: evaluate ``MODEL.WEIGHTS`` and stop.
         epochs: length of the run in passes over the data; overrides ``SOLVER.MAX_ITER``.
+        deadline: ``time.time()`` at which training must have been saved and ended; ``None``: no limit.
     """
 
     resume: bool = False
     eval_only: bool = False
     epochs: float | None = None
+    deadline: float | None = None

@@ -373,6 +373,16 @@ class ZENITH(torch.optim.Optimizer):
         """
         return self._history.read()
 
+    @property
+    def grad_norm(self) -> Tensor:
+        """0-dim, on the device: the raw gradient norm of the last step, finite or not. Waits for nothing."""
+        return self._history.grad_norm
+
+    @property
+    def consecutive_nonfinite(self) -> Tensor:
+        """0-dim int64, on the device: how many steps were skipped in a row up to now. Waits for nothing."""
+        return self._history.streak
+
     def effective_lrs(self) -> list[float]:
         """The LR of every group in the last step's update: its ``lr`` at that time, times the ratio. Waits
         for the device. Before the first step (and after loading), and for a group added since: the group's

@@ -9,8 +9,9 @@ import os
 import pickle
 import re
 import struct
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 
 from zenith_det.errors import CheckpointError
+from zenith_det.training.bounded_pickle import RefusedNameError, TooLargeError
+from zenith_det.training.checkpoint_scan import scan_legacy_file, scan_zip_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -91,25 +94,27 @@ class Checkpointer:
         """:func:`load_checkpoint`."""
         return load_checkpoint(path)
 
-    def last(self) -> Path | None:
+    def last(self, run_id: str | None = None) -> Path | None:
         """The checkpoint that a resumed run takes, ``None`` in a directory without one.
 
         It is the one that ``last_checkpoint`` names. Where that one is missing or damaged, it is the newest
         whole one beside it, with a warning; damaged files are set aside as ``….corrupt``.
 
+        Args:
+            run_id: pass over checkpoints of other runs: those that don't hold this under ``"run_id"``.
+
         Raises:
             CheckpointError: there are checkpoints, but none is whole.
         """
         named = self._named()
-        others = [path for path in self._resumable() if path != named]
         tried = 0
-        for path in ([named] if named is not None else []) + others:
+        for path in self._candidates():
             if not path.exists():
                 logger.warning("%s names %s, which is not there", self.output_dir / LAST_FILE, path.name)
                 continue
             tried += 1
             try:
-                verify_checkpoint(path)
+                facts = read_facts(path)
             except CorruptCheckpointError as error:
                 aside = path.with_name(path.name + ".corrupt")
                 try:
@@ -117,6 +122,9 @@ class Checkpointer:
                     logger.warning("%s; set aside as %s", error, aside.name)
                 except OSError:
                     logger.warning("%s; passed over", error)
+                continue
+            if run_id is not None and facts.get("run_id") != run_id:
+                tried -= 1
                 continue
             if path != named:
                 logger.warning("going on from %s, the newest whole checkpoint", path)
@@ -127,6 +135,43 @@ class Checkpointer:
                 "start anew without --resume, or choose another OUTPUT_DIR"
             )
         return None
+
+    def newest_good(self, run_id: str) -> Path | None:
+        """The newest checkpoint of a run that was saved while training went well (its ``"good"`` is true).
+
+        Damaged ones are passed over; ``None``: there is none.
+        """
+        newest: tuple[int, Path] | None = None
+        for path in self._candidates():
+            try:
+                facts = read_facts(path)
+            except CheckpointError:
+                continue
+            mine = facts.get("run_id") == run_id and facts.get("good") and "iteration" in facts
+            if mine and (newest is None or int(facts["iteration"]) > newest[0]):
+                newest = (int(facts["iteration"]), path)
+        return newest[1] if newest else None
+
+    def mark_last(self, path: Path | None) -> None:
+        """Make ``path`` the one that a resumed run takes; ``None``: none, until the next save.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        marker = self.output_dir / LAST_FILE
+        try:
+            if path is None:
+                marker.unlink(missing_ok=True)
+            else:
+                _write_synced(marker, lambda file: file.write(path.name.encode()))
+        except OSError as error:
+            raise CheckpointError(f"{marker}: cannot be written: {error.strerror or error}") from error
+
+    def _candidates(self) -> list[Path]:
+        """The checkpoint that ``last_checkpoint`` names, then the others, newest first."""
+        named = self._named()
+        others = [path for path in self._resumable() if path != named]
+        return ([named] if named is not None else []) + others
 
     def _named(self) -> Path | None:
         try:
@@ -168,25 +213,28 @@ class Checkpointer:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint into host memory, without running any code in it.
+    """Read a checkpoint into host memory, without running any code in it, and in no more memory than its size.
+
+    Its pickle is followed once without making anything of it: see :mod:`zenith_det.training.checkpoint_scan`.
 
     Raises:
         CorruptCheckpointError: torn or damaged (each part's checksum is compared).
-        CheckpointError: missing, no checkpoint at all, or one that needs code to be read.
+        CheckpointError: missing, no checkpoint at all, one that needs code to be read, or one that asks for
+            more memory than the file's size and 256 MiB.
     """
     path = Path(path)
     _check_file(path)
     return _torch_load(path, "cpu")
 
 
-def verify_checkpoint(path: str | os.PathLike[str]) -> None:
-    """Check that a checkpoint is whole and safe, without keeping its tensors.
+def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Check that a checkpoint is whole and safe, and read all of it but the tensors' values.
 
-    Raises as :func:`load_checkpoint`.
+    Tensors are on the device ``meta``. Raises as :func:`load_checkpoint`.
     """
     path = Path(path)
     _check_file(path)
-    _torch_load(path, "meta")
+    return _torch_load(path, "meta")
 
 
 def to_plain(value: Any, _where: str = "state") -> Any:
@@ -291,21 +339,26 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Is it there, readable, and, if it is torch's zip format, whole?"""
+    """Is it there, readable, safe to read, and, if it is torch's zip format, whole?"""
     try:
         size = path.stat().st_size
         if not path.is_file():
             raise CheckpointError(f"{path}: is not a file; give a checkpoint file (…{SUFFIX})")
         with path.open("rb") as file:
             head = file.read(len(_ZIP_MAGIC))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     if size == 0:
         raise CorruptCheckpointError(f"{path}: is empty; a save that was cut short leaves this")
     if head != _ZIP_MAGIC:
         if not head.strip(b"\x00"):
             raise CorruptCheckpointError(f"{path}: is damaged: it begins with zeros")
-        return  # torch's format before 1.6, or no checkpoint: the reader will tell
+        if not head.startswith(pickle.PROTO):  # what no reader of torch's would make sense of
+            raise CheckpointError(f"{path}: is not a checkpoint that PyTorch can read")
+        with _told(path, zipped=False), path.open("rb") as file:
+            _require_dict(scan_legacy_file(file, size), path)
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -313,28 +366,67 @@ def _check_file(path: Path) -> None:
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
             if compressed or sum(entry.file_size for entry in entries) > size:
                 raise CheckpointError(f"{path}: is not a checkpoint: a compressed zip archive")
+            sizes = {entry.filename: entry.file_size for entry in entries}
+            if len(sizes) < len(entries) or archive.comment:  # another reader could take another part
+                raise CheckpointError(
+                    f"{path}: is not a checkpoint: a zip archive with a part twice, or a comment"
+                )
             damaged = archive.testzip()
+            if damaged is not None:
+                raise CorruptCheckpointError(
+                    f"{path}: is damaged: the checksum of its part {damaged!r} is wrong"
+                )
+            folder = entries[0].filename.split("/")[0] if entries else ""
+            if f"{folder}/data.pkl" not in sizes:
+                raise CheckpointError(f"{path}: is not a checkpoint: a zip archive without 'data.pkl'")
+            if f"{folder}/constants.pkl" in sizes:
+                raise CheckpointError(f"{path}: is a TorchScript archive, not a checkpoint: it holds code")
+            start = f"{folder}/data/"
+            records = {name[len(start) :]: n for name, n in sizes.items() if name.startswith(start)}
+            with _told(path, zipped=True), archive.open(f"{folder}/data.pkl") as data:
+                held = scan_zip_pickle(data, sizes[f"{folder}/data.pkl"], records, size)  # type: ignore[arg-type]
+                _require_dict(held, path)
     except _ZIP_ERRORS as error:
         raise CorruptCheckpointError(f"{path}: is torn or damaged ({_first_line(error)})") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: does not fit into memory") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if damaged is not None:
-        raise CorruptCheckpointError(f"{path}: is damaged: the checksum of its part {damaged!r} is wrong")
-    if not any(entry.filename.endswith("data.pkl") for entry in entries):
-        raise CheckpointError(f"{path}: is not a checkpoint: a zip archive without 'data.pkl'")
 
 
 def _torch_load(path: Path, device: str) -> dict[str, Any]:
-    try:
+    with path.open("rb") as file:
+        zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+    with _told(path, zipped=zipped), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the file's age, of which nobody needs to know
         state = torch.load(path, map_location=device, weights_only=True)
+    return _require_dict(state, path)
+
+
+def _require_dict(state: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(state, dict):
+        kind_of = type(state).__name__
+        raise CheckpointError(f"{path}: is not a checkpoint: it holds a {kind_of}, not a dictionary")
+    return state
+
+
+@contextlib.contextmanager
+def _told(path: Path, *, zipped: bool) -> Iterator[None]:
+    """Tell in a user's words whatever a damaged, foreign or hostile pickle raises."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except RefusedNameError as error:
+        raise _refused(path, error.name) from error
+    except TooLargeError as error:
+        raise CheckpointError(f"{path}: refused: it holds {error}") from error
     except pickle.UnpicklingError as error:
         forbidden = _forbidden_name(str(error))
-        if forbidden is None:
-            raise CheckpointError(f"{path}: is not a checkpoint that PyTorch can read") from error
+        if forbidden is not None:
+            raise _refused(path, forbidden) from error
         raise CheckpointError(
-            f"{path}: refused, since reading it could run code: it holds {forbidden!r}, not tensors "
-            "alone; if you trust it, rewrite it: "
-            "torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
+            f"{path}: is not a checkpoint that PyTorch can read ({_first_line(error)})"
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise CheckpointError(f"{path}: does not fit into memory") from error
@@ -342,15 +434,17 @@ def _torch_load(path: Path, device: str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:
         # Whatever a damaged or foreign file makes the reader stumble over (KeyError, EOFError, …).
-        with path.open("rb") as file:
-            zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
         kind = CorruptCheckpointError if zipped else CheckpointError
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise kind(f"{path}: is not a checkpoint, or damaged ({reason})") from error
-    if not isinstance(state, dict):
-        kind_of = type(state).__name__
-        raise CheckpointError(f"{path}: is not a checkpoint: it holds a {kind_of}, not a dictionary")
-    return state
+
+
+def _refused(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: refused, since reading it could run code or fill the memory: it holds {name!r}, not tensors "
+        "alone; if you trust it, rewrite it: "
+        "torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
+    )
 
 
 def _forbidden_name(message: str) -> str | None:

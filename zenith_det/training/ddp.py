@@ -23,17 +23,14 @@ def settle_buckets(model: nn.Module) -> None:
         return
     inner = model.module
 
-    def nothing() -> Tensor:
+    def nothing(start: Tensor) -> Tensor:
         # Created first, ready last: gradients are then ready from the heads to the stem, as in training.
-        total: Tensor = sum(
-            (p.flatten()[0] * 0 for p in inner.parameters() if p.requires_grad), torch.zeros(())
-        )
-        return total
+        return sum((p.sum() * 0 for p in inner.parameters() if p.requires_grad), start)
 
     forward = inner.forward
     inner.forward = nothing
     try:
-        model().backward()
+        model(torch.zeros(())).backward()
     finally:
         inner.forward = forward
     model.zero_grad(set_to_none=True)

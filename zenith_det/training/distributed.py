@@ -28,7 +28,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from zenith_det.errors import ConfigError, UserError
+from zenith_det.errors import ConfigError, RunStopped, UserError
+from zenith_det.training.stopping import SignalRelay, listen_to_launcher
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ JOIN_TIMEOUT = datetime.timedelta(minutes=5)
 # From the first process that fails to the others being ended: a moment for their own reports.
 GRACE_SECONDS = 1.0
 KILL_SECONDS = 10.0
-EXIT_USER_ERROR = 2
 
 
 def _initialized() -> bool:
@@ -119,6 +119,19 @@ def average_scalars(scalars: Mapping[str, float]) -> dict[str, float]:
     return means
 
 
+def agree_on_maximum(values: Sequence[int]) -> list[int]:
+    """Elementwise the largest value of any process: how all come to the same decision.
+
+    One small exchange between hosts, not over the GPUs. All processes must call it at the same point.
+    """
+    if get_world_size() == 1:
+        return list(values)
+    agreed = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_object_group())
+    largest: list[int] = agreed.tolist()
+    return largest
+
+
 def launch(
     main: Callable[..., Any],
     num_processes: int = 1,
@@ -175,9 +188,11 @@ def launch(
         plan = _Plan(
             main=main, args=tuple(args), world_size=world_size, first_rank=machine_rank * num_processes,
             host=host, port=port, hosted=hosted, local_size=num_processes, cuda=cuda,
-            join_timeout=join_timeout, reports=reports,
+            join_timeout=join_timeout, reports=reports, signalled=mp.get_context("spawn").Value("i", 0),
         )  # fmt: skip
-        _watch(mp.start_processes(_worker, (plan,), num_processes, join=False, start_method="spawn"), plan)
+        context = mp.start_processes(_worker, (plan,), num_processes, join=False, start_method="spawn")
+        with SignalRelay(plan.signalled, context.processes):
+            _watch(context, plan)
     return None
 
 
@@ -196,6 +211,7 @@ class _Plan:
     cuda: bool
     join_timeout: datetime.timedelta
     reports: str  # a directory
+    signalled: Any  # shared integer: the signal that the launcher got, or 0
 
     def report_file(self, local_rank: int) -> Path:
         return Path(self.reports) / str(local_rank)
@@ -248,6 +264,7 @@ def _worker(local_rank: int, plan: _Plan) -> None:
     rank = plan.first_rank + local_rank
     # The environment is the one place that code without our helpers (loggers, libraries) looks at.
     os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(plan.local_size))
+    listen_to_launcher(plan.signalled)
     code = 0
     try:
         store = _meet(plan, rank)
@@ -261,7 +278,7 @@ def _worker(local_rank: int, plan: _Plan) -> None:
         if code:
             _report(plan.report_file(local_rank), error, code)
     except BaseException as error:
-        code = EXIT_USER_ERROR if isinstance(error, UserError) else 1
+        code = error.exit_code if isinstance(error, UserError) else 1
         _report(plan.report_file(local_rank), error, code)
     if code:
         # Past the destructors: those of a process group may wait for processes that are gone.
@@ -393,7 +410,7 @@ def _run_under_torchrun(
     cuda = _use_cuda(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     store, rank, world_size = next(iter(dist.rendezvous("env://", rank, world_size, timeout=join_timeout)))
     # A restarted group (elastic) meets in the same store: its keys must not mix with those before.
-    store = dist.PrefixStore(f"zenith_det/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = dist.PrefixStore(f"zenith_det/{restart_count()}", store)
     store.set_timeout(COLLECTIVE_TIMEOUT)
     _join(dist.PrefixStore("group", store), rank, world_size, local_rank, cuda)
     try:
@@ -401,11 +418,26 @@ def _run_under_torchrun(
         barrier()
     except UserError as error:
         # Each rank meets the same mistake; the first one tells. The agent ends the others.
-        if _first_to_fail(store):
+        first = _first_to_fail(store)
+        if isinstance(error, RunStopped) and _would_be_restarted():
+            # torchrun takes any other exit code for a failure, and would start what was asked to stop.
+            if first:
+                print(f"{error.label}: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(0) from error
+        if first:
             raise
-        raise SystemExit(EXIT_USER_ERROR) from error
+        raise SystemExit(error.exit_code) from error
     _leave()
     return result
+
+
+def restart_count() -> int:
+    """How often torchrun has restarted this group of processes; 0 without torchrun."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _would_be_restarted() -> bool:
+    return restart_count() < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
 def _first_to_fail(store: Any) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from zenith_det.errors import UserError
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+RUN_ID_FILE = "run_id"
 
 
 def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
@@ -50,6 +53,47 @@ def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
+
+
+def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
+    """The name that this run's checkpoints carry, to tell them from those of earlier runs in the same place.
+
+    Args:
+        output_dir: where it is kept, in the file ``run_id``.
+        anew: make a new one, since a new run begins; otherwise the one that is there, if any.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(output_dir) / RUN_ID_FILE
+    try:
+        if not anew and path.exists():
+            return path.read_text(encoding="utf-8", errors="replace").strip()[:64]
+        run_id = secrets.token_hex(8)
+        beside = path.with_name(path.name + ".tmp")
+        beside.write_text(run_id, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return run_id
+
+
+def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
+    """Whether ``metrics.json`` has an AP of the model as it was after ``done`` iterations."""
+    try:
+        lines = (Path(output_dir) / "metrics.json").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+            if record["iteration"] < done - 1:
+                return False
+            if record["iteration"] in (done - 1, done) and any(name.endswith("/AP") for name in record):
+                return True
+        except (ValueError, TypeError, KeyError):
+            continue  # torn by a crash
+    return False
 
 
 def start_line(

@@ -7,7 +7,6 @@ one follows none of it; it is for files from anywhere.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import pickle
@@ -20,6 +19,12 @@ from typing import Any
 import numpy as np
 
 from zenith_det.errors import CheckpointError
+from zenith_det.training.bounded_pickle import (
+    BoundedFile,
+    BoundedUnpickler,
+    RefusedNameError,
+    TooLargeError,
+)
 
 
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -33,13 +38,17 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is not a file; give a model-zoo file")
+        with path.open("rb") as file:
+            value = _to_values(_ArrayUnpickler(BoundedFile(file, path.stat().st_size)).load(), {})
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        # Files of Python 2 hold byte strings; latin1 keeps each byte.
-        value = _to_values(_ArrayUnpickler(io.BytesIO(data), encoding="latin1").load(), {})
-    except _RefusedGlobal as error:
+    except TooLargeError as error:
+        raise CheckpointError(f"{path}: refused: it holds {error}") from error
+    except RefusedNameError as error:
         raise CheckpointError(
             f"{path}: refused, since reading it could run code: it holds {error.name!r}, not arrays alone; "
             "if you trust it, load it with pickle yourself and save its arrays with torch.save"
@@ -54,12 +63,6 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds a {type(value).__name__}, not a dictionary of weights")
     return value
-
-
-class _RefusedGlobal(pickle.UnpicklingError):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,21 +190,23 @@ def _key(key: Any) -> Any:
     # Hashing a tuple of tuples of tuples … that share their members takes time without bound.
     if not isinstance(key, str | bytes | int | float | None):
         raise pickle.UnpicklingError(f"a {type(key).__name__} as the key of a dictionary")
+    # Larger numbers can be chosen so that their hashes are the same; no weights are called by such.
+    if isinstance(key, int) and abs(key) >= 2**61 - 1:
+        raise pickle.UnpicklingError("a number of more than 60 bits as the key of a dictionary")
     return key
 
 
-# The one written in Python: in it, each opcode is a function that can be replaced.
-_PythonUnpickler: Any = pickle._Unpickler
-
-
-class _ArrayUnpickler(_PythonUnpickler):
+class _ArrayUnpickler(BoundedUnpickler):
     """Python's own unpickler with most of it taken out."""
+
+    def __init__(self, file: BoundedFile) -> None:
+        super().__init__(file, encoding="latin1")  # files of Python 2 hold byte strings; it keeps each byte
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _PARSERS[module, name]
         except KeyError:
-            raise _RefusedGlobal(f"{module}.{name}") from None
+            raise RefusedNameError(f"{module}.{name}") from None
 
     def _refuse(self) -> None:
         raise pickle.UnpicklingError("something else than arrays in containers")
@@ -251,7 +256,7 @@ class _ArrayUnpickler(_PythonUnpickler):
 
 
 _ArrayUnpickler.dispatch = {
-    **_PythonUnpickler.dispatch,
+    **BoundedUnpickler.dispatch,
     **{getattr(pickle, name)[0]: _ArrayUnpickler._refuse for name in _REFUSED_OPCODES},
     pickle.REDUCE[0]: _ArrayUnpickler._reduce,
     pickle.BUILD[0]: _ArrayUnpickler._build,

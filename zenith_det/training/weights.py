@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zenith_det.errors import CheckpointError
+from zenith_det.errors import CheckpointError, is_printable, quote
 from zenith_det.training.checkpoint import load_checkpoint
 from zenith_det.training.safe_pickle import read_pickle
 
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 # What a `detectron2://` name stands for (detectron2/utils/file_io.py).
 DETECTRON2_URL = "https://dl.fbaipublicfiles.com/detectron2/"
 FETCH_TIMEOUT_SECONDS = 15.0
+#: Characters of a tensor's name; torch's own are below 200 in the deepest models.
+MAX_NAME = 1000
 # Wrappers put their name before a tensor's: DataParallel/DDP, torch.compile (also inside a model).
 _COMPILED = re.compile(r"(^|\.)_orig_mod\.")
 _WRAPPED = "module."
@@ -69,6 +71,9 @@ def read_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> dict[s
         raise CheckpointError(
             f"{path}: holds no weights; give a checkpoint with a 'model' entry, or a state dict"
         )
+    for key in tensors:
+        if len(key) > MAX_NAME or not is_printable(key):
+            raise CheckpointError(f"{path}: holds a tensor of the name {quote(key)}: this is no weights' name")
     return strip_prefixes(tensors, str(path))
 
 

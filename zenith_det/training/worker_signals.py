@@ -8,21 +8,21 @@ import signal
 import threading
 from collections.abc import Iterator
 
-_listening = False
+from zenith_det.training.stopping import STOP_SIGNALS
+
+_listening: int | None = None  # the process that has made its arrangements
 
 
 @contextlib.contextmanager
-def stop_signals_held_back() -> Iterator[None]:
-    """Start data-loader workers within it: no stop signal ends one before it is ready.
+def starting_workers() -> Iterator[None]:
+    """Within it, stop signals wait: a worker forked here is not hit before it can see to itself.
 
-    A worker that is spawned imports for seconds before :func:`ignore_stop_signals` can run in it; it starts
-    with its parent's signal mask. Here, in the parent, the signals arrive on leaving. (Workers of a fork server
-    have that one's mask: a moment remains in which a signal ends them.)
+    To be put around ``iter(loader)`` in the main process, which gets its signals afterwards.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -30,27 +30,27 @@ def stop_signals_held_back() -> Iterator[None]:
 
 
 def ignore_stop_signals() -> None:
-    """Let this process, a data-loader worker, outlive the signals that a terminal or a scheduler sends to all.
+    """Let this process, a data-loader worker, outlive the signals that stop a run.
 
-    SIGINT, SIGTERM and SIGUSR1: the main process still needs batches to finish its iteration, and a worker that
-    died would end it with an error. Workers end when the main process closes or terminates them, and by torch's
-    watchdog when it is gone. To be called in the worker's main thread, and never in the main process; harmless
-    to call again.
+    The main process still needs batches to finish its iteration; a worker that died would end it with an
+    error. Workers end when the main process closes or terminates them, and by torch's watchdog when it is gone.
+    To be called in the worker's main thread, as often as one likes, and never in the main process.
     """
     global _listening
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # Not SIG_IGN for SIGTERM: an interpreter that exits with loaders open sends it to their workers, and then
-    # waits for them without end. Where its sender can't be told (macOS) it ends the worker, as ever.
-    if _listening or not hasattr(signal, "sigwaitinfo"):
+    if _listening == os.getpid():
         return
-    _listening = True
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_at_the_main_process_word, args=(os.getppid(),), daemon=True).start()
+    _listening = os.getpid()
+    for name in ("SIGINT", "SIGUSR1"):  # Windows lacks one
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        # multiprocessing terminates workers by SIGTERM and then waits for them: the parent's has to be obeyed.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_the_parent, daemon=True).start()
 
 
-def _end_at_the_main_process_word(main_process: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
-        pass
-    os._exit(0)
+def _obey_the_parent() -> None:
+    while True:
+        received = signal.sigwaitinfo({signal.SIGTERM})
+        if received.si_pid == os.getppid():
+            os._exit(0)

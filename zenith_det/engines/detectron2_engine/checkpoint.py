@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -26,6 +28,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             they are an error.
         require_all: every tensor of the model must be in the file, as evaluation needs.
         facts: written into each checkpoint beside the state.
+        keep: how many periodic checkpoints to keep, the newest; ``None``: all.
+
+    Attributes:
+        live_facts: called at each save for facts as they are then.
+        saved_config: the configuration that the file loaded last holds; empty where it holds none.
+        last_good: the newest file saved or loaded whose facts call it ``"good"``.
 
     The other arguments are ``DetectionCheckpointer``'s.
     """
@@ -38,17 +46,25 @@ class SafeCheckpointer(DetectionCheckpointer):
         allow_mismatch: bool = True,
         require_all: bool = False,
         facts: dict[str, Any] | None = None,
+        keep: int | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.facts = facts or {}
+        self.live_facts: Callable[[], dict[str, Any]] = dict
+        self.saved_config: dict[str, Any] = {}
+        self.last_good: str | None = None
+        self._keep = keep
         self._allow_mismatch = allow_mismatch
         self._require_all = require_all
         self._last: str | None = None
         self._source = ""
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, mark_last: bool = True, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``<name>.pth``, whole or not at all.
+
+        Args:
+            mark_last: make it the one that a resumed run takes.
 
         Raises:
             CheckpointError: it cannot be written, or holds what no safe loading could read back.
@@ -57,8 +73,16 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         state = {"model": self.model.state_dict()}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        path = Checkpointer(self.save_dir).save(name, {**state, **self.facts, **kwargs})
+        facts = {**self.facts, **self.live_facts(), **kwargs}
+        saver = Checkpointer(self.save_dir, keep=self._keep)
+        path = saver.save(name, {**state, **facts}, mark_last=mark_last)
+        if facts.get("good") and mark_last:
+            self.last_good = str(path)
         self.logger.info("Saved the checkpoint %s", path)
+
+    def take(self, path: Path | None) -> None:
+        """Let :meth:`resume_or_load` go on from this file; ``None``: from none."""
+        self._last = str(path or "")
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file, a ``detectron2://`` name or a URL; "" loads nothing.
@@ -85,7 +109,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: there are checkpoints but none is whole, or ``path`` cannot be loaded.
         """
-        if resume and self.save_dir:
+        if resume and self.save_dir and self._last is None:
             # A damaged file is renamed while looking: one process looks for all.
             found = Checkpointer(self.save_dir).last() if comm.is_main_process() else None
             self._last = str(comm.all_gather(found)[0] or "")
@@ -104,6 +128,9 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self._source} is a checkpoint of the built-in engine: convert it with "
                 "tools/convert_checkpoint.py, or take --engine torchvision"
             )
+        self.saved_config = checkpoint.get("config") or {}
+        if checkpoint.get("good"):
+            self.last_good = self._source
         incompatible = super()._load_model(checkpoint)
         total = len(self.model.state_dict())
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]

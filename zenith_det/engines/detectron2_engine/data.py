@@ -20,7 +20,7 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import (
@@ -34,7 +34,8 @@ from zenith_det.data import (
     read_image,
 )
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.worker_signals import ignore_stop_signals, stop_signals_held_back
+from zenith_det.training.stopping import stop_code
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -231,21 +232,6 @@ def mapper_for(cfg: Any, names: Sequence[str], is_train: bool) -> DatasetMapper:
     return kind(cfg, is_train)
 
 
-class ShieldedLoader:
-    """Detectron2's loader, its workers started with the signals that stop a run held back."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-        self.dataset = loader.dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        with stop_signals_held_back():
-            return iter(self._loader)
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-
 class _UnstoppedInWorkers:
     """A mapper whose loader workers leave it to the main process when a run ends."""
 
@@ -259,16 +245,40 @@ class _UnstoppedInWorkers:
         return self._mapper(record)
 
 
+class _Stoppable:
+    """A loader that ends early when the run has to; its evaluator then gives no figures."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        with starting_workers():
+            batches = iter(self._loader)
+        for batch in batches:
+            yield batch
+            if stop_code():
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
 def build_test_loader(cfg: Any, name: str) -> Any:
     """Detectron2's test loader, over the first ``TEST.MAX_IMAGES`` images (0: all)."""
+    return _Stoppable(_test_loader(cfg, name))
+
+
+def _test_loader(cfg: Any, name: str) -> Any:
     mapper = _UnstoppedInWorkers(mapper_for(cfg, [name], is_train=False))
     if not cfg.TEST.MAX_IMAGES:
-        return ShieldedLoader(build_detection_test_loader(cfg, name, mapper=mapper))
+        return build_detection_test_loader(cfg, name, mapper=mapper)
     proposals = None
     if cfg.MODEL.LOAD_PROPOSALS:
         proposals = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
     records = get_detection_dataset_dicts([name], filter_empty=False, proposal_files=proposals)
-    records = records[: cfg.TEST.MAX_IMAGES]
-    return ShieldedLoader(
-        build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return build_detection_test_loader(
+        records[: cfg.TEST.MAX_IMAGES], mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )

@@ -35,6 +35,8 @@ from zenith_det.evaluation import (
     results_table,
     write_results,
 )
+from zenith_det.training.distributed import agree_on_maximum
+from zenith_det.training.stopping import EvaluationStopped, stop_code
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,13 @@ class CocoEvaluator(DatasetEvaluator):
             self._results += [result for result in results if result["category_id"] != ABSENT]
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """The metrics, on the first process; empty on the others."""
+        """The metrics, on the first process; empty on the others.
+
+        Raises:
+            EvaluationStopped: on all processes, when any was told to end the run.
+        """
+        if any(agree_on_maximum([stop_code()]) if self._distributed else [stop_code()]):
+            raise EvaluationStopped
         results, images = self._results, self._images
         if self._distributed:
             comm.synchronize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.evaluation import verify_results
 from detectron2.evaluation.testing import flatten_results_dict
@@ -28,13 +29,21 @@ from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
 from zenith_det.engines.detectron2_engine.evaluation import results_dir
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
-from zenith_det.engines.device import resolve_device
+from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
-from zenith_det.errors import ConfigError, TrainingDivergedError
+from zenith_det.errors import ConfigError
 from zenith_det.evaluation import RESULTS_FILE
+from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
+from zenith_det.training.bad_steps import note_event
+from zenith_det.training.checkpoint import Checkpointer
+from zenith_det.training.distributed import broadcast_object
 from zenith_det.training.logging_setup import setup_logging
-from zenith_det.training.run_record import log_start, prepare_output_dir
+from zenith_det.training.recovery import Diverged, Recovery, roll_back
+from zenith_det.training.resume_report import config_facts, log_changes
+from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir
+from zenith_det.training.starting import Start, choose_seed, find_start
+from zenith_det.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +73,12 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
 
 
 def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mapping[str, Any]:
-    """Train to the end, evaluating and saving on the way; then draw the curves."""
+    """Train to the end, evaluating and saving on the way; then draw the curves.
+
+    Raises:
+        RunStopped: a signal or the deadline ended it before; everything is saved.
+        TrainingDivergedError: it went wrong, and going back did not help.
+    """
     _refuse_torchvision_name(loaded.cfg.MODEL.WEIGHTS)
     metadata = register_datasets(loaded, training=True)
     num_images = _count_images(loaded)
@@ -77,29 +91,96 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
             f"{comm.get_world_size()} processes"
         )
     cfg = set_up(loaded, options)
-    trainer = ZenithTrainer(cfg)
-    trainer.checkpointer.facts = {"engine": "detectron2", "batch_size": cfg.SOLVER.IMS_PER_BATCH}
+    checkpointer = Checkpointer(output_dir)
+    run_id, start = find_start(checkpointer, resume=options.resume, tensors=False)
+    seed = int(start.state["seed"]) if start and "seed" in start.state else choose_seed(cfg.SEED)
+    recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
+    facts: dict[str, Any] = {
+        "engine": "detectron2",
+        "batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "processes": comm.get_world_size(),
+        "run_id": run_id,
+        "config": config_facts(loaded.cfg),
+    }
     if metadata is not None:
         # Enough to use the model without its training set.
-        trainer.checkpointer.facts["dataset"] = metadata.to_dict()
-    trainer.resume_or_load(resume=options.resume)
+        facts["dataset"] = metadata.to_dict()
+    check_same_on_all_ranks(
+        {key: value for key, value in facts["config"].items() if key not in ("MODEL.DEVICE", "OUTPUT_DIR")}
+        | versions()
+        | {
+            "the training set": _fingerprint(loaded) if comm.get_world_size() > 1 else "",
+            "the first iteration": start.iteration if start else 0,
+        }
+    )
     log_start(
-        trainer.cfg,
+        cfg,
         loaded.sources,
         num_images=num_images,
-        start_iter=trainer.start_iter,
+        start_iter=start.iteration if start else 0,
         num_processes=comm.get_world_size(),
     )
-    try:
-        trainer.train()
-    except FloatingPointError as error:
-        raise TrainingDivergedError(
-            f"training diverged at iteration {trainer.iter}: {' '.join(str(error).split())}; lower "
-            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
-        ) from error
+    if start:
+        log_changes(
+            start.state.get("config"),
+            loaded.cfg,
+            seed=seed,
+            iteration=start.iteration,
+            processes=(start.state.get("processes", comm.get_world_size()), comm.get_world_size()),
+        )
+    with StopRequest(options.deadline, main=comm.is_main_process()) as stop:
+        while True:
+            try:
+                attempt_facts = facts | {"recovery": recovery.to_dict()}
+                results = train_from(start, recovery.scaled(_seeded(cfg, seed)), attempt_facts, stop)
+                break
+            except Diverged as divergence:
+                path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
+                note_event(
+                    output_dir,
+                    "rolled back",
+                    iteration=divergence.iteration,
+                    reason=divergence.reason,
+                    to=str(path) if path else None,
+                    lr_scale=recovery.lr_scale,
+                )
+            start = Start.load(path, tensors=False) if path else None
+            gc.collect()  # the model and the loader's processes of the abandoned attempt
     _draw(cfg)
-    results: Mapping[str, Any] = getattr(trainer, "_last_eval_results", None) or {}
     return results
+
+
+def train_from(start: Start | None, cfg: Any, facts: dict[str, Any], stop: StopRequest) -> Mapping[str, Any]:
+    """Train from a checkpoint, or from the beginning, to the end.
+
+    Raises:
+        Diverged, RunStopped: see :meth:`ZenithTrainer.train`.
+    """
+    trainer = ZenithTrainer(cfg)
+    trainer.checkpointer.facts = facts
+    trainer.checkpointer.take(start.path if start else None)
+    trainer.resume_or_load(resume=start is not None)
+    missed = False
+    if start is not None and cfg.TEST.EVAL_PERIOD > 0 and start.iteration < cfg.SOLVER.MAX_ITER:
+        due = start.iteration % cfg.TEST.EVAL_PERIOD == 0
+        missed = broadcast_object(
+            due and comm.is_main_process() and not evaluated(cfg.OUTPUT_DIR, start.iteration)
+        )
+    results: Mapping[str, Any] = trainer.train(stop, evaluate_first=missed) or {}
+    return results
+
+
+def _seeded(cfg: Any, seed: int) -> Any:
+    """A copy with the run's own seed: each attempt begins with the same weights."""
+    copy = cfg.clone()
+    copy.defrost()
+    copy.SEED = seed
+    copy.freeze()
+    return copy
+
+
+def _fingerprint(loaded: LoadedConfig) -> str:
+    return fingerprint(record for name in loaded.cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name))
 
 
 def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
@@ -155,6 +236,7 @@ def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:
     cfg = to_detectron2(loaded)
     # Without config_file: a name in the model zoo is no file that could be shown.
     default_setup(cfg, argparse.Namespace(eval_only=options.eval_only, resume=options.resume))
+    use_deterministic_algorithms(cfg.DETERMINISTIC)
     return cfg
 
 

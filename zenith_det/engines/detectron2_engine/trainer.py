@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.engine import DefaultTrainer, defaults, hooks
 from detectron2.engine.train_loop import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter
+from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -29,15 +33,26 @@ from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_tra
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.writers import MetricsWriter
-from zenith_det.errors import ConfigError
+from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+from zenith_det.training.agreement import check_values_agree
+from zenith_det.training.bad_steps import StepGuard, guard_forward
+from zenith_det.training.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoint import Checkpointer
+from zenith_det.training.distributed import agree_on_maximum, all_gather_objects, barrier
+from zenith_det.training.divergence import LossWatch
+from zenith_det.training.recovery import Diverged
 from zenith_det.training.seeding import seed_all, seed_step
+from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
+from zenith_det.training.worker_signals import starting_workers
+from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 
 logger = logging.getLogger(__name__)
 
 # Detectron2's schedules that are its own to build under SGD. WarmupStepWithFixedGammaLR is not among them:
 # Detectron2's raises at the last iteration, before the final checkpoint is written.
+LOG_PERIOD = 20
 DETECTRON2_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR")
 
 
@@ -176,10 +191,13 @@ class ZenithTrainerMixin:
 
 
 class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
-    """Detectron2's ``DefaultTrainer`` with ZENITH and an evaluator for each of Detectron2's datasets.
+    """Detectron2's ``DefaultTrainer`` with ZENITH, made for runs that must not be lost.
 
     Checkpoints are written whole or not at all and never run code when they are read. A resumed run repeats the
     uninterrupted one bit for bit: the images and all random choices come from ``seed``, see :class:`DataOrder`.
+    Steps whose loss or gradient isn't finite are skipped and reported (:class:`StepGuard`); signals and a
+    deadline end a run with everything saved (:class:`StopRequest`). There is an evaluator for each of
+    Detectron2's datasets.
 
     Attributes:
         seed: ``SEED``, or one drawn at random where that is negative; a resumed run's is its checkpoint's.
@@ -188,12 +206,171 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
         self.seed = run_seed(cfg)
         seed_all(self.seed)  # the model's initialisation
+        self._why_stop = 0
         super().__init__(cfg, *args, **kwargs)
+        output_dir = Path(self.cfg.OUTPUT_DIR)
+        self.guard = StepGuard(
+            self._plain_model(),
+            self.optimizer,
+            getattr(self._trainer, "grad_scaler", None),
+            output_dir,
+            limit=self.cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS,
+            last_good=lambda: self.checkpointer.last_good,
+        )
+        self.watch = LossWatch(self.cfg.RECOVERY.DIVERGENCE_FACTOR)
+        self.checkpointer.live_facts = self._facts
+
+    def _plain_model(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "guard": self.guard.state_dict(),
+            "watch": self.watch.state_dict(),
+            "good": self.guard.streak == 0 and self.watch.looks_good(),
+        }
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the newest whole checkpoint, or load ``MODEL.WEIGHTS``.
+
+        Raises:
+            CheckpointError: see :class:`SafeCheckpointer`; the state of another model or optimizer.
+        """
+        state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = int(state["iteration"]) + 1
+            if "guard" in state:
+                self.guard.load_state_dict(state["guard"])
+                self.watch.load_state_dict(state["watch"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state; the present configuration's hyperparameters win.
+
+        Under another optimizer its state starts anew (SGD and ZENITH share theirs).
+        """
+        before = self.checkpointer.saved_config.get("SOLVER.OPTIMIZER", self.cfg.SOLVER.OPTIMIZER)
+        now = self.cfg.SOLVER.OPTIMIZER
+        if before != now and {before, now} != {"SGD", "ZENITH"}:
+            fresh = {**state_dict["_trainer"], "optimizer": self.optimizer.state_dict()}
+            state_dict = {**state_dict, "_trainer": fresh}
+        kept = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
+        configured = [{k: g[k] for k in kept if k in g} for g in self.optimizer.param_groups]
+        try:
+            super().load_state_dict(state_dict)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.cfg.OUTPUT_DIR} is of another optimizer or parameter groups "
+                f"({' '.join(str(error).split())[:300]}): use another OUTPUT_DIR, or give it as MODEL.WEIGHTS to "
+                "load its weights"
+            ) from error
+        for group, values in zip(self.optimizer.param_groups, configured):
+            group.update(values)
+        base_lrs = [values["initial_lr"] for values in configured]
+        if self.scheduler.base_lrs != base_lrs:  # Detectron2's own schedulers load them
+            self.scheduler.base_lrs = base_lrs
+            for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr()):
+                group["lr"] = lr
+
+    def train(self, stop: StopRequest | None = None, *, evaluate_first: bool = False) -> Any:
+        """Detectron2's training loop, which ends when it is asked to.
+
+        Args:
+            stop: asked after each iteration; default: one that catches signals while training.
+            evaluate_first: the evaluation that was due where a resumed run stopped did not take place.
+
+        Returns:
+            The results of the last evaluation, as ``DefaultTrainer.train`` does.
+
+        Raises:
+            RunStopped: ``stop`` said so; everything is saved.
+            Diverged: the loss, or gradients that stayed non-finite, left nothing to go on with.
+            RanksDisagreeError: the processes have drifted apart.
+        """
+        with contextlib.ExitStack() as stack:
+            if stop is None:
+                stop = stack.enter_context(StopRequest(main=comm.is_main_process()))
+            self.storage = stack.enter_context(EventStorage(self.start_iter))
+            logger.info("Starting training from iteration %d", self.start_iter)
+            self.iter = self.start_iter
+            finished = False
+            try:
+                self.before_train()
+                with starting_workers():
+                    _ = self._trainer._data_loader_iter  # made when it is first asked for
+                if evaluate_first:
+                    for hook in self._hooks:
+                        if isinstance(hook, hooks.EvalHook) and hook._period:
+                            hook._do_eval()
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
+                    started = time.perf_counter()
+                    self.before_step()
+                    self.run_step()
+                    took = time.perf_counter() - started
+                    self._why_stop = self._agree(stop)
+                    self.after_step()
+                    stop.note_iteration(took)
+                    if self._why_stop:
+                        self._save_and_stop(stop)
+                self.iter += 1
+                finished = True
+                self.after_train()
+            except EvaluationStopped:
+                (self._why_stop,) = agree_on_maximum([stop.code()])
+                self._save_and_stop(stop)
+            except Exception as error:
+                if not isinstance(error, UserError | Diverged):
+                    logger.exception("Exception during training:")
+                raise
+            finally:
+                if not finished:
+                    for hook in self._hooks:
+                        if not isinstance(hook, hooks.EvalHook):
+                            hook.after_train()
+        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+        return getattr(self, "_last_eval_results", None)
 
     def run_step(self) -> None:
-        """The step of :class:`ZenithTrainerMixin`, with the random numbers of this iteration."""
+        """One iteration, with the random numbers that belong to it, unless its gradient isn't finite."""
         seed_step(self.seed, self.iter)
-        super().run_step()
+        self._trainer.iter = self.iter
+        loss = accumulated_step(self._trainer, self.cfg.SOLVER.GRADIENT_ACCUMULATION, self.guard)
+        self.watch.add(loss if loss is not None else math.nan)
+        done = self.iter + 1
+        if done % LOG_PERIOD == 0:
+            scalars = optimizer_scalars(self.optimizer)
+            gathered = all_gather_objects(scalars)
+            compared = [name for name in ("lr", "zenith/ratio", "zenith/zenith") if name in scalars]
+            check_values_agree(self.iter, {n: [float(rank[n]) for rank in gathered] for n in compared})
+        if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done == self.max_iter:
+            self.guard.inspect()  # by all processes, before the first one alone saves
+
+    def _agree(self, stop: StopRequest) -> int:
+        """All processes come to one decision: 0 to go on, or the code to stop with."""
+        lost = self.guard.verdict() or self.watch.verdict()
+        why, any_lost = agree_on_maximum([stop.code(), int(lost is not None)])
+        if any_lost:
+            reason = next(r for r in all_gather_objects(lost) if r)
+            raise Diverged(self.iter, reason, effective_lr(self.optimizer))
+        return why
+
+    def _save_and_stop(self, stop: StopRequest) -> None:
+        """Save where the run stands, unless that has been done, and end it."""
+        done = min(self.iter + 1, self.max_iter)
+        started = time.perf_counter()
+        if done < self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+            self.guard.inspect()
+            if comm.is_main_process():
+                self.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
+        barrier()
+        stop.note_save(time.perf_counter() - started)
+        raise RunStopped(
+            f"after iteration {done - 1}: {describe_stop(self._why_stop)}; everything is saved in "
+            f"{self.cfg.OUTPUT_DIR}: go on with --resume"
+        )
 
     def build_hooks(self) -> list[HookBase]:
         """The hooks of :class:`ZenithTrainerMixin`, with a checkpointer that is safe to interrupt."""
@@ -202,15 +379,42 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             self.model,
             self.cfg.OUTPUT_DIR,
             allow_mismatch=self.cfg.MODEL.WEIGHTS_ALLOW_MISMATCH,
+            keep=self.cfg.CHECKPOINT.KEEP or None,
             trainer=weakref.proxy(self),
         )
         built = [*super().build_hooks(), DataOrder()]
+        for hook in built:
+            if isinstance(hook, hooks.EvalHook):
+                hook._func = self._unless_stopping(hook._func)
         if self.cfg.TEST.AUG.ENABLED and self.cfg.DATASETS.TEST:
             # Before the writers: they close when training ends.
             writers = [i for i, hook in enumerate(built) if isinstance(hook, hooks.PeriodicWriter)]
             place = writers[0] if writers else len(built)
             built.insert(place, hooks.EvalHook(0, lambda: self.test_with_tta(self.cfg, self.model)))
         return built
+
+    def _unless_stopping(self, evaluate: Callable[[], Any]) -> Callable[[], Any]:
+        """An evaluation that leaves itself out in a run that has to end, and keeps the best model."""
+        best: BestCheckpoint | None = None
+
+        def wrapped() -> Any:
+            nonlocal best
+            if self._why_stop:
+                return {}
+            results = evaluate()
+            if comm.is_main_process():
+                if best is None:
+                    folder = Checkpointer(self.cfg.OUTPUT_DIR)
+                    best = BestCheckpoint(folder, self.cfg.CHECKPOINT.BEST, resumed=self.start_iter > 0)
+                last = min(self.iter, self.max_iter - 1)
+                best.offer(
+                    flatten_results_dict(results or {}),
+                    last,
+                    lambda name, more: self.checkpointer.save(name, mark_last=False, iteration=last, **more),
+                )
+            return results
+
+        return wrapped
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with a ``metrics.json`` that stays one run's when it is resumed."""
@@ -223,6 +427,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         """Detectron2's model; see :func:`connect_top_level`."""
         model: nn.Module = super().build_model(cfg)
         connect_top_level(model)
+        guard_forward(model)
         return model
 
     @classmethod

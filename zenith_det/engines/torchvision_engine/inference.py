@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,16 @@ from zenith_det.evaluation import (
     log_results,
     write_results,
 )
-from zenith_det.training.distributed import all_gather_objects, get_rank, get_world_size, is_main_process
+from zenith_det.training.distributed import (
+    agree_on_maximum,
+    all_gather_objects,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from zenith_det.training.progress import EvaluationProgress
+from zenith_det.training.stopping import EvaluationStopped
+from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +48,11 @@ def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
 
 @torch.no_grad()
 def predict(
-    cfg: CfgNode, model: nn.Module, dataset: CocoDataset, class_to_category: Sequence[int]
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: CocoDataset,
+    class_to_category: Sequence[int],
+    should_stop: Callable[[], int] = lambda: 0,
 ) -> list[dict[str, Any]]:
     """Detections on every image of ``dataset`` in COCO's result format, gathered on all ranks.
 
@@ -49,14 +61,20 @@ def predict(
         model: in evaluation mode.
         dataset: its records are read; ``TEST.MAX_IMAGES`` limits them.
         class_to_category: the set's original category id of each of the model's classes.
+        should_stop: asked after each image; anything but 0 breaks off.
+
+    Raises:
+        EvaluationStopped: any rank was told to stop; raised on all.
     """
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     loader = build_test_loader(cfg, records, rank=get_rank(), world_size=get_world_size())
     autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], torch.float16, enabled=False)
     results: list[dict[str, Any]] = []
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
+    with starting_workers():
+        batches = iter(loader)
     with EvaluationProgress(total, dataset.metadata.name) as progress, autocast:
-        for batch in loader:
+        for batch in batches:
             for sample, found in zip(batch, model(batch)):
                 found = {k: v.cpu().numpy() for k, v in found.items()}
                 results += detections_to_results(
@@ -69,6 +87,10 @@ def predict(
                     keypoints=found.get("keypoints"),
                 )
             progress.update(len(batch))
+            if should_stop():
+                break
+    if any(agree_on_maximum([should_stop()])):
+        raise EvaluationStopped
     if get_world_size() > 1:
         results = [r for part in all_gather_objects(results) for r in part]
         results.sort(key=lambda r: r["image_id"])
@@ -82,6 +104,7 @@ def evaluate(
     class_names: Sequence[str],
     output_dir: Path,
     weights: tuple[int, int] | None = None,
+    should_stop: Callable[[], int] = lambda: 0,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Predict, write ``inference/coco_instances_results.json``, compute and print the COCO metrics.
 
@@ -89,6 +112,7 @@ def evaluate(
         class_names: the model's classes; the dataset's categories were matched to them by name.
         output_dir: of the run.
         weights: (loaded, all) parameters, for explaining an AP of 0.
+        should_stop: see :func:`predict`, also for what it raises.
 
     Returns:
         Scalars such as ``bbox/AP`` (percent; an AP without ground truth is left out), and the results. On
@@ -100,7 +124,8 @@ def evaluate(
     # without ground truth, which COCO leaves out of the mean.
     absent = -1
     class_to_category = [back.get(i, absent) for i in range(len(class_names))]
-    results = [r for r in predict(cfg, model, dataset, class_to_category) if r["category_id"] != absent]
+    found = predict(cfg, model, dataset, class_to_category, should_stop)
+    results = [r for r in found if r["category_id"] != absent]
     if not is_main_process():
         return {}, []
     truth = coco_ground_truth(dataset)

@@ -16,7 +16,7 @@ from zenith_det.engines.torchvision_engine.input_pipeline import (
     TrainingDataset,
     TrainingMapper,
 )
-from zenith_det.training.worker_signals import ignore_stop_signals, stop_signals_held_back
+from zenith_det.training.worker_signals import ignore_stop_signals
 
 LANDSCAPE, PORTRAIT = 0, 1
 
@@ -95,7 +95,7 @@ def build_train_loader(
     batches = ResumableBatches(
         orientations, cfg.SOLVER.IMS_PER_BATCH, seed, start=start, rank=rank, world_size=world_size
     )
-    return _Loader(
+    return DataLoader(
         TrainingDataset(records, mapper),
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -110,7 +110,7 @@ def build_test_loader(
 ) -> DataLoader[dict[str, Any]]:
     """Every image of this rank's share once, one at a time, in order."""
     share = range(rank, len(records), world_size)
-    return _Loader(
+    return DataLoader(
         TestDataset(records, TestMapper(cfg)),
         batch_size=1,
         sampler=list(share),
@@ -118,12 +118,6 @@ def build_test_loader(
         collate_fn=as_list,
         worker_init_fn=_start_worker,
     )
-
-
-class _Loader(DataLoader[dict[str, Any]]):
-    def __iter__(self) -> Any:
-        with stop_signals_held_back():
-            return super().__iter__()
 
 
 def as_list(samples: list[Any]) -> list[Any]:

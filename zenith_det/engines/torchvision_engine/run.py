@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-import secrets
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from zenith_det.data import (
     load_coco_dataset,
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
-from zenith_det.engines.device import resolve_device
+from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.torchvision_engine import inference
@@ -35,7 +35,10 @@ from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unw
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
-from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
+from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
+from zenith_det.training.bad_steps import guard_forward, note_event
+from zenith_det.training.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import (
     broadcast_object,
     get_local_rank,
@@ -47,7 +50,14 @@ from zenith_det.training.distributed import (
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
-from zenith_det.training.run_record import log_start, prepare_output_dir, write_config
+from zenith_det.training.recovery import Diverged, Recovery, roll_back
+from zenith_det.training.resume_report import config_facts, log_changes
+from zenith_det.training.resuming import batches_done
+from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir, write_config
+from zenith_det.training.seeding import seed_all
+from zenith_det.training.starting import Start, choose_seed, find_start
+from zenith_det.training.stopping import StopRequest
+from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +89,9 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
 
 
 def apply_torch_settings(cfg: CfgNode) -> None:
-    """``CUDNN_BENCHMARK`` and ``FLOAT32_PRECISION``, with Detectron2's meanings."""
+    """``CUDNN_BENCHMARK`` and ``FLOAT32_PRECISION``, with Detectron2's meanings, and ``DETERMINISTIC``."""
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    use_deterministic_algorithms(cfg.DETERMINISTIC)
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
@@ -154,7 +165,12 @@ def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDatas
 
 
 def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[str, float]:
-    """Train to the end, evaluating and saving on the way; then draw the curves and predictions."""
+    """Train to the end, evaluating and saving on the way; then draw the curves and predictions.
+
+    Raises:
+        RunStopped: a signal or the deadline ended it before; everything is saved.
+        TrainingDivergedError: it went wrong, and going back did not help.
+    """
     cfg = loaded.cfg
     training_set = load_training_set(cfg)
     metadata = training_set.metadata
@@ -166,77 +182,159 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
         loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
     check_batch(cfg)
-    checkpointer = Checkpointer(output_dir)
-    state = find_checkpoint(checkpointer) if options.resume else None
-    progress = start_progress(cfg, state, metadata)
+    if cfg.MODEL.RESNETS.NORM == "SyncBN" and (get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu"):
+        raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
+    checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
+    run_id, start = find_start(checkpointer, resume=options.resume)
+    seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
+    recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
+    run_facts = {
+        "dataset": metadata.to_dict(),
+        "engine": "torchvision",
+        "batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "processes": get_world_size(),
+        "run_id": run_id,
+        "config": config_facts(cfg),
+    }
+    check_same_on_all_ranks(
+        {
+            key: value
+            for key, value in run_facts["config"].items()
+            if key not in ("MODEL.DEVICE", "OUTPUT_DIR")
+        }
+        | versions()
+        | {
+            "the training set": fingerprint(training_set.records) if get_world_size() > 1 else "",
+            "the first iteration": start.iteration if start else 0,
+        }
+    )
     if is_main_process():
         write_config(output_dir, cfg)
         log_start(
             cfg,
             loaded.sources,
             num_images=len(training_set.records),
-            start_iter=progress.iteration,
+            start_iter=start.iteration if start else 0,
             num_processes=get_world_size(),
         )
+    if start:
+        log_changes(
+            start.state.get("config"),
+            cfg,
+            seed=seed,
+            iteration=start.iteration,
+            processes=(start.state.get("processes", get_world_size()), get_world_size()),
+        )
+    data = RunData(SerializedList(training_set.records), metadata, test_sets)
+    with StopRequest(options.deadline, main=is_main_process()) as stop:
+        while True:
+            progress = start_progress(cfg, start, seed, run_facts | {"recovery": recovery.to_dict()})
+            try:
+                scalars = train_from(start, recovery.scaled(cfg), data, progress, checkpointer, stop)
+                break
+            except Diverged as divergence:
+                path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
+                note_event(
+                    output_dir,
+                    "rolled back",
+                    iteration=divergence.iteration,
+                    reason=divergence.reason,
+                    to=str(path) if path else None,
+                    lr_scale=recovery.lr_scale,
+                )
+            start = Start.load(path) if path else None
+            gc.collect()  # the model and the loader's processes of the abandoned attempt
+    if is_main_process():
+        draw_run(output_dir, test_sets[0] if data.results else None, data.results, cfg.TEST.MAX_IMAGES)
+    return scalars
 
-    torch.manual_seed(progress.seed)
+
+@dataclass
+class RunData:
+    """What every attempt of a run works on.
+
+    Attributes:
+        records: to train on.
+        metadata: of the training set.
+        test_sets: to evaluate on.
+        results: of the last evaluation, on the first test set, in COCO's format; main process only.
+    """
+
+    records: SerializedList
+    metadata: DatasetMetadata
+    test_sets: list[CocoDataset]
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_from(
+    start: Start | None,
+    cfg: CfgNode,
+    data: RunData,
+    progress: Progress,
+    checkpointer: Checkpointer,
+    stop: StopRequest,
+) -> dict[str, float]:
+    """Train from a checkpoint, or from the beginning, to the end.
+
+    Returns:
+        Scalars of the last evaluation.
+
+    Raises:
+        Diverged, RunStopped: see :meth:`Trainer.train`.
+    """
+    output_dir = checkpointer.output_dir
+    seed_all(progress.seed)
     model: nn.Module = build_model(cfg)
-    weights = None if state else load_weights(cfg, model)
-    if cfg.MODEL.RESNETS.NORM == "SyncBN" and (get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu"):
-        raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
+    weights = None if start else load_weights(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
+    guard_forward(model)
     if get_world_size() > 1:
         device_ids = None if cfg.MODEL.DEVICE == "cpu" else [get_local_rank()]
         model = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
-
     loader = build_train_loader(
         cfg,
-        SerializedList(training_set.records),
-        TrainingMapper(cfg, metadata),
+        data.records,
+        TrainingMapper(cfg, data.metadata),
         seed=progress.seed,
-        start=progress.iteration,
+        start=batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH),
         rank=get_rank(),
         world_size=get_world_size(),
     )
     counts = None if weights is None else (len(weights.matched), weights.total)
-    last_results: list[list[dict[str, Any]]] = []
 
-    def evaluate() -> dict[str, float]:
-        last_results.clear()
+    def evaluate(should_stop: Callable[[], int]) -> dict[str, float]:
         scalars: dict[str, float] = {}
-        for dataset in test_sets:
-            folder = output_dir if len(test_sets) == 1 else output_dir / dataset.metadata.name
+        for number, dataset in enumerate(data.test_sets):
+            folder = output_dir if len(data.test_sets) == 1 else output_dir / dataset.metadata.name
             values, results = inference.evaluate(
-                cfg, unwrap(model), dataset, metadata.thing_classes, folder, counts
+                cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop
             )
-            prefix = "" if len(test_sets) == 1 else f"{dataset.metadata.name}/"
+            prefix = "" if len(data.test_sets) == 1 else f"{dataset.metadata.name}/"
             scalars |= {prefix + k: v for k, v in values.items()}
-            last_results.append(results)
+            if number == 0:
+                data.results = results
         return scalars
 
+    main = is_main_process()
+    missed = start is not None and broadcast_object(main and not evaluated(output_dir, progress.iteration))
+    with starting_workers():
+        batches = iter(loader)
     trainer = Trainer(
         cfg,
         model,
         optimizer,
         scheduler,
-        iter(loader),
+        batches,
         progress,
         checkpointer,
-        build_writers(cfg, output_dir, progress, len(training_set.records)) if is_main_process() else [],
+        BestCheckpoint(checkpointer, cfg.CHECKPOINT.BEST if main else "", resumed=start is not None),
+        build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
         evaluate,
     )
-    if state is not None:
-        resume(trainer, state)
-    scalars = trainer.train()
-    if is_main_process():
-        draw_run(
-            output_dir,
-            test_sets[0] if test_sets else None,
-            last_results[0] if last_results else [],
-            cfg.TEST.MAX_IMAGES,
-        )
-    return scalars
+    if start is not None:
+        resume(trainer, start)
+    return trainer.train(stop, evaluate_first=missed and trainer.evaluation_due())
 
 
 def check_batch(cfg: CfgNode) -> None:
@@ -249,53 +347,42 @@ def check_batch(cfg: CfgNode) -> None:
         )
 
 
-def find_checkpoint(checkpointer: Checkpointer) -> dict[str, Any] | None:
-    """The newest checkpoint of the run, the same on all ranks; ``None`` (said so) where there is none."""
-    path = broadcast_object(checkpointer.last() if is_main_process() else None)
-    if path is None:
-        logger.info("--resume: no checkpoint in %s: starting at iteration 0", checkpointer.output_dir)
-        return None
-    state = load_checkpoint(path)
-    if "optimizer" not in state or "iteration" not in state:
-        raise CheckpointError(
-            f"{path}: weights without an optimizer, not a checkpoint of a run: give it as MODEL.WEIGHTS instead"
-        )
-    logger.info("resuming from %s", path)
-    return state
+def start_progress(cfg: CfgNode, start: Start | None, seed: int, facts: dict[str, Any]) -> Progress:
+    """Where an attempt starts. In another batch size the images seen count, to a whole batch."""
+    if start is None:
+        return Progress(0, seed, 0, facts)
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    seen = start.state.get("images_seen", start.iteration * start.state.get("batch_size", batch))
+    return Progress(start.iteration, seed, batches_done(int(seen), batch) * batch, facts)
 
 
-def start_progress(cfg: CfgNode, state: dict[str, Any] | None, metadata: DatasetMetadata) -> Progress:
-    """Where a run starts, with the seed that its random choices come from."""
-    facts = {
-        "dataset": metadata.to_dict(),
-        "batch_size": cfg.SOLVER.IMS_PER_BATCH,
-        "engine": "torchvision",
-    }
-    if state is not None:
-        return Progress(int(state["iteration"]) + 1, int(state["seed"]), facts)
-    seed = cfg.SEED if cfg.SEED >= 0 else broadcast_object(secrets.randbits(31))
-    return Progress(0, seed, facts)
+def resume(trainer: Trainer, start: Start) -> None:
+    """Put a checkpoint's state into a trainer built from the present configuration, which wins.
 
-
-def resume(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Put a checkpoint's state into a trainer built from the present configuration, which wins."""
+    Raises:
+        CheckpointError: it is of another model or optimizer.
+    """
     kept = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
     configured = [{k: g[k] for k in kept if k in g} for g in trainer.optimizer.param_groups]
-    saved = [{k: g.get(k) for k in kept} for g in state["optimizer"]["param_groups"]]
+    before = start.state.get("config", {}).get("SOLVER.OPTIMIZER", trainer.cfg.SOLVER.OPTIMIZER)
+    now = trainer.cfg.SOLVER.OPTIMIZER
     try:
-        trainer.load(state)
+        trainer.load(
+            start.state, str(start.path), optimizer=before == now or {before, now} == {"SGD", "ZENITH"}
+        )
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; to start a new run from what fits: another OUTPUT_DIR, and this file as MODEL.WEIGHTS"
+        ) from error
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"the checkpoint in {trainer.checkpointer.output_dir} is of another model or optimizer "
-            f"({reason[:300]}): use another OUTPUT_DIR, or give it as MODEL.WEIGHTS to load what fits"
+            f"{start.path} is of another optimizer or parameter groups ({reason[:300]}): use another "
+            "OUTPUT_DIR, or give it as MODEL.WEIGHTS to load its weights"
         ) from error
-    for group, now, before in zip(trainer.optimizer.param_groups, configured, saved):
-        for key, value in now.items():
-            if before.get(key) != value:
-                logger.info("resumed with another %s: %s, was %s", key, value, before.get(key))
-        group.update(now)
-    batch = state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
+    for group, values in zip(trainer.optimizer.param_groups, configured):
+        group.update(values)
+    batch = start.state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
     if batch != trainer.cfg.SOLVER.IMS_PER_BATCH and hasattr(trainer.optimizer, "reset_history"):
         trainer.optimizer.reset_history(
             f"SOLVER.IMS_PER_BATCH is {trainer.cfg.SOLVER.IMS_PER_BATCH}, was {batch}"

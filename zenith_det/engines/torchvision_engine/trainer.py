@@ -16,14 +16,26 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
-from zenith_det.errors import TrainingDivergedError
+from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
+from zenith_det.training.agreement import check_values_agree
+from zenith_det.training.bad_steps import StepGuard, count_only_finite
+from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.distributed import all_gather_objects, get_world_size, is_main_process
+from zenith_det.training.distributed import (
+    agree_on_maximum,
+    all_gather_objects,
+    barrier,
+    is_main_process,
+)
+from zenith_det.training.divergence import LossWatch
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
+from zenith_det.training.recovery import Diverged
 from zenith_det.training.seeding import seed_step
-from zenith_det.training.zenith_metrics import optimizer_scalars
+from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
+from zenith_det.training.weights import load_model_weights
+from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +46,18 @@ Batch = list[dict[str, Any]]
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside weights, optimizer and schedule."""
+    """What a checkpoint holds beside weights, optimizer and schedule.
+
+    Attributes:
+        iteration: how many are done.
+        seed: of all random choices.
+        images_seen: where in the order of images the run stands.
+        facts: what else a checkpoint tells of its run.
+    """
 
     iteration: int = 0
     seed: int = 0
+    images_seen: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,8 +75,10 @@ class Trainer:
         batches: this rank's batches, from ``progress.iteration`` on.
         progress: where the run stands.
         checkpointer: of the output directory.
+        best: of the output directory.
         writers: of the main process; none on the others.
-        evaluate: runs an evaluation and returns scalars; called on every rank.
+        evaluate: runs an evaluation and returns scalars; called on every rank with a function that says
+            whether to break it off, upon which it raises ``EvaluationStopped``.
     """
 
     def __init__(
@@ -68,8 +90,9 @@ class Trainer:
         batches: Iterator[Batch],
         progress: Progress,
         checkpointer: Checkpointer,
+        best: BestCheckpoint,
         writers: list[Writer],
-        evaluate: Callable[[], dict[str, float]],
+        evaluate: Callable[[Callable[[], int]], dict[str, float]],
     ) -> None:
         self.cfg = cfg
         self.model = model
@@ -78,6 +101,7 @@ class Trainer:
         self.batches = batches
         self.progress = progress
         self.checkpointer = checkpointer
+        self.best = best
         self.writers = writers
         self.evaluate = evaluate
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
@@ -86,38 +110,65 @@ class Trainer:
         self.storage = EventStorage(progress.iteration)
         self.amp = cfg.SOLVER.AMP.ENABLED and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        self.guard = StepGuard(
+            unwrap(model),
+            optimizer,
+            self.scaler,
+            checkpointer.output_dir,
+            limit=cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS,
+            last_good=lambda: self._last_good,
+        )
+        self.watch = LossWatch(cfg.RECOVERY.DIVERGENCE_FACTOR)
+        self._last_good: str | None = None
         self._losses: list[tuple[int, dict[str, Tensor]]] = []
         self._console = next((w for w in writers if isinstance(w, ConsoleWriter)), None)
 
-    def train(self) -> dict[str, float]:
+    def train(self, stop: StopRequest, *, evaluate_first: bool = False) -> dict[str, float]:
         """Train to ``SOLVER.MAX_ITER`` and return the scalars of the last evaluation.
 
+        Args:
+            stop: asked after each iteration whether the run has to end.
+            evaluate_first: the evaluation that was due where a resumed run stopped did not take place.
+
         Raises:
-            TrainingDivergedError: the loss or the gradients stayed non-finite.
+            RunStopped: ``stop`` said so; everything is saved.
+            Diverged: the loss, or gradients that stayed non-finite, left nothing to go on with.
+            RanksDisagreeError: the processes have drifted apart.
         """
         self.model.train()
         train_mode(self.optimizer)
         results: dict[str, float] = {}
         try:
+            if evaluate_first:
+                results = self._evaluate(stop)
             while self.progress.iteration < self.max_iter:
-                self._iterate()
+                self._iterate(stop)
                 done = self.progress.iteration
                 last = done == self.max_iter
                 if done % LOG_PERIOD == 0 or last:
                     self._write()
+                why = self._agree(stop)
                 if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
-                    self.save(f"model_{done - 1:07d}")
-                if last:
-                    self.save("model_final")
-                period = self.cfg.TEST.EVAL_PERIOD
-                if last or (period > 0 and done % period == 0):
-                    results = self._evaluate()
+                    self.save(f"model_{done - 1:07d}", stop)
+                elif last:
+                    self.save("model_final", stop)
+                elif why:
+                    self.save(f"model_{done - 1:07d}", stop)
+                if why:
+                    self._stop(why)
+                if self.evaluation_due():
+                    results = self._evaluate(stop)
         finally:
             for writer in self.writers:
                 writer.close()
         return results
 
-    def _iterate(self) -> None:
+    def evaluation_due(self) -> bool:
+        """Whether the model is to be evaluated as it is now."""
+        done, period = self.progress.iteration, self.cfg.TEST.EVAL_PERIOD
+        return done == self.max_iter or (period > 0 and done % period == 0)
+
+    def _iterate(self, stop: StopRequest) -> None:
         iteration = self.progress.iteration
         self.storage.iter = iteration
         start = time.perf_counter()
@@ -126,27 +177,31 @@ class Trainer:
         seed_step(self.progress.seed, iteration)
         self._step(batch, iteration)
         self.progress.iteration = iteration + 1
-        self.storage.put_scalars(time=time.perf_counter() - start, data_time=data_time)
+        self.progress.images_seen += self.cfg.SOLVER.IMS_PER_BATCH
+        took = time.perf_counter() - start
+        self.storage.put_scalars(time=took, data_time=data_time)
+        stop.note_iteration(took)
         if self._console is not None:
             self._console.update(self.storage)
 
     def _step(self, batch: Batch, iteration: int) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
+        self.guard.before_forward()
         for number, part in enumerate(split_batch(batch, self.parts)):
             with self._sync_last(number), torch.autocast(self.device.type, torch.float16, enabled=self.amp):
                 losses = self.model(part)
                 total = sum(losses.values(), torch.zeros((), device=self.device)) / self.parts
+            if number == 0:
+                # Not before the forward pass: it has waited for the device, which now knows how the last step
+                # went, while the gradients of that step are still there to be looked at.
+                self.guard.inspect()
+                self.optimizer.zero_grad(set_to_none=True)
             with self._sync_last(number):
-                self.scaler.scale(total).backward()
+                self.scaler.scale(count_only_finite(total)).backward()
             for name, loss in losses.items():
                 share = loss.detach() / self.parts
                 totals[name] = totals[name] + share if name in totals else share
-        try:
-            self.scaler.step(self.optimizer)
-        except FloatingPointError as error:
-            self._diverged(totals, str(error))
-        self.scaler.update()
+        self.guard.step(iteration, [(sample["image_id"], sample["file_name"]) for sample in batch], totals)
         self._losses.append((iteration, totals))
         if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.max_iter:
             # Before the scheduler moves on: these are the figures of the step just taken.
@@ -160,54 +215,108 @@ class Trainer:
         return nullcontext()
 
     def _write(self) -> None:
-        """Fetch the losses since the last call in one transfer, average them over ranks, and log."""
-        if self._losses:
-            names = list(self._losses[0][1])
-            table = torch.stack(
-                [torch.stack([losses[n] for n in names]) for _, losses in self._losses]
-            ).float()
-            rows = table.cpu().tolist()
-            if get_world_size() > 1:
-                gathered = all_gather_objects(rows)
-                rows = [
-                    [sum(rank[i][j] for rank in gathered) / len(gathered) for j in range(len(names))]
-                    for i in range(len(rows))
-                ]
-            for (iteration, _), row in zip(self._losses, rows):
-                for name, value in [("total_loss", sum(row)), *zip(names, row)]:
-                    self.storage.put_scalar(name, value, iteration=iteration)
-            last = self._losses[-1][1]
-            self._losses = []
-            if not math.isfinite(sum(rows[-1])) and not hasattr(self.optimizer, "zenith_state"):
-                # ZENITH skips such steps and counts them; other optimizers have already taken them in.
-                self._diverged(last, "the loss is not finite")
+        """Log the losses since the last call, and see whether the ranks still agree."""
+        self._fetch_losses()
+        scalars = optimizer_scalars(self.optimizer)
+        gathered = all_gather_objects(scalars)
+        compared = ("lr", "zenith/ratio", "zenith/zenith")
+        check_values_agree(
+            self.progress.iteration - 1,
+            {name: [float(rank[name]) for rank in gathered] for name in compared if name in scalars},
+        )
         for writer in self.writers:
             writer.write(self.storage)
 
-    def _diverged(self, losses: dict[str, Tensor], reason: str) -> None:
-        parts = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
-        lr = optimizer_scalars(self.optimizer)["lr"]
-        raise TrainingDivergedError(
-            f"training diverged at iteration {self.progress.iteration} (LR {lr:.4g}; {parts}): {reason}; "
-            "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+    def _fetch_losses(self) -> None:
+        """Bring the losses of the last steps to the host in one transfer, averaged over ranks."""
+        pending, self._losses = self._losses, []
+        if not pending:
+            return
+        names = list(dict.fromkeys(name for _, losses in pending for name in losses))
+        absent = torch.zeros((), device=self.device)
+        table = torch.stack([torch.stack([losses.get(n, absent) for n in names]) for _, losses in pending])
+        rows = [dict(zip(names, row)) for row in table.float().cpu().tolist()]
+        gathered = all_gather_objects(rows)
+        for i, (iteration, _) in enumerate(pending):
+            mean: dict[str, float] = {}
+            for rank in gathered:
+                for name, value in rank[i].items():
+                    mean[name] = mean.get(name, 0.0) + value / len(gathered)
+            total = sum(mean.values())
+            if math.isfinite(total):  # a bad step's are in its report, and would hide the others in a median
+                for name, value in [("total_loss", total), *mean.items()]:
+                    self.storage.put_scalar(name, value, iteration=iteration)
+            self.watch.add(total)
+
+    def _agree(self, stop: StopRequest) -> int:
+        """All ranks come to one decision: 0 to go on, or the code to stop with.
+
+        Raises:
+            Diverged: any rank found that training can't go on.
+        """
+        why, lost = agree_on_maximum([stop.code(), int(self._lost() is not None)])
+        if lost:
+            reason = next(r for r in all_gather_objects(self._lost()) if r)
+            raise Diverged(self.progress.iteration - 1, reason, effective_lr(self.optimizer))
+        return why
+
+    def _lost(self) -> str | None:
+        return self.guard.verdict() or self.watch.verdict()
+
+    def _stop(self, why: int) -> None:
+        raise RunStopped(
+            f"after iteration {self.progress.iteration - 1}: {describe_stop(why)}; everything is saved in "
+            f"{self.checkpointer.output_dir}: go on with --resume"
         )
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, stop: StopRequest) -> dict[str, float]:
         eval_mode(self.optimizer)
         self.model.eval()
-        results = self.evaluate()
-        self.model.train()
-        train_mode(self.optimizer)
+        try:
+            results = self.evaluate(stop.code)
+        except EvaluationStopped:
+            # What it evaluated may lie between two checkpoints.
+            self._save_here(stop)
+            (why,) = agree_on_maximum([stop.code()])
+            self._stop(why)
+        finally:
+            self.model.train()
+            train_mode(self.optimizer)
         self.storage.put_scalars(smoothing=False, **results)
         for writer in self.writers:
             if writer is not self._console:
                 writer.write(self.storage)
+        if is_main_process():
+            self.best.offer(
+                results,
+                self.progress.iteration - 1,
+                lambda name, more: self.checkpointer.save(name, self._state() | more, mark_last=False),
+            )
         return results
 
-    def save(self, name: str) -> None:
-        """Write a checkpoint; the main process alone does."""
-        if not is_main_process():
-            return
+    def _save_here(self, stop: StopRequest) -> None:
+        """Save where the run stands, unless that has been done."""
+        done = self.progress.iteration
+        if done != self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+            self.save(f"model_{done - 1:07d}", stop)
+
+    def save(self, name: str, stop: StopRequest | None = None) -> None:
+        """Write a checkpoint; the main process alone does, all wait for it."""
+        start = time.perf_counter()
+        self.guard.inspect()
+        self._fetch_losses()
+        if is_main_process():
+            state = self._state()
+            path = self.checkpointer.save(name, state)
+            logger.info("saved %s", path)
+            if state["good"]:
+                self._last_good = str(path)
+        # Nobody goes on as if it were saved while it is not: a full disk ends all ranks together.
+        barrier()
+        if stop is not None:
+            stop.note_save(time.perf_counter() - start)
+
+    def _state(self) -> dict[str, Any]:
         eval_mode(self.optimizer)
         state = {
             "model": unwrap(self.model).state_dict(),
@@ -216,19 +325,37 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "iteration": self.progress.iteration - 1,
             "seed": self.progress.seed,
+            "images_seen": self.progress.images_seen,
+            "guard": self.guard.state_dict(),
+            "watch": self.watch.state_dict(),
+            "good": self.guard.streak == 0 and self.watch.looks_good(),
             **self.progress.facts,
         }
-        train_mode(self.optimizer)
-        path = self.checkpointer.save(name, state)
-        logger.info("saved %s", path)
+        if self.model.training:
+            train_mode(self.optimizer)
+        return state
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where ``state``, a checkpoint of :meth:`save`, stopped."""
-        unwrap(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load(self, state: dict[str, Any], source: str, *, optimizer: bool = True) -> None:
+        """Go on where ``state``, a checkpoint of :meth:`save`, stopped.
+
+        Args:
+            source: the file, for messages.
+            optimizer: whether its optimizer's state is for this one.
+
+        Raises:
+            CheckpointError: its model has other tensors; they are named.
+        """
+        load_model_weights(unwrap(self.model), state["model"], source=source, require_all=True)
+        if optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.amp and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
+        if "guard" in state:
+            self.guard.load_state_dict(state["guard"])
+            self.watch.load_state_dict(state["watch"])
+        if state.get("good"):
+            self._last_good = source
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

@@ -1,0 +1,138 @@
+"""``tools/train_net.py`` with faults put into it, to be run by itself or by torchrun.
+
+    python tests/reliability/faulty_run.py FAULTS ARGUMENT…
+
+FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every rank):
+
+* ``"poison"``: {iteration: kind}; "gradient": NaN or infinity in one parameter's gradient, before ranks exchange
+  it; "loss": one part of the loss is NaN though all gradients are finite; "forward": the forward pass raises
+  ``FloatingPointError``, as Detectron2's does.
+* ``"kill"``: {iteration: signal number} sent to the process itself, in torchrun's first attempt only;
+  with ``"kill_twice"`` two of them.
+* ``"stop_in_evaluation"``: SIGTERM to the process itself, at so manieth image.
+* ``"explode"``: from this iteration on, the loss is multiplied by 1e6 for as long as the LR is above ``"above"``.
+* ``"config"``: ["KEY", "VALUE"], for that rank alone.
+* ``"drift"``: the iteration after which the rank's ZENITH history is changed behind its back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.reliability.kill_runs import before_call, evaluated_image, train_net  # noqa: E402
+from zenith_det import cli  # noqa: E402
+from zenith_det.training import bad_steps  # noqa: E402
+from zenith_det.training.distributed import restart_count  # noqa: E402
+
+
+class Faults:
+    """What goes wrong, and when."""
+
+    def __init__(self, faults: dict[str, Any]) -> None:
+        self.faults = faults
+        self.iteration = -1
+
+    def install(self, engine: str) -> None:
+        """Put the faults into every guarded model of this process."""
+        guard_forward = bad_steps.guard_forward
+        before_forward = bad_steps.StepGuard.before_forward
+        step = bad_steps.StepGuard.step
+
+        def with_faults(module: torch.nn.Module) -> None:
+            forward = module.forward
+            parameters = [p for p in module.parameters() if p.requires_grad]
+
+            def faulty(*args: Any, **kwargs: Any) -> Any:
+                kind = self.poison() if module.training else None
+                if kind == "forward":
+                    raise FloatingPointError("Predicted boxes or scores contain Inf/NaN")
+                losses = forward(*args, **kwargs)
+                if kind == "loss":
+                    name = next(iter(losses))
+                    losses[name] = losses[name].detach() * math.nan + losses[name] * 0
+                if module.training and self.exploded():
+                    losses = {name: loss * 1e6 for name, loss in losses.items()}
+                if kind == "gradient":
+                    chosen = parameters[self.iteration % len(parameters)]
+                    bad = math.inf if self.iteration % 2 else math.nan
+                    handle = chosen.register_hook(lambda grad: torch.full_like(grad, bad))
+                    self.handles.append(handle)
+                return losses
+
+            module.forward = faulty  # type: ignore[method-assign]
+            guard_forward(module)
+
+        def next_iteration(guard: Any) -> None:
+            for handle in self.handles:
+                handle.remove()
+            self.handles.clear()
+            self.guard = guard
+            before_forward(guard)
+
+        def counted_step(guard: Any, iteration: int, *args: Any) -> None:
+            step(guard, iteration, *args)
+            self.iteration = iteration + 1
+            self.after(iteration, guard)
+
+        if "stop_in_evaluation" in self.faults:
+            images = itertools.count(1)
+
+            def stop() -> None:
+                if next(images) == self.faults["stop_in_evaluation"]:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            before_call(*evaluated_image(engine), stop)
+        self.handles: list[Any] = []
+        bad_steps.StepGuard.before_forward = next_iteration  # type: ignore[method-assign]
+        bad_steps.StepGuard.step = counted_step  # type: ignore[method-assign]
+        home = {"torchvision": "torchvision_engine.run", "detectron2": "detectron2_engine.trainer"}[engine]
+        module = importlib.import_module(f"zenith_det.engines.{home}")
+        module.guard_forward = with_faults  # type: ignore[attr-defined]
+
+    def poison(self) -> str | None:
+        """The kind for the iteration that begins now."""
+        at = max(self.iteration, 0)
+        found: str | None = self.faults.get("poison", {}).get(str(at))
+        return found
+
+    def exploded(self) -> bool:
+        """Whether the loss is to be out of bounds."""
+        if self.iteration < self.faults.get("explode", math.inf):
+            return False
+        return bool(self.guard.optimizer.param_groups[0]["lr"] > self.faults["above"])
+
+    def after(self, iteration: int, guard: Any) -> None:
+        """What happens when an iteration is done."""
+        number = self.faults.get("kill", {}).get(str(iteration))
+        if number is not None and restart_count() == 0:
+            for _ in range(2 if self.faults.get("kill_twice") else 1):
+                os.kill(os.getpid(), int(number))
+        if self.faults.get("drift") == iteration:
+            guard.optimizer._history.zenith.mul_(2)
+
+
+def main() -> None:
+    faults = json.loads(sys.argv[1])
+    arguments = sys.argv[2:]
+    if int(os.environ.get("RANK", "0")) == faults.get("rank", int(os.environ.get("RANK", "0"))):
+        Faults(faults).install(arguments[arguments.index("--engine") + 1])
+        arguments += faults.get("config", [])
+    torch.set_num_threads(1)
+    cli.run(lambda: train_net().main(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Runs that are killed again and again, each compared with one that nobody touched.
+
+    python tests/reliability/kill_runs.py --engine torchvision --data SET --output DIR --kills 30
+
+Each attempt is a process of its own, forked from this one after the imports, that runs ``tools/train_net.py``
+and ends by a real SIGKILL at a random moment: within a step, within a save (any write, sync or rename of it), or
+within an evaluation (any image). It is resumed until it reaches the end. Prints a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from zenith_det import cli  # noqa: E402
+from zenith_det.data.synthetic import split_files  # noqa: E402
+from zenith_det.training import bad_steps, checkpoint  # noqa: E402
+
+PHASES = ("step", "save", "evaluation")
+MAX_ITER, SAVE_PERIOD, EVAL_PERIOD = 24, 4, 8
+# A run makes so many writes to save a small model's checkpoint, and evaluates so many images.
+WRITES, IMAGES = 150, 8
+
+KEYS = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+    "TEST.DETECTIONS_PER_IMAGE": 20,
+    "INPUT.MIN_SIZE_TRAIN": "(48, 64)",
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATALOADER.NUM_WORKERS": 2,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.WARMUP_ITERS": 2,
+    "SOLVER.ZENITH.WINDOW": 5,
+    "SOLVER.MAX_ITER": MAX_ITER,
+    "SOLVER.CHECKPOINT_PERIOD": SAVE_PERIOD,
+    "TEST.EVAL_PERIOD": EVAL_PERIOD,
+    "CHECKPOINT.BEST": "box AP",
+    "CHECKPOINT.KEEP": 2,
+    "SEED": 7,
+    "DETERMINISTIC": True,
+}
+
+
+def command(engine: str, data: Path, output: Path, *, resume: bool) -> list[str]:
+    """The arguments of ``tools/train_net.py``."""
+    (train_json, train_images), (val_json, val_images) = (
+        map(str, split_files(data, split, "instances")) for split in ("train", "val")
+    )
+    keys = [str(word) for pair in {**KEYS, "OUTPUT_DIR": output}.items() for word in pair]
+    return [
+        "--engine", engine, "--num-gpus", "0",
+        "--config-file", str(ROOT / "configs" / "quickstart" / "mask_rcnn_zenith.yaml"),
+        "--train-json", train_json, "--train-images", train_images,
+        "--val-json", val_json, "--val-images", val_images,
+        *(["--resume"] if resume else []), *keys,
+    ]  # fmt: skip
+
+
+def train_net() -> Any:
+    """``tools/train_net.py`` as a module, with all that it and both engines import."""
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def kill_me() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before_call(owner: Any, name: str, action: Callable[[], None]) -> None:
+    """Let ``action`` run before each call of ``owner.name``."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        action()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def at_call(number: int) -> Callable[[], None]:
+    """An action that kills at its ``number``-th call, counted from 1."""
+    calls = itertools.count(1)
+    main = os.getpid()
+    return lambda: kill_me() if next(calls) == number and os.getpid() == main else None
+
+
+def arm(phase: str, engine: str, rng: random.Random) -> None:
+    """Prepare this process's end."""
+    if phase == "step":
+        # From the first step on: anywhere in the steps that follow, or what comes between them.
+        timer = threading.Timer(rng.uniform(0.0, 1.5), kill_me)
+        timer.daemon = True
+        started: list[bool] = []
+
+        def start() -> None:
+            if not started:
+                started.append(True)
+                timer.start()
+
+        before_call(bad_steps.StepGuard, "before_forward", start)
+    elif phase == "save":
+        kill = at_call(rng.randint(1, WRITES))
+        before_call(checkpoint._KeepsFirstError, "write", kill)
+        for name in ("replace", "fsync"):
+            before_call(checkpoint.os, name, kill)
+    else:
+        before_call(*evaluated_image(engine), at_call(rng.randint(1, IMAGES)))
+
+
+def evaluated_image(engine: str) -> tuple[Any, str]:
+    """What is called for each image of an evaluation: the owner and its attribute's name."""
+    if engine == "torchvision":
+        from zenith_det.engines.torchvision_engine.inference import EvaluationProgress
+
+        return EvaluationProgress, "update"
+    from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator
+
+    return CocoEvaluator, "process"
+
+
+def attempt(module: Any, arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Run the command in a forked process group; its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = 1
+        try:
+            prepare()
+            cli.run(lambda: module.main(arguments))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # loader workers that have lost their parent
+    return os.waitstatus_to_exitcode(status)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit, in containers of any depth."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and _equal(one, other)
+    if isinstance(one, dict):
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(same(one[k], other[k]) for k in one)
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other))
+    return bool(one == other)
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.nan_to_num(7e33), other.nan_to_num(7e33))
+
+
+def state_of(output: Path) -> dict[str, Any]:
+    """What a finished run has learned and would go on with."""
+    state = torch.load(output / "model_final.pth", weights_only=True)
+    names = ("model", "optimizer", "trainer", "scheduler", "iteration", "images_seen", "watch", "guard")
+    found = {name: state[name] for name in names if name in state}
+    if "trainer" in found:  # Detectron2's hooks keep times
+        found["trainer"] = {"optimizer": found["trainer"]["_trainer"]["optimizer"]}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", choices=("torchvision", "detectron2"), default="torchvision")
+    parser.add_argument("--data", type=Path, required=True, help="a set of datasets/make_shapes.py")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = random.Random(args.seed)
+    module = train_net()
+    importlib.import_module(f"zenith_det.engines.{args.engine}_engine.run")
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    whole = args.output / "undisturbed"
+    log = args.output / "log.txt"
+    code = attempt(module, command(args.engine, args.data, whole, resume=False), log)
+    if code != 0:
+        raise SystemExit(f"the undisturbed run ended with {code}: see {log}")
+    expected = state_of(whole)
+
+    kills: Counter[str] = Counter()
+    runs = attempts = 0
+    differing = []
+    while sum(kills.values()) < args.kills:
+        runs += 1
+        output = args.output / f"killed{runs}"
+        while True:
+            attempts += 1
+            phase = PHASES[attempts % len(PHASES)] if sum(kills.values()) < args.kills else None
+            prepare = functools.partial(arm, phase, args.engine, rng) if phase else lambda: None
+            # The first attempt of a run is resumed too: from nothing.
+            code = attempt(module, command(args.engine, args.data, output, resume=True), log, prepare)
+            if code == 0:
+                break
+            if code != -signal.SIGKILL or phase is None:
+                raise SystemExit(f"attempt {attempts} (killed in a {phase}) ended with {code}: see {log}")
+            kills[phase] += 1
+        if not same(expected, state_of(output)):
+            differing.append(str(output))
+    print(json.dumps({"kills": dict(kills), "runs": runs, "attempts": attempts, "differing": differing}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Runs that are asked to end: by a signal, twice, by the clock, in several processes, in an evaluation."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import runs
+from zenith_det.errors import ConfigError
+from zenith_det.training.stopping import parse_duration
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_signal_saves_ends_with_75_and_the_resumed_run_is_the_whole_one(
+    engine: str, data: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    whole = undisturbed(engine)
+    expect_stop(engine, "SIGTERM", data, tmp_path)
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path, resume=True))
+    assert code == 0, printed
+    runs.assert_same_result(whole, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+def test_other_signals_do_the_same(name: str, data: Path, tmp_path: Path) -> None:
+    expect_stop("torchvision", name, data, tmp_path)
+
+
+def expect_stop(engine: str, name: str, data: Path, output: Path) -> None:
+    """A run that gets a signal in iteration 5 saves after it, says so in one line and ends with 75."""
+    code, printed = runs.run(runs.arguments(engine, data, output), {"kill": {5: int(getattr(signal, name))}})
+    assert code == 75, printed
+    assert [line for line in printed.splitlines() if line.startswith("stopped: ")] == [
+        f"stopped: after iteration 5: it received {name}; everything is saved in {output}: go on with --resume"
+    ]
+    assert "Traceback" not in printed
+    assert (output / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
+    # Two before the iteration ends: nothing is saved.
+    faults = {"kill": {3: int(signal.SIGTERM)}, "kill_twice": True}
+    process = runs.start(runs.arguments("torchvision", data, tmp_path), faults)
+    code, printed = runs.finish(process)
+    assert code == -signal.SIGTERM, printed
+    assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_run_whose_time_is_up_saves_and_goes_on_later(
+    engine: str, data: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    whole = undisturbed(engine)
+    # Already too late for one more iteration and a save: it takes one, saves and ends.
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path, "--max-time", "1s"))
+    assert code == 75, printed
+    assert "after iteration 0: its time (--max-time) is up" in printed
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path, "--max-time", "3h30m", resume=True))
+    assert code == 0, printed
+    runs.assert_same_result(whole, tmp_path)
+
+
+def test_durations() -> None:
+    assert parse_duration("3h30m") == 12600
+    assert parse_duration("90m") == 5400
+    assert parse_duration("1d12h") == 129600
+    assert parse_duration("3:30:00") == 12600
+    assert parse_duration("45:30") == 2730
+    assert parse_duration("5400") == 5400
+    for wrong in ("", "soon", "3h30", "-5", "0", "1h 30", "h"):
+        with pytest.raises(ConfigError, match="is no duration: give 3h30m"):
+            parse_duration(wrong)
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_signal_in_an_evaluation_breaks_it_off_and_it_is_made_up_for(
+    engine: str, data: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    whole = undisturbed(engine)
+    # Evaluated after iteration 11, which is no multiple of the checkpoint's period: saved because of the signal.
+    words = runs.arguments(engine, data, tmp_path, TEST__EVAL_PERIOD=6)
+    code, printed = runs.run(words, {"stop_in_evaluation": 2})
+    assert code == 75, printed
+    assert "after iteration 5: it received SIGTERM" in printed
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+    assert "copypaste" not in printed
+    words = runs.arguments(engine, data, tmp_path, resume=True, TEST__EVAL_PERIOD=6)
+    code, printed = runs.run(words)
+    assert code == 0, printed
+    # After iterations 5 (made up for), 11, 17 and 23.
+    assert printed.count("copypaste: Task: bbox") == 4
+    assert all(
+        (a == b).all()
+        for a, b in zip(runs.final_weights(whole).values(), runs.final_weights(tmp_path).values())
+    )
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_signal_to_the_launcher_of_two_processes_ends_both_and_saves(
+    engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    words = runs.arguments(engine, data, tmp_path, "--num-gpus", "2", SOLVER__MAX_ITER=3000)
+    words[words.index("--num-gpus") + 1] = "2"
+    process = runs.start(words)
+    read = runs.wait_for(process, "saved " if engine == "torchvision" else "Saved the checkpoint")
+    process.send_signal(signal.SIGTERM)
+    code, printed = runs.finish(process)
+    assert code == 75, read + printed
+    assert len(re.findall(r"^stopped: after iteration \d+: it received SIGTERM", printed, re.MULTILINE)) == 1
+    assert "Traceback" not in printed
+
+
+def test_torchrun_passes_a_signal_on_and_restarts_nothing(data: Path, tmp_path: Path) -> None:
+    launcher = [*runs.TORCHRUN, "--max-restarts", "2"]
+    process = runs.start(
+        runs.arguments("torchvision", data, tmp_path, SOLVER__MAX_ITER=3000), launcher=launcher
+    )
+    runs.wait_for(process, "saved ")
+    process.send_signal(signal.SIGTERM)
+    _, printed = runs.finish(process)
+    assert printed.count("stopped: after iteration") == 1
+    assert "from iteration" not in printed
+    newest = (tmp_path / "last_checkpoint").read_text()
+    assert (tmp_path / newest).exists()
