@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="reads the state of processes in /proc"
+)
 
 PROGRAM = """
 import sys, time, torch
@@ -22,16 +27,23 @@ class Images(torch.utils.data.Dataset):
     def __len__(self): return 10**6
     def __getitem__(self, index): return index
 
-if __name__ == "__main__":
-    loader = DataLoader(Images(), num_workers=2, worker_init_fn=lambda worker: ignore_stop_signals())
-    with starting_workers():
-        stream = iter(loader)
-    next(stream)
-    print(*[worker.pid for worker in stream._workers], flush=True)
-    for line in sys.stdin:
-        for _ in range(20):
-            next(stream)
-        print("read", flush=True)
+def start(worker):
+    time.sleep(2)  # as spawned workers do that import for seconds
+    ignore_stop_signals()
+    ignore_stop_signals()
+
+loader = DataLoader(Images(), num_workers=2, worker_init_fn=start)
+with starting_workers():
+    stream = iter(loader)
+if sys.argv[1] == "started":
+    next(stream), next(stream)  # one of each worker
+print(*[worker.pid for worker in stream._workers], flush=True)
+for line in sys.stdin:
+    if line == "fail\\n":
+        raise RuntimeError("with the loader open")
+    for _ in range(20):
+        next(stream)
+    print("read", flush=True)
 """
 
 
@@ -43,36 +55,57 @@ def alive(pid: int) -> bool:
     return state not in "ZX"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of processes in /proc")
-def test_workers_outlive_stop_signals_and_end_with_the_main_process() -> None:
-    main = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    try:
-        assert main.stdin is not None
-        assert main.stdout is not None
-        workers = [int(word) for word in main.stdout.readline().split()]
-        assert len(workers) == 2
-        for pid in workers:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                os.kill(pid, number)
-        main.stdin.write("go on\n")
-        main.stdin.flush()
-        assert main.stdout.readline() == "read\n"
-        assert all(alive(pid) for pid in workers)
-    finally:
-        main.kill()
-        main.communicate()
+def all_end(pids: list[int]) -> bool:
     deadline = time.monotonic() + 60  # torch's watchdog looks every five seconds
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+    while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not any(alive(pid) for pid in workers)
+    return not any(map(alive, pids))
 
 
-def test_a_main_process_that_ends_with_its_loader_open_does_not_wait_for_ever() -> None:
-    """multiprocessing terminates the workers it finds at exit, and waits for them."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input="go on\n", capture_output=True, text=True, cwd=ROOT, timeout=120
+@pytest.fixture(params=["starting", "started"])
+def main(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    started = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, request.param],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
     )
-    assert done.returncode == 0, done.stderr
-    assert "read" in done.stdout
+    yield started
+    started.kill()
+    started.communicate()
+
+
+def workers_of(main: subprocess.Popen[str]) -> list[int]:
+    assert main.stdout is not None
+    workers = [int(word) for word in main.stdout.readline().split()]
+    assert len(workers) == 2
+    return workers
+
+
+def tell(main: subprocess.Popen[str], line: str) -> None:
+    assert main.stdin is not None
+    main.stdin.write(line + "\n")
+    main.stdin.flush()
+
+
+def test_workers_outlive_stop_signals_and_end_with_a_killed_main_process(main: subprocess.Popen[str]) -> None:
+    workers = workers_of(main)
+    for pid in workers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(pid, number)
+    tell(main, "go on")
+    assert main.stdout is not None
+    assert main.stdout.readline() == "read\n"
+    assert all(map(alive, workers))
+    main.kill()
+    assert all_end(workers)
+
+
+def test_a_main_process_that_fails_ends_with_its_workers(main: subprocess.Popen[str]) -> None:
+    """The interpreter terminates daemonic children at exit, and waits for them."""
+    workers = workers_of(main)
+    tell(main, "fail")
+    assert main.wait(timeout=60) == 1
+    assert all_end(workers)

@@ -32,9 +32,11 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
+from zenith_det.engines.detectron2_engine.data_order import build_train_loader
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH
 from zenith_det.solver import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
+from zenith_det.training.seeding import seed_all, seed_step
 
 pytestmark = pytest.mark.detectron2
 
@@ -402,7 +404,32 @@ def trained(trainer_class: type, cfg: Any) -> tuple[dict[str, torch.Tensor], lis
     return trainer.model.state_dict(), losses
 
 
-def test_sgd_is_detectron2s_own_bit_for_bit(tmp_path: Path, synthetic: Any) -> None:
+class Mixed(ZenithTrainerMixin, DefaultTrainer):
+    """The mix-in alone: a project that has its own everything."""
+
+
+class SeededDefaultTrainer(DefaultTrainer):
+    """Detectron2's trainer with the random numbers of :class:`ZenithTrainer`, and nothing else of it."""
+
+    def __init__(self, cfg: Any) -> None:
+        seed_all(cfg.SEED)
+        super().__init__(cfg)
+
+    def run_step(self) -> None:
+        seed_step(self.cfg.SEED, self.iter)
+        super().run_step()
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any) -> Any:
+        return build_train_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("detectron2s", "with_ours"), [(DefaultTrainer, Mixed), (SeededDefaultTrainer, ZenithTrainer)]
+)
+def test_sgd_is_detectron2s_own_bit_for_bit(
+    tmp_path: Path, synthetic: Any, detectron2s: Any, with_ours: Any
+) -> None:
     from detectron2.data import MetadataCatalog
     from detectron2.data.datasets import load_coco_json
 
@@ -419,8 +446,8 @@ def test_sgd_is_detectron2s_own_bit_for_bit(tmp_path: Path, synthetic: Any) -> N
         "SOLVER__CLIP_GRADIENTS__ENABLED": True,
         "MODEL__MASK_ON": True,
     }
-    theirs = trained(DefaultTrainer, rcnn_cfg(tmp_path / "theirs", "as_detectron2_reads_it", **keys))
-    ours = trained(ZenithTrainer, rcnn_cfg(tmp_path / "ours", "checked_by_us", **keys))
+    theirs = trained(detectron2s, rcnn_cfg(tmp_path / "theirs", "as_detectron2_reads_it", **keys))
+    ours = trained(with_ours, rcnn_cfg(tmp_path / "ours", "checked_by_us", **keys))
     assert theirs[1] == ours[1]
     assert theirs[0].keys() == ours[0].keys()
     assert all(torch.equal(theirs[0][name], ours[0][name]) for name in theirs[0])

@@ -82,6 +82,7 @@ def last_checkpoint(output: Path) -> dict[str, Any]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grouped", "before", "others"), [(True, 2, (2, 0)), (False, 0, (0,))], ids=["grouped", "ungrouped"]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from itertools import islice
 
 import numpy as np
@@ -12,7 +14,11 @@ from tests.conftest import SmallSet
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import SerializedList, load_coco_dataset
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
-from zenith_det.engines.torchvision_engine.loaders import ResumableBatches, build_train_loader
+from zenith_det.engines.torchvision_engine.loaders import (
+    ResumableBatches,
+    build_test_loader,
+    build_train_loader,
+)
 
 ORIENTATIONS = np.random.default_rng(0).integers(2, size=53).tolist()
 
@@ -79,3 +85,25 @@ def test_samples_do_not_depend_on_workers_or_resuming(shapes: SmallSet, workers:
     whole = stream(0, 0)
     assert len({shape for _, shape, _ in whole}) > 2, "multi-scale resizing is off"
     assert stream(5, workers) == whole[20:]
+
+
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_workers_live_through_signals_that_stop_the_main_process(shapes: SmallSet, kind: str) -> None:
+    dataset = load_coco_dataset(shapes.train)
+    cfg = small_config("mask", DATALOADER__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2).cfg
+    records = SerializedList(dataset.records)
+    if kind == "train":
+        mapper = TrainingMapper(cfg, dataset.metadata)
+        loader = build_train_loader(cfg, records, mapper, seed=1, start=0, rank=0, world_size=1)
+    else:
+        loader = build_test_loader(cfg, records, rank=0, world_size=1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    stream = iter(loader)
+    next(stream)
+    for name in ("INT", "TERM", "USR1"):
+        # By another process: the loader's own may end its workers.
+        subprocess.run(["kill", "-s", name, str(stream._workers[0].pid)], check=True)
+    assert len(list(islice(stream, 10))) == 10
+    assert stream._workers[0].is_alive()
+    assert [signal.getsignal(number) for number in numbers] == before

@@ -27,9 +27,10 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from zenith_det.engines.detectron2_engine.data import mapper_for
+from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.resuming import batches_done, what_changed
 from zenith_det.training.seeding import derived_seed, seeded
-from zenith_det.training.worker_signals import ignore_stop_signals
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +182,18 @@ class PositionedDataset(Dataset[Any]):
             return self._mapper(self._records[index])
 
 
+class _StartedSafely:
+    """The loader below Detectron2's grouping, which starts its workers no sooner than for the first batch."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self.dataset = loader.dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        with starting_workers():
+            return iter(self._loader)
+
+
 def build_train_loader(cfg: Any) -> Any:
     """Detectron2's training loader, in an order that a resumed run can go on with.
 
@@ -206,6 +219,8 @@ def build_train_loader(cfg: Any) -> Any:
     parts["mapper"] = None
     # With a generator of its own the loader draws nothing from the random state that a training step uses.
     loader = build_detection_train_loader(**parts, seed=0)
+    if isinstance(loader, AspectRatioGroupedDataset):
+        loader.dataset = _StartedSafely(loader.dataset)
     start_loader(loader, run_seed(cfg))
     return loader
 
@@ -284,6 +299,7 @@ class DataOrder(HookBase):
             )
 
     def before_train(self) -> None:
+        settle_buckets(self.trainer._trainer.model)
         self.go_on(self.trainer.start_iter)
 
     def before_step(self) -> None:
