@@ -3,11 +3,13 @@
 
 python tools/benchmark.py optimizer                 # ZENITH's step beside other optimizers'
 python tools/benchmark.py eval --images 1000        # our COCO evaluation beside pycocotools
+python tools/benchmark.py iteration                 # a training iteration, ZENITH beside SGD
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -24,6 +26,7 @@ CONFIGS = [f"configs/{task}_rcnn_zenith.yaml" for task in ("faster", "mask", "ke
 def main(argv: list[str] | None = None) -> int:
     """Measure, show, save."""
     args = argument_parser().parse_args(argv)
+    logging.disable(logging.INFO)  # of the engines, which describe every model they make
     if args.threads:
         torch.set_num_threads(args.threads)
     comparisons: list[Comparison] = args.measure(args)
@@ -53,6 +56,55 @@ def evaluation(args: argparse.Namespace) -> list[Comparison]:
     return compare_evaluations(
         args.images, args.detections, args.tasks, rounds=args.rounds, warmup=args.warmup
     )
+
+
+def iteration(args: argparse.Namespace) -> list[Comparison]:
+    from zenith_det.benchmarking.loops import compare_iterations
+
+    settings = {"batch_size": args.batch_size, "size": args.size, "device": device_of(args)}
+    return [
+        compare_iterations(config, args.opts, rounds=args.rounds, warmup=args.warmup, **settings)
+        for config in args.config_file or [CONFIGS[1]]
+    ]
+
+
+def training(args: argparse.Namespace) -> list[Comparison]:
+    from zenith_det.benchmarking.loops import compare_training
+
+    settings = {"batch_sizes": args.batch_sizes, "size": args.size, "device": device_of(args)}
+    comparisons = []
+    for config in args.config_file or [CONFIGS[1]]:
+        comparisons += compare_training(config, args.opts, rounds=args.rounds, warmup=args.warmup, **settings)
+    return comparisons
+
+
+def data(args: argparse.Namespace) -> list[Comparison]:
+    from zenith_det.benchmarking.loading import compare_loading
+
+    settings = {"batch_size": args.batch_size, "size": args.size, "device": device_of(args)}
+    return [
+        compare_loading(
+            config, args.opts, workers=args.workers, rounds=args.rounds, warmup=args.warmup, **settings
+        )
+        for config in args.config_file or [CONFIGS[1]]
+    ]
+
+
+def imports(args: argparse.Namespace) -> list[Comparison]:
+    from zenith_det.benchmarking.startup import compare_imports
+
+    return [compare_imports(rounds=args.rounds, warmup=args.warmup)]
+
+
+def scale(args: argparse.Namespace) -> list[Comparison]:
+    from zenith_det.benchmarking.scaling import scale_images, scale_parameters, scale_window
+
+    counts, device = {"rounds": args.rounds, "warmup": args.warmup}, device_of(args)
+    return [
+        *scale_parameters(args.parameters, device=device, **counts),
+        *scale_window(args.windows, device=device, **counts),
+        *scale_images(args.images, **counts),
+    ]
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
@@ -99,7 +151,43 @@ def argument_parser() -> argparse.ArgumentParser:
     command.add_argument("--images", type=positive, default=5000, help="(default 5000)")
     command.add_argument("--detections", type=positive, default=100, help="in each image (default 100)")
     command.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+
+    command = add(
+        "iteration", iteration, 10, 2, "a whole training iteration, ZENITH beside SGD, both engines"
+    )
+    command.add_argument("--batch-size", type=positive, default=2, help="(default 2)")
+    add_size(command)
+    add_config(command, "Mask R-CNN")
+
+    command = add("train", training, 10, 2, "images/s of both engines, loading included")
+    command.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 2, 4], help="(default 1 2 4)")
+    add_size(command)
+    add_config(command, "Mask R-CNN")
+
+    command = add(
+        "data", data, 20, 4, "images/s of the built-in engine's loader, and how long training waits for it"
+    )
+    command.add_argument("--batch-size", type=positive, default=2, help="(default 2)")
+    command.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="processes (default 0 1 2)"
+    )
+    add_size(command)
+    add_config(command, "Mask R-CNN")
+
+    add("import", imports, 10, 1, "import zenith_det beside import torch")
+
+    command = add("scale", scale, 5, 1, "how times grow with parameters, W and images")
+    millions = [10**6, 4 * 10**6, 16 * 10**6, 64 * 10**6]
+    command.add_argument("--parameters", type=positive, nargs="+", default=millions)
+    command.add_argument("--windows", type=positive, nargs="+", default=[10, 100, 1000, 10_000, 100_000])
+    command.add_argument("--images", type=positive, nargs="+", default=[100, 400, 1600])
     return parser
+
+
+def add_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--size", type=positive, default=256, help="shorter side of the images in pixels (default 256)"
+    )
 
 
 def add_config(command: argparse.ArgumentParser, default: str) -> None:

@@ -88,6 +88,54 @@ def test_evaluation(tmp_path: Path) -> None:
         assert float(cases["zenith_det"]["AP"]) == pytest.approx(float(cases["pycocotools"]["AP"]), abs=2e-9)
 
 
+LOOP = ["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--device", "cpu", "--threads", "1"]
+TINY = ["--size", "64", "--rounds", "2", "--warmup", "1"]
+
+
+def test_iteration(tmp_path: Path) -> None:
+    benchmark("iteration", *LOOP, *TINY, "--output", str(tmp_path), *SMALL_OPTS)
+    (comparison,) = report(tmp_path, "iteration")["comparisons"]
+    names = {case["name"] for case in comparison["cases"]}
+    assert {"built-in, ZENITH", "built-in, SGD"} <= names
+    assert ("Detectron2, ZENITH" in names) != ("without Detectron2" in comparison["facts"])
+    for case in comparison["cases"]:
+        assert case["images/s"] == pytest.approx(2 / case["median_s"])
+
+
+def test_train(tmp_path: Path) -> None:
+    benchmark("train", *LOOP, *TINY, "--batch-sizes", "1", "2", "--output", str(tmp_path), *SMALL_OPTS)
+    comparisons = report(tmp_path, "train")["comparisons"]
+    for comparison, batch_size in zip(comparisons, (1, 2), strict=True):
+        case = comparison["cases"][0]
+        assert case["name"] == "built-in"
+        assert case["images/s"] == pytest.approx(batch_size / case["median_s"])
+
+
+def test_data(tmp_path: Path) -> None:
+    benchmark("data", *LOOP, *TINY, "--workers", "0", "1", "--output", str(tmp_path), *SMALL_OPTS)
+    (comparison,) = report(tmp_path, "data")["comparisons"]
+    cases = {case["name"]: case for case in comparison["cases"]}
+    assert len(cases) == 4
+    # Without workers training waits for all that loading takes.
+    assert 0 < float(cases["training, 0 workers"]["waiting"].rstrip("%")) < 100
+
+
+def test_scale(tmp_path: Path) -> None:
+    benchmark(
+        "scale", "--rounds", "2", "--parameters", "1000", "10000", "--windows", "10", "1000", "--images", "2", "5",
+        "--device", "cpu", "--threads", "1", "--output", str(tmp_path),
+    )  # fmt: skip
+    comparisons = report(tmp_path, "scale")["comparisons"]
+    assert [c["x"] for c in comparisons] == [1000, 10000, 10, 1000, 2, 5]
+    assert comparisons[5]["facts"]["annotation file, MB"] > comparisons[4]["facts"]["annotation file, MB"]
+
+
+def test_import(tmp_path: Path) -> None:
+    benchmark("import", "--rounds", "1", "--warmup", "0", "--output", str(tmp_path))
+    (comparison,) = report(tmp_path, "import")["comparisons"]
+    assert [ratio["of"] for ratio in comparison["ratios"]] == ["import zenith_det", "import zenith_det.optim"]
+
+
 def test_detections_are_those_of_the_seed() -> None:
     ground_truth, results = coco_like("segm", 2, 30, seed=5)
     assert coco_like("segm", 2, 30, seed=5) == (ground_truth, results)

@@ -99,7 +99,7 @@ class Trainer:
         results: dict[str, float] = {}
         try:
             while self.progress.iteration < self.max_iter:
-                self._iterate()
+                self.iterate()
                 done = self.progress.iteration
                 last = done == self.max_iter
                 if done % LOG_PERIOD == 0 or last:
@@ -116,7 +116,8 @@ class Trainer:
                 writer.close()
         return results
 
-    def _iterate(self) -> None:
+    def iterate(self) -> None:
+        """One iteration: a batch, a step, the LR of the next. Nothing is written."""
         iteration = self.progress.iteration
         self.storage.iter = iteration
         start = time.perf_counter()
