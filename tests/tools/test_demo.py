@@ -49,7 +49,10 @@ def test_the_threshold_decides_what_is_drawn(trained: Path, shapes: SmallSet, tm
     image = next(Path(shapes.val[1]).glob("*.png"))
     demo(trained, tmp_path / "all", image)
     demo(trained, tmp_path / "none", image, threshold=0.99)
-    drawn, plain = cv2.imread(str(tmp_path / "all" / image.name)), cv2.imread(str(tmp_path / "none" / image.name))
+    drawn, plain = (
+        cv2.imread(str(tmp_path / "all" / image.name)),
+        cv2.imread(str(tmp_path / "none" / image.name)),
+    )
     assert drawn.shape == plain.shape
     assert (drawn != plain).any()
     original = cv2.resize(cv2.imread(str(image)), plain.shape[1::-1], interpolation=cv2.INTER_CUBIC)

@@ -261,41 +261,59 @@ def _prepare_results(
     For masks this is the area of the mask, whatever box comes with it; for keypoints the box, where there is
     one (both as in Detectron2).
     """
-    wanted = None if image_ids is None else set(image_ids)
-    detections: list[dict[str, Any]] = []
-    for source in results:
-        if wanted is not None and source["image_id"] not in wanted:
-            continue
-        detection: dict[str, Any] = {
-            "id": len(detections) + 1,
+    if image_ids is not None:
+        wanted = set(image_ids)
+        results = [result for result in results if result["image_id"] in wanted]
+    detections: list[dict[str, Any]] = [
+        {
+            "id": number,
             "image_id": source["image_id"],
             "category_id": source["category_id"],
             "score": float(source["score"]),
             "iscrowd": 0,
         }
-        if task == "segm":
-            rle = dict(source["segmentation"])
-            detection["segmentation"] = rle
-            detection["bbox"] = coco_mask.toBbox(rle).tolist()
-            detection["area"] = float(coco_mask.area(rle))
-        else:
-            box = source.get("bbox")
-            if not box and task == "bbox":
-                box = coco_mask.toBbox(dict(source["segmentation"])).tolist()
-            if not box:
-                xs, ys = source["keypoints"][0::3], source["keypoints"][1::3]
-                box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-            detection["bbox"] = [float(value) for value in box]
-            detection["area"] = detection["bbox"][2] * detection["bbox"][3]
+        for number, source in enumerate(results, start=1)
+    ]
+    if task == "segm":
+        rles = [dict(source["segmentation"]) for source in results]
+        boxes, areas = _boxes_and_areas(rles)
+        for detection, rle, box, area in zip(detections, rles, boxes, areas):
+            detection.update(segmentation=rle, bbox=box, area=area)
+    else:
+        for detection, source in zip(detections, results):
+            box = list(map(float, _box_of(source, task)))
+            detection.update(bbox=box, area=box[2] * box[3])
             if task == "keypoints":
                 detection["keypoints"] = source["keypoints"]
-        detections.append(detection)
     return {
         "info": {},
         "images": [dict(image) for image in gt["images"]],
         "annotations": detections,
         "categories": [dict(category) for category in gt["categories"]],
     }
+
+
+def _boxes_and_areas(rles: Sequence[dict[str, Any]]) -> tuple[list[list[float]], list[float]]:
+    """[x, y, width, height] and area of masks, many a call: a call costs more than a mask."""
+    boxes: list[list[float]] = []
+    areas: list[float] = []
+    # pycocotools' area counts the masks of a call in 8 bits.
+    for start in range(0, len(rles), 255):
+        some = rles[start : start + 255]
+        boxes += coco_mask.toBbox(some).tolist()
+        areas += map(float, coco_mask.area(some))
+    return boxes, areas
+
+
+def _box_of(result: Mapping[str, Any], task: str) -> Sequence[float]:
+    """x, y, width, height: as given, else around the mask ("bbox") or the keypoints ("keypoints")."""
+    box = result.get("bbox")
+    if box:
+        return box  # type: ignore[no-any-return]
+    if task == "bbox":
+        return coco_mask.toBbox(dict(result["segmentation"])).tolist()  # type: ignore[no-any-return]
+    xs, ys = result["keypoints"][0::3], result["keypoints"][1::3]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _precision(

@@ -101,75 +101,80 @@ def check_results(
     categories = {category["id"] for category in ground_truth.get("categories", [])}
     needed = [_FIELD_OF_TASK[task] for task in tasks if task in _FIELD_OF_TASK]
 
+    # Half a million detections are usual: what is only for messages is made where one is raised.
     for index, result in enumerate(results):
-        at = f"{where}: detection {index}"
-        if not isinstance(result, Mapping):
+        if not isinstance(
+            result, (dict, Mapping)
+        ):  # dict first: it spares the slow look at an abstract class
             raise DatasetError(
-                f"{at} is {type(result).__name__}, not an object with image_id, category_id and score"
+                f"{where}: detection {index} is {type(result).__name__}, not an object with image_id, "
+                "category_id and score"
             )
         for key in ("image_id", "category_id", "score"):
             if key not in result:
-                raise DatasetError(f"{at} has no {key!r}")
+                raise DatasetError(f"{where}: detection {index} has no {key!r}")
         image_id = result["image_id"]
         if image_id not in sizes:
             raise DatasetError(
-                f"{at} is of image {image_id!r}, which the ground truth ({len(sizes)} images) does not have; "
-                "the results belong to another dataset or split"
+                f"{where}: detection {index} is of image {image_id!r}, which the ground truth ({len(sizes)} "
+                "images) does not have; the results belong to another dataset or split"
             )
-        at = f"{at} (image {image_id})"
         if known_categories_only and result["category_id"] not in categories:
             known = sorted(categories)
             told = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
             raise DatasetError(
-                f"{at} has category_id {result['category_id']!r}, which the ground truth does not declare "
-                f"(it has {told}); results must carry the annotation file's own ids"
+                f"{where}: detection {index} (image {image_id}) has category_id {result['category_id']!r}, "
+                f"which the ground truth does not declare (it has {told}); results must carry the annotation "
+                "file's own ids"
             )
-        if not _all_finite([result["score"]]):
-            raise DatasetError(
-                f"{at} has score {result['score']!r}, not a finite number; the model's outputs diverged"
-            )
-        box = result.get("bbox")
-        if box is not None:
-            if (
-                not isinstance(box, Sequence)
-                or len(box) != 4
-                or not _all_finite(box)
-                or box[2] < 0
-                or box[3] < 0
-            ):
-                raise DatasetError(
-                    f"{at} has bbox {box!r}, not [x, y, width, height] in finite numbers, sides >= 0"
-                )
-        elif "bbox" in tasks and "segmentation" not in result:
-            raise DatasetError(f"{at} has no 'bbox'")
-        for field in needed:
-            if not result.get(field):
-                raise DatasetError(
-                    f"{at} has no {field!r}, but is to be evaluated for {', '.join(sorted(tasks))}"
-                )
-        if result.get("segmentation"):
-            _check_rle(result["segmentation"], sizes[image_id], at)
-        if result.get("keypoints"):
-            points = result["keypoints"]
-            if len(points) % 3 or not _all_finite(points):
-                raise DatasetError(f"{at} has keypoints that are not [x, y, score] triples of finite numbers")
+        problem = _problem(result, sizes[image_id], tasks, needed)
+        if problem:
+            raise DatasetError(f"{where}: detection {index} (image {image_id}) has {problem}")
+
+
+def _problem(
+    result: Mapping[str, Any], size: tuple[Any, Any], tasks: Sequence[str], needed: Sequence[str]
+) -> str:
+    """What is wrong with the values of a detection of a known image, "" if nothing is."""
+    if not _all_finite((result["score"],)):
+        return f"score {result['score']!r}, not a finite number; the model's outputs diverged"
+    box = result.get("bbox")
+    if box is not None:
+        if (
+            not isinstance(box, (list, Sequence))
+            or len(box) != 4
+            or not _all_finite(box)
+            or box[2] < 0
+            or box[3] < 0
+        ):
+            return f"bbox {box!r}, not [x, y, width, height] in finite numbers, sides >= 0"
+    elif "bbox" in tasks and "segmentation" not in result:
+        return "no 'bbox'"
+    for field in needed:
+        if not result.get(field):
+            return f"no {field!r}, but is to be evaluated for {', '.join(sorted(tasks))}"
+    points = result.get("keypoints")
+    if points and (len(points) % 3 or not _all_finite(points)):
+        return "keypoints that are not [x, y, score] triples of finite numbers"
+    rle = result.get("segmentation")
+    return _rle_problem(rle, size) if rle else ""
 
 
 def _all_finite(values: Sequence[Any]) -> bool:
     try:
-        return all(math.isfinite(value) for value in values)
+        # inf and NaN survive every sum; one that only overflows is looked at number by number.
+        return math.isfinite(sum(values)) or all(math.isfinite(value) for value in values)
     except TypeError:
         return False
 
 
-def _check_rle(rle: Any, size: tuple[Any, Any], at: str) -> None:
-    if not isinstance(rle, Mapping) or not isinstance(rle.get("counts"), (str, bytes)):
-        raise DatasetError(f"{at} has a segmentation that is not compressed RLE {{'size', 'counts'}}")
+def _rle_problem(rle: Any, size: tuple[Any, Any]) -> str:
+    if not isinstance(rle, (dict, Mapping)) or not isinstance(rle.get("counts"), (str, bytes)):
+        return "a segmentation that is not compressed RLE {'size', 'counts'}"
     declared = tuple(rle.get("size", ()))
     if declared != size and None not in size:
-        raise DatasetError(
-            f"{at} has a mask of size {list(declared)}, but the image is {list(size)} (height, width)"
-        )
+        return f"a mask of size {list(declared)}, but the image is {list(size)} (height, width)"
+    return ""
 
 
 def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:

@@ -97,13 +97,16 @@ def _bucket_norms(tensors: Sequence[Tensor]) -> Tensor:
 
     norms, small = [], []
     for tensor in tensors:
-        if tensor.numel() < _SMALL:
+        size = tensor.numel()
+        if size < _SMALL:
             small.append(tensor)
-            continue
-        rows, rest = _rows(_flat(tensor))
-        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
-        if rest is not None:
-            small.append(rest)
+        elif size % _ROW == 0 and tensor.is_contiguous():  # nearly every large layer: one view
+            norms.append(torch.linalg.vector_norm(tensor.view(-1, _ROW), 2, 1, dtype=dtype))
+        else:
+            rows, rest = _rows(_flat(tensor))
+            norms.append(torch.linalg.vector_norm(rows, 2, 1, dtype=dtype))
+            if rest is not None:
+                small.append(rest)
     if small:
         rows, rest = _rows(_flatten_dense_tensors(small))
         norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))

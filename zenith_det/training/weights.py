@@ -73,7 +73,9 @@ def read_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> dict[s
         )
     for key in tensors:
         if len(key) > MAX_NAME or not is_printable(key):
-            raise CheckpointError(f"{path}: holds a tensor of the name {quote(key)}: this is no weights' name")
+            raise CheckpointError(
+                f"{path}: holds a tensor of the name {quote(key)}: this is no weights' name"
+            )
     return strip_prefixes(tensors, str(path))
 
 

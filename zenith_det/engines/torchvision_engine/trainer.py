@@ -142,7 +142,9 @@ class Trainer:
             if evaluate_first:
                 results = self._evaluate(stop)
             while self.progress.iteration < self.max_iter:
-                self._iterate(stop)
+                started = time.perf_counter()
+                self.iterate()
+                stop.note_iteration(time.perf_counter() - started)
                 done = self.progress.iteration
                 last = done == self.max_iter
                 if done % LOG_PERIOD == 0 or last:
@@ -168,7 +170,8 @@ class Trainer:
         done, period = self.progress.iteration, self.cfg.TEST.EVAL_PERIOD
         return done == self.max_iter or (period > 0 and done % period == 0)
 
-    def _iterate(self, stop: StopRequest) -> None:
+    def iterate(self) -> None:
+        """One iteration: a batch, a step, the LR of the next. Nothing is written."""
         iteration = self.progress.iteration
         self.storage.iter = iteration
         start = time.perf_counter()
@@ -180,7 +183,6 @@ class Trainer:
         self.progress.images_seen += self.cfg.SOLVER.IMS_PER_BATCH
         took = time.perf_counter() - start
         self.storage.put_scalars(time=took, data_time=data_time)
-        stop.note_iteration(took)
         if self._console is not None:
             self._console.update(self.storage)
 

@@ -1,0 +1,157 @@
+"""Whole training iterations of both engines, ZENITH's beside SGD's."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from zenith_det.benchmarking.measuring import Case, Samples, interleave
+from zenith_det.benchmarking.reporting import Comparison, Ratio
+from zenith_det.config import LoadedConfig, load_config
+from zenith_det.data.synthetic import generate, split_files
+from zenith_det.engines.selection import probe_detectron2
+
+__all__ = ["compare_iterations", "compare_training", "generated_images", "images_per_second", "loaded_config"]
+
+BUILT_IN, DETECTRON2 = "built-in", "Detectron2"
+FIXED_BATCHES = 4
+NEVER = 10**8
+
+
+def compare_iterations(
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    batch_size: int,
+    size: int,
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+) -> Comparison:
+    """One iteration under ZENITH and under SGD, on each engine that is there.
+
+    All start from the same seed and go round the same four batches, loaded beforehand, so that forward and
+    backward pass have the same to do. (How many boxes they find on the way still depends on the weights.)
+    """
+    engines, problem = _engines()
+    with generated_images(config_file, opts, batch_size * FIXED_BATCHES, size) as (images, folder):
+        cases = []
+        for engine in engines:
+            for optimizer in ("ZENITH", "SGD"):
+                name = f"{engine}, {optimizer}"
+                loaded = loaded_config(config_file, opts, images, folder / name, batch_size, size, device)
+                loaded.override("SOLVER.OPTIMIZER", optimizer, "the benchmark")
+                cases.append(Case(name, _one_iteration(engine, loaded, FIXED_BATCHES)))
+        samples = interleave(cases, rounds=rounds, warmup=warmup, device=device)
+    limit = 1.005 if device.type == "cuda" else None
+    ratios = [Ratio(f"{engine}, ZENITH", f"{engine}, SGD", limit) for engine in engines]
+    if len(engines) > 1:
+        ratios.append(Ratio(f"{BUILT_IN}, ZENITH", f"{DETECTRON2}, ZENITH", 1.00))
+    return Comparison(
+        f"iteration: {config_file}, {batch_size} images of {size} pixels, {device}",
+        samples,
+        ratios,
+        images_per_second(samples, batch_size),
+        {"without Detectron2": problem} if problem else {},
+    )
+
+
+def compare_training(
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    batch_sizes: Sequence[int],
+    size: int,
+    rounds: int,
+    warmup: int,
+    device: torch.device,
+) -> list[Comparison]:
+    """Iterations with the loader's part in them, for each batch size; on CUDA also under ``SOLVER.AMP``."""
+    engines, problem = _engines()
+    comparisons = []
+    for batch_size in batch_sizes:
+        with generated_images(config_file, opts, batch_size * FIXED_BATCHES, size) as (images, folder):
+            cases = []
+            for amp in (False, True) if device.type == "cuda" else (False,):
+                for engine in engines:
+                    name = engine + (", AMP" if amp else "")
+                    loaded = loaded_config(config_file, opts, images, folder / name, batch_size, size, device)
+                    loaded.override("SOLVER.AMP.ENABLED", amp, "the benchmark")
+                    cases.append(Case(name, _one_iteration(engine, loaded, 0)))
+            samples = interleave(cases, rounds=rounds, warmup=warmup, device=device)
+        names = list(samples)
+        ratios = [Ratio(BUILT_IN, DETECTRON2, 1.00)] if DETECTRON2 in names else []
+        ratios += [Ratio(name, BUILT_IN) for name in names if name.endswith("AMP")]
+        comparisons.append(
+            Comparison(
+                f"training: batches of {batch_size}, images of {size} pixels, {config_file}, {device}",
+                samples,
+                ratios,
+                images_per_second(samples, batch_size),
+                {"without Detectron2": problem} if problem else {},
+            )
+        )
+    return comparisons
+
+
+def _engines() -> tuple[list[str], str]:
+    """The engines that can be timed here, and why Detectron2 is not among them ("" where it is)."""
+    probe = probe_detectron2()
+    return [BUILT_IN, *([DETECTRON2] if probe.usable else [])], probe.problem.partition(";")[0]
+
+
+def _one_iteration(engine: str, loaded: LoadedConfig, fixed_batches: int) -> Callable[[], None]:
+    if engine == DETECTRON2:
+        from zenith_det.engines.detectron2_engine.stepping import one_iteration
+    else:
+        from zenith_det.engines.torchvision_engine.stepping import one_iteration
+    return one_iteration(loaded, fixed_batches)
+
+
+@contextmanager
+def generated_images(
+    config_file: str, opts: Sequence[str], count: int, size: int
+) -> Iterator[tuple[list[str], Path]]:
+    """The KEY VALUE pairs of a generated training set, and a folder to write to; both gone afterwards."""
+    keypoints = load_config(config_file, opts).cfg.MODEL.KEYPOINT_ON
+    task = "keypoints" if keypoints else "instances"
+    with tempfile.TemporaryDirectory(prefix="zenith_det_benchmark_") as name:
+        folder = Path(name)
+        # Some to spare: images without objects are left out, and batches hold one orientation.
+        generate(folder / "set", train=2 * count + 8, val=0, size=size, task=task)
+        json_file, images = map(str, split_files(folder / "set", "train", task))
+        yield ["DATASETS.TRAIN_JSON", json_file, "DATASETS.TRAIN_IMAGES", images], folder
+
+
+def loaded_config(
+    config_file: str,
+    opts: Sequence[str],
+    images: Sequence[str],
+    output_dir: Path,
+    batch_size: int,
+    size: int,
+    device: torch.device,
+) -> LoadedConfig:
+    settings = {
+        "MODEL.DEVICE": str(device),
+        "MODEL.WEIGHTS": "",
+        "OUTPUT_DIR": str(output_dir),
+        "SOLVER.IMS_PER_BATCH": batch_size,
+        "SOLVER.MAX_ITER": NEVER,
+        "SOLVER.CHECKPOINT_PERIOD": NEVER,
+        "TEST.EVAL_PERIOD": 0,
+        "DATASETS.TEST": (),
+        "INPUT.MIN_SIZE_TRAIN": (size,),
+        "INPUT.MAX_SIZE_TRAIN": 2 * size,
+        "SEED": 0,
+    }
+    pairs = [item for pair in settings.items() for item in pair]
+    return load_config(config_file, [*pairs, *images, *opts])
+
+
+def images_per_second(samples: dict[str, Samples], batch_size: int) -> dict[str, dict[str, float | str]]:
+    return {name: {"images/s": batch_size / one.median} for name, one in samples.items()}

@@ -1,0 +1,95 @@
+"""How the step, the history, the evaluation and the start of a run grow with what they work on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from zenith_det.benchmarking.detections import coco_like
+from zenith_det.benchmarking.measuring import Case, interleave
+from zenith_det.benchmarking.reporting import Comparison, Ratio
+from zenith_det.data import load_coco_dataset
+from zenith_det.evaluation import evaluate_coco
+from zenith_det.optim import ZENITH
+
+__all__ = ["scale_images", "scale_parameters", "scale_window"]
+
+TENSORS = 80  # as many as a Mask R-CNN R50-FPN has
+SETTINGS: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 1e-4}
+
+
+def scale_parameters(
+    counts: Sequence[int], *, rounds: int, warmup: int, device: torch.device
+) -> list[Comparison]:
+    """A step of ZENITH and of torch's fused SGD on 80 tensors of so many elements together."""
+    comparisons = []
+    for count in counts:
+        zenith, sgd = _parameters(count, device), _parameters(count, device)
+        cases = [
+            Case("ZENITH", ZENITH(zenith, **SETTINGS).step),
+            Case("SGD, fused", torch.optim.SGD(sgd, fused=True, **SETTINGS).step),
+        ]
+        samples = interleave(cases, rounds=rounds, warmup=max(warmup, 1), device=device)
+        comparisons.append(
+            Comparison(
+                f"step: {count:,} parameters",
+                samples,
+                [Ratio("ZENITH", "SGD, fused")],
+                facts={"x": "parameters"},
+                x=count,
+            )
+        )
+    return comparisons
+
+
+def scale_window(
+    windows: Sequence[int], *, rounds: int, warmup: int, device: torch.device
+) -> list[Comparison]:
+    """A step of ZENITH on next to no parameters: what is left is the history of W norms."""
+    comparisons = []
+    for window in windows:
+        step = ZENITH(_parameters(TENSORS, device), window=window, **SETTINGS).step
+        samples = interleave([Case("ZENITH", step)], rounds=rounds, warmup=max(warmup, 1), device=device)
+        comparisons.append(Comparison(f"history: W {window:,}", samples, facts={"x": "W"}, x=window))
+    return comparisons
+
+
+def scale_images(counts: Sequence[int], *, rounds: int, warmup: int) -> list[Comparison]:
+    """Reading and checking an annotation file of so many images, and evaluating 100 boxes on each."""
+    logging.getLogger("zenith_det.data").setLevel(logging.ERROR)  # it would report on every set
+    return [_scale_images(count, rounds, warmup) for count in counts]
+
+
+def _scale_images(count: int, rounds: int, warmup: int) -> Comparison:
+    ground_truth, results = coco_like("bbox", count, 100)
+    with tempfile.TemporaryDirectory(prefix="zenith_det_benchmark_") as folder:
+        file = Path(folder) / "instances.json"
+        file.write_text(json.dumps(ground_truth))
+        source = (str(file), folder)
+        cases = [
+            Case("evaluating boxes", lambda: evaluate_coco(ground_truth, results, ["bbox"])),
+            Case("json.loads", lambda: json.loads(file.read_bytes())),
+            Case(
+                "reading and checking",
+                lambda: load_coco_dataset(source, check_images="none", max_bad_images=count),
+            ),
+        ]
+        samples = interleave(cases, rounds=rounds, warmup=warmup)
+        facts = {"x": "images", "annotation file, MB": file.stat().st_size / 1e6}
+    ratios = [Ratio("reading and checking", "json.loads")]
+    return Comparison(f"images: {count:,}", samples, ratios, facts=facts, x=count)
+
+
+def _parameters(count: int, device: torch.device) -> list[Parameter]:
+    """80 parameters with gradients, ``count`` elements in all."""
+    params = [Parameter(torch.randn(max(count // TENSORS, 1), device=device)) for _ in range(TENSORS)]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params
