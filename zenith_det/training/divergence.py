@@ -52,13 +52,14 @@ class LossWatch:
         )
 
     def looks_good(self) -> bool:
-        """Whether the weights are worth coming back to: well before :meth:`verdict` calls the run lost."""
-        return self._exceeds(max(self._factor / 3, 1.0), 1.0) is None
+        """Whether the weights are worth coming back to: by the newest losses, well before the run is lost."""
+        quarter = max((self._recent.maxlen or 0) // 4, 1)
+        return self._exceeds(max(self._factor / 3, 1.0), 1.0, newest=quarter) is None
 
-    def _exceeds(self, of_lowest: float, of_first: float) -> float | None:
+    def _exceeds(self, of_lowest: float, of_first: float, newest: int = 0) -> float | None:
         if not self._factor or len(self._recent) < (self._recent.maxlen or 0):
             return None
-        median = statistics.median(self._recent)
+        median = statistics.median(list(self._recent)[-newest:])
         return median if median > max(of_lowest * self._lowest, of_first * self._first) else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,7 +28,16 @@ def changed_keys(saved: Mapping[str, Any], cfg: Any) -> dict[str, tuple[Any, Any
     }
 
 
-def outcome(key: str, old: Any, new: Any, *, seed: int, iteration: int, saved: Mapping[str, Any]) -> str:
+def outcome(
+    key: str,
+    old: Any,
+    new: Any,
+    *,
+    seed: int,
+    iteration: int,
+    saved: Mapping[str, Any],
+    present: Mapping[str, Any],
+) -> str:
     """``"applied"``, with what follows from it, or ``"can't be applied, because …"``.
 
     Args:
@@ -36,6 +45,7 @@ def outcome(key: str, old: Any, new: Any, *, seed: int, iteration: int, saved: M
         seed: the run's.
         iteration: where it goes on.
         saved: the checkpoint's configuration.
+        present: the one that counts now.
     """
     if key.startswith("MODEL.WEIGHTS"):
         return "can't be applied, because a resumed run has its weights from the checkpoint"
@@ -48,13 +58,16 @@ def outcome(key: str, old: Any, new: Any, *, seed: int, iteration: int, saved: M
             else "applied; nothing left to train"
         )
     if key == "SOLVER.IMS_PER_BATCH":
-        window, lr = saved.get("SOLVER.ZENITH.WINDOW"), saved.get("SOLVER.BASE_LR")
+        before, lr = saved["SOLVER.BASE_LR"], present["SOLVER.BASE_LR"]
         text = (
-            f"applied; the order of the images goes on. BASE_LR stays {lr:g}: in proportion it would be "
-            f"{lr * new / old:g}"
+            f"applied; the order of the images goes on. BASE_LR is {lr:g}: in proportion to the old one it would "
+            f"be {before * new / old:g}"
         )
-        if saved.get("SOLVER.OPTIMIZER") == "ZENITH":
-            text += f". ZENITH's history starts anew; its window spans {window * new} images now, {window * old} before"
+        if present["SOLVER.OPTIMIZER"] == "ZENITH":
+            spans = [config["SOLVER.ZENITH.WINDOW"] * size for config, size in ((present, new), (saved, old))]
+            text += (
+                f". ZENITH's history starts anew; its window spans {spans[0]} images now, {spans[1]} before"
+            )
         return text
     if key == "SOLVER.ZENITH.WINDOW":
         return f"applied; the newest {min(old, new)} norms are kept"
@@ -81,8 +94,14 @@ def log_changes(
     if saved is None:
         logger.info("the checkpoint doesn't hold its configuration: changed keys can't be told")
         return
+    present = config_facts(cfg)
     rows = [
-        (key, _show(old), _show(new), outcome(key, old, new, seed=seed, iteration=iteration, saved=saved))
+        (
+            key,
+            _show(old),
+            _show(new),
+            outcome(key, old, new, seed=seed, iteration=iteration, saved=saved, present=present),
+        )
         for key, (old, new) in changed_keys(saved, cfg).items()
     ]
     before, now = processes

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+#: What of a parameter group is the configuration's, also in a resumed run.
+CONFIGURED = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
 
 def batches_done(images_seen: int, batch_size: int) -> int:
@@ -29,3 +35,21 @@ def what_changed(before: Mapping[str, object], now: Mapping[str, object]) -> str
         for name, value in now.items()
         if name in before and before[name] != value
     )
+
+
+def shares_state(before: str, now: str) -> bool:
+    """Whether an optimizer, by its name in the registry, can go on with another one's state."""
+    return before == now or {before, now} == {"SGD", "ZENITH"}
+
+
+def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What the configuration has set in each group; to be taken before a checkpoint's state is loaded."""
+    return [{key: group[key] for key in CONFIGURED if key in group} for group in optimizer.param_groups]
+
+
+def reapply(optimizer: Optimizer, configured: list[dict[str, Any]]) -> None:
+    """After loading: the configuration wins, and a group of another optimizer gets what it lacks."""
+    for group, values in zip(optimizer.param_groups, configured):
+        group.update(values)
+        for key, value in optimizer.defaults.items():
+            group.setdefault(key, value)

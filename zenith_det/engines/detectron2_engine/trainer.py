@@ -43,6 +43,7 @@ from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import agree_on_maximum, all_gather_objects, barrier
 from zenith_det.training.divergence import LossWatch
 from zenith_det.training.recovery import Diverged
+from zenith_det.training.resuming import configured_groups, reapply, shares_state
 from zenith_det.training.seeding import seed_all, seed_step
 from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
 from zenith_det.training.worker_signals import starting_workers
@@ -252,11 +253,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         """
         before = self.checkpointer.saved_config.get("SOLVER.OPTIMIZER", self.cfg.SOLVER.OPTIMIZER)
         now = self.cfg.SOLVER.OPTIMIZER
-        if before != now and {before, now} != {"SGD", "ZENITH"}:
+        if not shares_state(before, now):
             fresh = {**state_dict["_trainer"], "optimizer": self.optimizer.state_dict()}
             state_dict = {**state_dict, "_trainer": fresh}
-        kept = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
-        configured = [{k: g[k] for k in kept if k in g} for g in self.optimizer.param_groups]
+        configured = configured_groups(self.optimizer)
         try:
             super().load_state_dict(state_dict)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -265,8 +265,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 f"({' '.join(str(error).split())[:300]}): use another OUTPUT_DIR, or give it as MODEL.WEIGHTS to "
                 "load its weights"
             ) from error
-        for group, values in zip(self.optimizer.param_groups, configured):
-            group.update(values)
+        reapply(self.optimizer, configured)
         base_lrs = [values["initial_lr"] for values in configured]
         if self.scheduler.base_lrs != base_lrs:  # Detectron2's own schedulers load them
             self.scheduler.base_lrs = base_lrs

@@ -39,6 +39,7 @@ from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, 
 from zenith_det.training.bad_steps import guard_forward, note_event
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
+from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.distributed import (
     broadcast_object,
     get_local_rank,
@@ -52,7 +53,7 @@ from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.resume_report import config_facts, log_changes
-from zenith_det.training.resuming import batches_done
+from zenith_det.training.resuming import batches_done, configured_groups, reapply, shares_state
 from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir, write_config
 from zenith_det.training.seeding import seed_all
 from zenith_det.training.starting import Start, choose_seed, find_start
@@ -292,6 +293,7 @@ def train_from(
     if get_world_size() > 1:
         device_ids = None if cfg.MODEL.DEVICE == "cpu" else [get_local_rank()]
         model = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        settle_buckets(model)
     loader = build_train_loader(
         cfg,
         data.records,
@@ -362,14 +364,11 @@ def resume(trainer: Trainer, start: Start) -> None:
     Raises:
         CheckpointError: it is of another model or optimizer.
     """
-    kept = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
-    configured = [{k: g[k] for k in kept if k in g} for g in trainer.optimizer.param_groups]
+    configured = configured_groups(trainer.optimizer)
     before = start.state.get("config", {}).get("SOLVER.OPTIMIZER", trainer.cfg.SOLVER.OPTIMIZER)
     now = trainer.cfg.SOLVER.OPTIMIZER
     try:
-        trainer.load(
-            start.state, str(start.path), optimizer=before == now or {before, now} == {"SGD", "ZENITH"}
-        )
+        trainer.load(start.state, str(start.path), optimizer=shares_state(before, now))
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; to start a new run from what fits: another OUTPUT_DIR, and this file as MODEL.WEIGHTS"
@@ -380,8 +379,7 @@ def resume(trainer: Trainer, start: Start) -> None:
             f"{start.path} is of another optimizer or parameter groups ({reason[:300]}): use another "
             "OUTPUT_DIR, or give it as MODEL.WEIGHTS to load its weights"
         ) from error
-    for group, values in zip(trainer.optimizer.param_groups, configured):
-        group.update(values)
+    reapply(trainer.optimizer, configured)
     batch = start.state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
     if batch != trainer.cfg.SOLVER.IMS_PER_BATCH and hasattr(trainer.optimizer, "reset_history"):
         trainer.optimizer.reset_history(
