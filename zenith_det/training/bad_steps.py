@@ -42,6 +42,11 @@ def count_only_finite(total: Tensor) -> Tensor:
     return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
 
 
+def bad_step_limit(cfg: Any) -> int:
+    """``SOLVER.ZENITH.MAX_NONFINITE_STEPS``, or half of a run too short for it: such a run has not trained."""
+    return min(int(cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS), max(int(cfg.SOLVER.MAX_ITER) // 2, 2))
+
+
 def guard_forward(module: nn.Module) -> None:
     """Let a forward pass that raises ``FloatingPointError`` count as a loss that is not finite.
 

@@ -44,12 +44,16 @@ def shares_state(before: str, now: str) -> bool:
 
 def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """What the configuration has set in each group; to be taken before a checkpoint's state is loaded."""
-    return [{key: group[key] for key in CONFIGURED if key in group} for group in optimizer.param_groups]
+    return [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
 
 
 def reapply(optimizer: Optimizer, configured: list[dict[str, Any]]) -> None:
     """After loading: the configuration wins, and a group of another optimizer gets what it lacks."""
     for group, values in zip(optimizer.param_groups, configured):
-        group.update(values)
-        for key, value in optimizer.defaults.items():
-            group.setdefault(key, value)
+        for key, value in values.items():
+            if key in CONFIGURED:
+                group[key] = value
+            else:
+                group.setdefault(key, value)

@@ -37,7 +37,7 @@ from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserErro
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
 from zenith_det.training.agreement import check_values_agree
-from zenith_det.training.bad_steps import StepGuard, guard_forward
+from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import agree_on_maximum, all_gather_objects, barrier
@@ -215,7 +215,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             self.optimizer,
             getattr(self._trainer, "grad_scaler", None),
             output_dir,
-            limit=self.cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS,
+            limit=bad_step_limit(self.cfg),
             last_good=lambda: self.checkpointer.last_good,
         )
         self.watch = LossWatch(self.cfg.RECOVERY.DIVERGENCE_FACTOR)

@@ -19,7 +19,7 @@ from zenith_det.config import CfgNode
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training.agreement import check_values_agree
-from zenith_det.training.bad_steps import StepGuard, count_only_finite
+from zenith_det.training.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import (
@@ -115,7 +115,7 @@ class Trainer:
             optimizer,
             self.scaler,
             checkpointer.output_dir,
-            limit=cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS,
+            limit=bad_step_limit(cfg),
             last_good=lambda: self._last_good,
         )
         self.watch = LossWatch(cfg.RECOVERY.DIVERGENCE_FACTOR)
