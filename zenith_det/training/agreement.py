@@ -14,6 +14,7 @@ from zenith_det.errors import RanksDisagreeError
 from zenith_det.training.distributed import all_gather_objects, get_world_size
 
 MOST_SHOWN = 3
+COMPARED = ("lr", "zenith/ratio", "zenith/zenith")
 
 
 def versions() -> dict[str, str]:
@@ -70,17 +71,20 @@ def check_same_on_all_ranks(facts: Mapping[str, Any]) -> None:
         )
 
 
-def check_values_agree(iteration: int, values: Mapping[str, list[float]], tolerance: float = 1e-6) -> None:
-    """Compare numbers that all processes must have alike, gathered already.
+def check_steps_agree(iteration: int, scalars: Mapping[str, float], tolerance: float = 1e-6) -> None:
+    """Compare what an optimizer's step was made from, which all processes must have alike; all call it together.
 
     Args:
         iteration: for the message.
-        values: name -> one number per rank. NaN equals NaN.
+        scalars: of :func:`zenith_det.training.zenith_metrics.optimizer_scalars`; LR, ratio and zenith count.
+            NaN equals NaN.
         tolerance: relative.
 
     Raises:
         RanksDisagreeError: naming the ranks, on every process.
     """
+    gathered = all_gather_objects(dict(scalars))
+    values = {name: [float(rank[name]) for rank in gathered] for name in COMPARED if name in scalars}
     for name, numbers in values.items():
         reference = numbers[0]
         others = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.errors import TrainingDivergedError
+from zenith_det.training.bad_steps import FILE_NAME, note_event
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import broadcast_object, is_main_process
 
@@ -82,6 +83,8 @@ def roll_back(
 ) -> tuple[Path | None, Recovery]:
     """Where a diverged run goes on, and with which learning rate; all ranks call it together.
 
+    The log and ``bad_steps.jsonl`` tell of it.
+
     Args:
         cfg: ``RECOVERY.MAX_ROLLBACKS`` and ``RECOVERY.LR_FACTOR`` count.
         checkpointer: of the run.
@@ -103,7 +106,7 @@ def roll_back(
         )
         raise TrainingDivergedError(
             f"training diverged at {where}: {divergence.reason}; {tried}: {ADVICE}; "
-            f"see {checkpointer.output_dir / 'bad_steps.jsonl'}"
+            f"see {checkpointer.output_dir / FILE_NAME}"
         )
     path: Path | None = broadcast_object(checkpointer.newest_good(run_id) if is_main_process() else None)
     if is_main_process():
@@ -114,4 +117,12 @@ def roll_back(
         where, divergence.reason, path.name if path else "the beginning", changed.lr_scale,
         changed.rollbacks, limit,
     )  # fmt: skip
+    note_event(
+        checkpointer.output_dir,
+        "rolled back",
+        iteration=divergence.iteration,
+        reason=divergence.reason,
+        to=str(path) if path else None,
+        lr_scale=changed.lr_scale,
+    )
     return path, changed

@@ -35,7 +35,6 @@ from zenith_det.engines.run_pictures import draw_run
 from zenith_det.errors import ConfigError
 from zenith_det.evaluation import RESULTS_FILE
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
-from zenith_det.training.bad_steps import note_event
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import broadcast_object
 from zenith_det.training.logging_setup import setup_logging
@@ -136,14 +135,6 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
                 break
             except Diverged as divergence:
                 path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
-                note_event(
-                    output_dir,
-                    "rolled back",
-                    iteration=divergence.iteration,
-                    reason=divergence.reason,
-                    to=str(path) if path else None,
-                    lr_scale=recovery.lr_scale,
-                )
             start = Start.load(path, tensors=False) if path else None
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     _draw(cfg)

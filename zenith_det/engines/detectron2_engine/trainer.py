@@ -36,7 +36,7 @@ from zenith_det.engines.detectron2_engine.writers import MetricsWriter
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
-from zenith_det.training.agreement import check_values_agree
+from zenith_det.training.agreement import check_steps_agree
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
@@ -340,10 +340,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         self.watch.add(loss if loss is not None else math.nan)
         done = self.iter + 1
         if done % LOG_PERIOD == 0:
-            scalars = optimizer_scalars(self.optimizer)
-            gathered = all_gather_objects(scalars)
-            compared = [name for name in ("lr", "zenith/ratio", "zenith/zenith") if name in scalars]
-            check_values_agree(self.iter, {n: [float(rank[n]) for rank in gathered] for n in compared})
+            check_steps_agree(self.iter, optimizer_scalars(self.optimizer))
         if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done == self.max_iter:
             self.guard.inspect()  # by all processes, before the first one alone saves
 

@@ -36,7 +36,7 @@ from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
-from zenith_det.training.bad_steps import guard_forward, note_event
+from zenith_det.training.bad_steps import guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.ddp import settle_buckets
@@ -235,14 +235,6 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
                 break
             except Diverged as divergence:
                 path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
-                note_event(
-                    output_dir,
-                    "rolled back",
-                    iteration=divergence.iteration,
-                    reason=divergence.reason,
-                    to=str(path) if path else None,
-                    lr_scale=recovery.lr_scale,
-                )
             start = Start.load(path) if path else None
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     if is_main_process():

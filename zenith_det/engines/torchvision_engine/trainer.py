@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from zenith_det.config import CfgNode
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
-from zenith_det.training.agreement import check_values_agree
+from zenith_det.training.agreement import check_steps_agree
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
@@ -219,13 +219,7 @@ class Trainer:
     def _write(self) -> None:
         """Log the losses since the last call, and see whether the ranks still agree."""
         self._fetch_losses()
-        scalars = optimizer_scalars(self.optimizer)
-        gathered = all_gather_objects(scalars)
-        compared = ("lr", "zenith/ratio", "zenith/zenith")
-        check_values_agree(
-            self.progress.iteration - 1,
-            {name: [float(rank[name]) for rank in gathered] for name in compared if name in scalars},
-        )
+        check_steps_agree(self.progress.iteration - 1, optimizer_scalars(self.optimizer))
         for writer in self.writers:
             writer.write(self.storage)
 
