@@ -314,6 +314,12 @@ ZENITH_DEFAULTS: dict[str, Any] = {
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
             "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run goes back, or stops; of any optimizer
         },
+        # Averaged weights, evaluated and saved beside the trained ones (one more copy of the weights).
+        "AVERAGE": {
+            "KIND": "",  # "ema", "tail", or "" for none
+            "DECAY": 0.999,  # of "ema", per iteration
+            "TAIL": 0.25,  # of "tail": about the newest share of all iterations so far
+        },
         "ADAMW": {"BETAS": (0.9, 0.999), "EPS": 1e-8},
         "PRODIGY": {
             "BETAS": (0.9, 0.999),
@@ -327,7 +333,9 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     },
     "CHECKPOINT": {
         "KEEP": 0,  # periodic checkpoints that are kept, the newest; 0: all
-        "BEST": "",  # "box AP", "mask AP" or "keypoint AP": keep the best model by it, as model_best.pth
+        # "box AP", "mask AP", "keypoint AP", or one of these with "averaged " before it: keep the best model
+        # by it, as model_best.pth
+        "BEST": "",
     },
     "RECOVERY": {
         "MAX_ROLLBACKS": 3,  # times that a diverged run goes back to its last good checkpoint; 0: it stops

@@ -29,6 +29,9 @@ _BETAS = (
     "two numbers in [0, 1)",
 )
 
+_METRICS = ("box AP", "mask AP", "keypoint AP")
+_AVERAGED = "averaged "
+
 _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.MAX_ITER": _FROM_1,
     "SOLVER.IMS_PER_BATCH": _FROM_1,
@@ -55,6 +58,8 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.ZENITH.MIN_RATIO": _UNIT,
     "SOLVER.ZENITH.RECORD_AFTER": _NOT_NEGATIVE,
     "SOLVER.ZENITH.MAX_NONFINITE_STEPS": _FROM_1,
+    "SOLVER.AVERAGE.DECAY": _UNIT_OPEN,
+    "SOLVER.AVERAGE.TAIL": (_number(lambda x: 0 < x <= 1), "in (0, 1]"),
     "SOLVER.ADAMW.BETAS": _BETAS,
     "SOLVER.ADAMW.EPS": _POSITIVE,
     "SOLVER.PRODIGY.BETAS": _BETAS,
@@ -77,7 +82,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "CHECKPOINT.BEST": ("", "box AP", "mask AP", "keypoint AP"),
+    "SOLVER.AVERAGE.KIND": ("", "ema", "tail"),
+    "CHECKPOINT.BEST": ("", *_METRICS, *(_AVERAGED + metric for metric in _METRICS)),
 }
 
 
@@ -103,9 +109,18 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
-    for metric, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
-        if metric == cfg.CHECKPOINT.BEST and not cfg.MODEL[switch]:
-            raise _wrong("CHECKPOINT.BEST", metric, f"the model has none, MODEL.{switch} is False", sources)
+    for key in ("CHECKPOINT.BEST",):
+        _check_metric(cfg, key, sources)
+
+
+def _check_metric(cfg: CfgNode, key: str, sources: Mapping[str, str]) -> None:
+    """Refuse an AP that no evaluation of this configuration gives."""
+    metric = _get(cfg, key)
+    for name, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
+        if metric.endswith(name) and not cfg.MODEL[switch]:
+            raise _wrong(key, metric, f"the model has none, MODEL.{switch} is False", sources)
+    if metric.startswith(_AVERAGED) and not cfg.SOLVER.AVERAGE.KIND:
+        raise _wrong(key, metric, "no weights are averaged, SOLVER.AVERAGE.KIND is ''", sources)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

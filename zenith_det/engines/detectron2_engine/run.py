@@ -244,7 +244,8 @@ def _draw(cfg: Any) -> None:
     if not comm.is_main_process():
         return
     names = cfg.DATASETS.TEST
-    results = Path(results_dir(cfg, names[0]), RESULTS_FILE) if names else None
+    averaged = bool(cfg.SOLVER.AVERAGE.KIND)
+    results = Path(results_dir(cfg, names[0], averaged=averaged), RESULTS_FILE) if names else None
     found = results is not None and results.exists()
     draw_run(
         Path(cfg.OUTPUT_DIR),

@@ -30,13 +30,15 @@ from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, 
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import build_test_loader
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
-from zenith_det.engines.detectron2_engine.evaluation import build_evaluator
+from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.writers import MetricsWriter
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_steps_agree
+from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
@@ -219,6 +221,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             last_good=lambda: self.checkpointer.last_good,
         )
         self.watch = LossWatch(self.cfg.RECOVERY.DIVERGENCE_FACTOR)
+        self.average = WeightAverage.of(self.cfg, self._plain_model())
         self.checkpointer.live_facts = self._facts
 
     def _plain_model(self) -> nn.Module:
@@ -226,7 +229,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def _facts(self) -> dict[str, Any]:
-        return {
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return average | {
             "seed": self.seed,
             "guard": self.guard.state_dict(),
             "watch": self.watch.state_dict(),
@@ -245,6 +249,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if "guard" in state:
                 self.guard.load_state_dict(state["guard"])
                 self.watch.load_state_dict(state["watch"])
+            if self.average is not None:
+                self.average.resume(state, self.checkpointer.get_checkpoint_file())
+        elif self.average is not None:
+            self.average.restart()  # from the weights just loaded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the present configuration's hyperparameters win.
@@ -313,6 +321,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     stop.note_iteration(took)
                     if self._why_stop:
                         self._save_and_stop(stop)
+                if self.average is not None and comm.is_main_process():
+                    self._save_averaged(f"model_final{averaging.SUFFIX}", iteration=self.iter)
                 self.iter += 1
                 finished = True
                 self.after_train()
@@ -338,6 +348,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         self._trainer.iter = self.iter
         loss = accumulated_step(self._trainer, self.cfg.SOLVER.GRADIENT_ACCUMULATION, self.guard)
         self.watch.add(loss if loss is not None else math.nan)
+        if self.average is not None:
+            self.average.update()
         done = self.iter + 1
         if done % LOG_PERIOD == 0:
             check_steps_agree(self.iter, optimizer_scalars(self.optimizer))
@@ -398,6 +410,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if self._why_stop:
                 return {}
             results = evaluate()
+            if self.average is not None:
+                results = self._last_eval_results = {**results, **self._test_averaged()}
             if comm.is_main_process():
                 if best is None:
                     folder = Checkpointer(self.cfg.OUTPUT_DIR)
@@ -406,11 +420,34 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 best.offer(
                     flatten_results_dict(results or {}),
                     last,
-                    lambda name, more: self.checkpointer.save(name, mark_last=False, iteration=last, **more),
+                    functools.partial(self._save_best, averaged=best.of_average, iteration=last),
                 )
             return results
 
         return wrapped
+
+    def _save_best(self, name: str, more: dict[str, Any], *, averaged: bool, iteration: int) -> None:
+        if averaged:
+            self._save_averaged(name, iteration=iteration, **more)
+        else:
+            self.checkpointer.save(name, mark_last=False, iteration=iteration, **more)
+
+    def _save_averaged(self, name: str, **facts: Any) -> None:
+        assert self.average is not None
+        state = self.average.checkpoint({**self.checkpointer.facts, **facts})
+        Checkpointer(self.cfg.OUTPUT_DIR).save(name, state, mark_last=False)
+
+    def _test_averaged(self) -> dict[str, Any]:
+        """Evaluate the averaged weights: ``averaged/`` + task -> metric -> percent."""
+        assert self.average is not None
+        logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", self.cfg.SOLVER.AVERAGE.KIND)
+        names = self.cfg.DATASETS.TEST
+        evaluators = [
+            self.build_evaluator(self.cfg, name, results_dir(self.cfg, name, averaged=True)) for name in names
+        ]
+        with self.average.applied():
+            results = self.test(self.cfg, self.model, evaluators)
+        return {averaging.PREFIX + task: metrics for task, metrics in results.items()}
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with a ``metrics.json`` that stays one run's when it is resumed."""

@@ -35,7 +35,9 @@ from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unw
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
+from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
@@ -250,7 +252,8 @@ class RunData:
         records: to train on.
         metadata: of the training set.
         test_sets: to evaluate on.
-        results: of the last evaluation, on the first test set, in COCO's format; main process only.
+        results: of the last evaluation (of averaged weights, where there are any), on the first test set, in
+            COCO's format; main process only.
     """
 
     records: SerializedList
@@ -279,6 +282,7 @@ def train_from(
     seed_all(progress.seed)
     model: nn.Module = build_model(cfg)
     weights = None if start else load_weights(cfg, model)
+    average = WeightAverage.of(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     guard_forward(model)
@@ -297,10 +301,13 @@ def train_from(
     )
     counts = None if weights is None else (len(weights.matched), weights.total)
 
-    def evaluate(should_stop: Callable[[], int]) -> dict[str, float]:
+    def evaluate(should_stop: Callable[[], int], averaged: bool) -> dict[str, float]:
         scalars: dict[str, float] = {}
+        parent = output_dir / averaging.FOLDER if averaged else output_dir
+        if averaged and data.test_sets:
+            logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", cfg.SOLVER.AVERAGE.KIND)
         for number, dataset in enumerate(data.test_sets):
-            folder = output_dir if len(data.test_sets) == 1 else output_dir / dataset.metadata.name
+            folder = parent if len(data.test_sets) == 1 else parent / dataset.metadata.name
             values, results = inference.evaluate(
                 cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop
             )
@@ -325,6 +332,7 @@ def train_from(
         BestCheckpoint(checkpointer, cfg.CHECKPOINT.BEST if main else "", resumed=start is not None),
         build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
         evaluate,
+        average,
     )
     if start is not None:
         resume(trainer, start)

@@ -67,7 +67,7 @@ def make_trainer(loaded: LoadedConfig, fixed_batches: int = 0) -> Trainer:
         checkpointer,
         BestCheckpoint(checkpointer, "", resumed=False),
         [],
-        lambda should_stop: {},
+        lambda should_stop, averaged: {},
     )
     model.train()
     train_mode(optimizer)

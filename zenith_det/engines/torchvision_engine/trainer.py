@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from zenith_det.config import CfgNode
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_steps_agree
+from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
@@ -78,7 +80,9 @@ class Trainer:
         best: of the output directory.
         writers: of the main process; none on the others.
         evaluate: runs an evaluation and returns scalars; called on every rank with a function that says
-            whether to break it off, upon which it raises ``EvaluationStopped``.
+            whether to break it off, upon which it raises ``EvaluationStopped``, and whether the model has
+            its averaged weights.
+        average: of the model's weights.
     """
 
     def __init__(
@@ -92,7 +96,8 @@ class Trainer:
         checkpointer: Checkpointer,
         best: BestCheckpoint,
         writers: list[Writer],
-        evaluate: Callable[[Callable[[], int]], dict[str, float]],
+        evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
+        average: WeightAverage | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model
@@ -104,6 +109,7 @@ class Trainer:
         self.best = best
         self.writers = writers
         self.evaluate = evaluate
+        self.average = average
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
@@ -209,6 +215,8 @@ class Trainer:
             # Before the scheduler moves on: these are the figures of the step just taken.
             self.storage.put_scalars(smoothing=False, **optimizer_scalars(self.optimizer))
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
 
     def _sync_last(self, number: int) -> AbstractContextManager[Any]:
         """Gradients cross the processes once per step, with the last part of the batch."""
@@ -269,7 +277,11 @@ class Trainer:
         eval_mode(self.optimizer)
         self.model.eval()
         try:
-            results = self.evaluate(stop.code)
+            results = self.evaluate(stop.code, False)
+            if self.average is not None:
+                with self.average.applied():
+                    averaged = self.evaluate(stop.code, True)
+                results |= {averaging.PREFIX + name: value for name, value in averaged.items()}
         except EvaluationStopped:
             # What it evaluated may lie between two checkpoints.
             self._save_here(stop)
@@ -283,11 +295,7 @@ class Trainer:
             if writer is not self._console:
                 writer.write(self.storage)
         if is_main_process():
-            self.best.offer(
-                results,
-                self.progress.iteration - 1,
-                lambda name, more: self.checkpointer.save(name, self._state() | more, mark_last=False),
-            )
+            self.best.offer(results, self.progress.iteration - 1, self._save_best)
         return results
 
     def _save_here(self, stop: StopRequest) -> None:
@@ -305,6 +313,8 @@ class Trainer:
             state = self._state()
             path = self.checkpointer.save(name, state)
             logger.info("saved %s", path)
+            if self.average is not None and self.progress.iteration == self.max_iter:
+                self._save_averaged(name + averaging.SUFFIX, {})
             if state["good"]:
                 self._last_good = str(path)
         # Nobody goes on as if it were saved while it is not: a full disk ends all ranks together.
@@ -327,9 +337,22 @@ class Trainer:
             "good": self.guard.streak == 0 and self.watch.looks_good(),
             **self.progress.facts,
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         if self.model.training:
             train_mode(self.optimizer)
         return state
+
+    def _save_averaged(self, name: str, more: dict[str, Any]) -> None:
+        assert self.average is not None
+        facts = {**self.progress.facts, "iteration": self.progress.iteration - 1, **more}
+        self.checkpointer.save(name, self.average.checkpoint(facts), mark_last=False)
+
+    def _save_best(self, name: str, more: dict[str, Any]) -> None:
+        if self.best.of_average:
+            self._save_averaged(name, more)
+        else:
+            self.checkpointer.save(name, self._state() | more, mark_last=False)
 
     def load(self, state: dict[str, Any], source: str, *, optimizer: bool = True) -> None:
         """Go on where ``state``, a checkpoint of :meth:`save`, stopped.
@@ -350,6 +373,8 @@ class Trainer:
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
             self.watch.load_state_dict(state["watch"])
+        if self.average is not None:
+            self.average.resume(state, source)
         if state.get("good"):
             self._last_good = source
 
