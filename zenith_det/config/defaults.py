@@ -312,6 +312,8 @@ ZENITH_DEFAULTS: dict[str, Any] = {
             "MIN_RATIO": 0.0,  # r_min: the least that the LR is multiplied by
             "NORM_SOURCE": "gradient",  # or "momentum": the norm of the momentum buffer
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
+            # True: end when ratio and AP have settled over 2 x TEST.PATIENCE evaluations; MAX_ITER is the cap
+            "UNTIL_SETTLED": False,
             "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run goes back, or stops; of any optimizer
         },
         # Averaged weights, evaluated and saved beside the trained ones (one more copy of the weights).
@@ -330,6 +332,11 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     },
     "TEST": {
         "MAX_IMAGES": 0,  # evaluate on the first N images of each set; 0: all
+        "VALIDATION_LOSS": False,  # True: each evaluation also computes the training losses on the test set
+        # End a run when this has not improved in PATIENCE evaluations: "box AP", "averaged mask AP" …, or
+        # "validation loss"; "": never
+        "EARLY_STOPPING": "",
+        "PATIENCE": 5,
     },
     "CHECKPOINT": {
         "KEEP": 0,  # periodic checkpoints that are kept, the newest; 0: all

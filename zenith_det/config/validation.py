@@ -29,8 +29,9 @@ _BETAS = (
     "two numbers in [0, 1)",
 )
 
-_METRICS = ("box AP", "mask AP", "keypoint AP")
 _AVERAGED = "averaged "
+_APS = tuple(prefix + name for prefix in ("", _AVERAGED) for name in ("box AP", "mask AP", "keypoint AP"))
+_VALIDATION_LOSS = "validation loss"
 
 _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.MAX_ITER": _FROM_1,
@@ -68,6 +69,7 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.MAX_IMAGES": _NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": _FROM_1,
+    "TEST.PATIENCE": _FROM_1,
     "CHECKPOINT.KEEP": _NOT_NEGATIVE,
     "RECOVERY.MAX_ROLLBACKS": _NOT_NEGATIVE,
     "RECOVERY.LR_FACTOR": (_number(lambda x: 0 < x < 1), "in (0, 1)"),
@@ -83,7 +85,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
     "SOLVER.AVERAGE.KIND": ("", "ema", "tail"),
-    "CHECKPOINT.BEST": ("", *_METRICS, *(_AVERAGED + metric for metric in _METRICS)),
+    "CHECKPOINT.BEST": ("", *_APS),
+    "TEST.EARLY_STOPPING": ("", *_APS, _VALIDATION_LOSS),
 }
 
 
@@ -109,8 +112,16 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
-    for key in ("CHECKPOINT.BEST",):
+    for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
         _check_metric(cfg, key, sources)
+    for key in ("TEST.EARLY_STOPPING", "SOLVER.ZENITH.UNTIL_SETTLED"):
+        if _get(cfg, key) and not cfg.TEST.EVAL_PERIOD:
+            raise _wrong(key, _get(cfg, key), "it is judged by evaluations: set TEST.EVAL_PERIOD", sources)
+    if cfg.TEST.EARLY_STOPPING == _VALIDATION_LOSS and not cfg.TEST.VALIDATION_LOSS:
+        raise _wrong("TEST.EARLY_STOPPING", _VALIDATION_LOSS, "set TEST.VALIDATION_LOSS True", sources)
+    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER != "ZENITH":
+        problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
+        raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
 
 
 def _check_metric(cfg: CfgNode, key: str, sources: Mapping[str, str]) -> None:

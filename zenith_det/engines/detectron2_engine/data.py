@@ -271,6 +271,27 @@ def build_test_loader(cfg: Any, name: str) -> Any:
     return _Stoppable(_test_loader(cfg, name))
 
 
+def build_loss_loader(cfg: Any, name: str) -> Any:
+    """The same images with what losses take, at the test size and without augmentation."""
+    still = cfg.clone()
+    still.defrost()
+    still.INPUT.MIN_SIZE_TRAIN, still.INPUT.MAX_SIZE_TRAIN = (
+        (cfg.INPUT.MIN_SIZE_TEST,),
+        cfg.INPUT.MAX_SIZE_TEST,
+    )
+    still.INPUT.RANDOM_FLIP = "none"
+    still.INPUT.CROP.ENABLED = False
+    mapper = _UnstoppedInWorkers(mapper_for(still, [name], is_train=True))
+    records = get_detection_dataset_dicts([name], filter_empty=False)
+    return _Stoppable(
+        build_detection_test_loader(
+            records[: cfg.TEST.MAX_IMAGES or len(records)],
+            mapper=mapper,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    )
+
+
 def _test_loader(cfg: Any, name: str) -> Any:
     mapper = _UnstoppedInWorkers(mapper_for(cfg, [name], is_train=False))
     if not cfg.TEST.MAX_IMAGES:

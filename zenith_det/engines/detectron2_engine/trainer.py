@@ -28,7 +28,7 @@ from torch import nn
 
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
-from zenith_det.engines.detectron2_engine.data import build_test_loader
+from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_test_loader
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
@@ -42,12 +42,19 @@ from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.distributed import agree_on_maximum, all_gather_objects, barrier
+from zenith_det.training.distributed import (
+    agree_on_maximum,
+    all_gather_objects,
+    barrier,
+    broadcast_object,
+)
 from zenith_det.training.divergence import LossWatch
+from zenith_det.training.ending import EndRule
 from zenith_det.training.recovery import Diverged
 from zenith_det.training.resuming import configured_groups, reapply, shares_state
 from zenith_det.training.seeding import seed_all, seed_step
-from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
+from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop, stop_code
+from zenith_det.training.validation_loss import validation_losses
 from zenith_det.training.worker_signals import starting_workers
 from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 
@@ -210,6 +217,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         self.seed = run_seed(cfg)
         seed_all(self.seed)  # the model's initialisation
         self._why_stop = 0
+        self._unwritten = False  # an evaluation is not in metrics.json yet
+        self._metrics_writer: MetricsWriter | None = None
         super().__init__(cfg, *args, **kwargs)
         output_dir = Path(self.cfg.OUTPUT_DIR)
         self.guard = StepGuard(
@@ -222,6 +231,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         )
         self.watch = LossWatch(self.cfg.RECOVERY.DIVERGENCE_FACTOR)
         self.average = WeightAverage.of(self.cfg, self._plain_model())
+        self._ending: EndRule | None = None
+        self._end_reason: str | None = None
         self.checkpointer.live_facts = self._facts
 
     def _plain_model(self) -> nn.Module:
@@ -306,11 +317,19 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 self.before_train()
                 with starting_workers():
                     _ = self._trainer._data_loader_iter  # made when it is first asked for
+                if comm.is_main_process():
+                    self._ending = EndRule(self.cfg, Path(self.cfg.OUTPUT_DIR), self.start_iter)
+                self._end_reason = broadcast_object(self._ending and self._ending.reason())
                 if evaluate_first:
+                    self.iter = self.start_iter - 1
                     for hook in self._hooks:
                         if isinstance(hook, hooks.EvalHook) and hook._period:
                             hook._do_eval()
+                    self._write_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self._end_reason:
+                        self._end(iteration - 1)
+                        break
                     self.iter = iteration
                     started = time.perf_counter()
                     self.before_step()
@@ -318,6 +337,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     took = time.perf_counter() - started
                     self._why_stop = self._agree(stop)
                     self.after_step()
+                    self._write_evaluation()
                     stop.note_iteration(took)
                     if self._why_stop:
                         self._save_and_stop(stop)
@@ -341,6 +361,20 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             verify_results(self.cfg, self._last_eval_results)
         return getattr(self, "_last_eval_results", None)
+
+    def _write_evaluation(self) -> None:
+        """Log an evaluation at once: Detectron2's writers take the newest alone, every 20 iterations."""
+        if self._unwritten and self._metrics_writer is not None:
+            self._metrics_writer.write()
+        self._unwritten = False
+
+    def _end(self, last: int) -> None:
+        """End the run before ``SOLVER.MAX_ITER``, as :class:`EndRule` found."""
+        logger.info("the run ends after iteration %d: %s", last, self._end_reason)
+        self.iter = last
+        self.guard.inspect()
+        if comm.is_main_process():
+            self.checkpointer.save("model_final", iteration=last)
 
     def run_step(self) -> None:
         """One iteration, with the random numbers that belong to it, unless its gradient isn't finite."""
@@ -410,8 +444,14 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if self._why_stop:
                 return {}
             results = evaluate()
+            if self.cfg.TEST.VALIDATION_LOSS:
+                results = {**(results or {}), **self._validation_losses()}
             if self.average is not None:
                 results = self._last_eval_results = {**results, **self._test_averaged()}
+            if self._ending is not None and comm.is_main_process():
+                self._ending.add(self.iter, flatten_results_dict(results or {}))
+            self._end_reason = broadcast_object(self._ending and self._ending.reason())
+            self._unwritten = True
             if comm.is_main_process():
                 if best is None:
                     folder = Checkpointer(self.cfg.OUTPUT_DIR)
@@ -447,12 +487,31 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         ]
         with self.average.applied():
             results = self.test(self.cfg, self.model, evaluators)
+            if self.cfg.TEST.VALIDATION_LOSS:
+                results.update(self._validation_losses())
         return {averaging.PREFIX + task: metrics for task, metrics in results.items()}
+
+    def _validation_losses(self) -> dict[str, float]:
+        """The training losses on the test sets; the models' own scalars go nowhere."""
+        found: dict[str, float] = {}
+        for name in self.cfg.DATASETS.TEST:
+            with EventStorage():
+                losses = validation_losses(
+                    self._plain_model(),
+                    build_loss_loader(self.cfg, name),
+                    seed=self.seed,
+                    should_stop=stop_code,
+                )
+            if any(agree_on_maximum([stop_code()])):
+                raise EvaluationStopped
+            prefix = "" if len(self.cfg.DATASETS.TEST) == 1 else f"{name}/"
+            found |= {prefix + key: value for key, value in losses.items()}
+        return found
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with a ``metrics.json`` that stays one run's when it is resumed."""
         path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
-        ours = MetricsWriter(path, weakref.proxy(self))
+        ours = self._metrics_writer = MetricsWriter(path, weakref.proxy(self))
         return [ours if isinstance(writer, JSONWriter) else writer for writer in super().build_writers()]
 
     @classmethod

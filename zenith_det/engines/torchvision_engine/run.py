@@ -50,6 +50,7 @@ from zenith_det.training.distributed import (
     is_main_process,
     process_line,
 )
+from zenith_det.training.ending import EndRule
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
@@ -312,6 +313,8 @@ def train_from(
                 cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop
             )
             prefix = "" if len(data.test_sets) == 1 else f"{dataset.metadata.name}/"
+            if cfg.TEST.VALIDATION_LOSS:
+                values |= inference.validation_loss(cfg, unwrap(model), dataset, progress.seed, should_stop)
             scalars |= {prefix + k: v for k, v in values.items()}
             if number == 0:
                 data.results = results
@@ -333,6 +336,7 @@ def train_from(
         build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
         evaluate,
         average,
+        EndRule(cfg, output_dir, progress.iteration) if main else None,
     )
     if start is not None:
         resume(trainer, start)

@@ -28,9 +28,11 @@ from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
+    broadcast_object,
     is_main_process,
 )
 from zenith_det.training.divergence import LossWatch
+from zenith_det.training.ending import EndRule
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged
@@ -42,6 +44,7 @@ from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
+FINAL_NAME = "model_final"
 
 Batch = list[dict[str, Any]]
 
@@ -83,6 +86,7 @@ class Trainer:
             whether to break it off, upon which it raises ``EvaluationStopped``, and whether the model has
             its averaged weights.
         average: of the model's weights.
+        ending: whether to end before ``SOLVER.MAX_ITER``; of the main process.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class Trainer:
         writers: list[Writer],
         evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
         average: WeightAverage | None = None,
+        ending: EndRule | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model
@@ -110,6 +115,7 @@ class Trainer:
         self.writers = writers
         self.evaluate = evaluate
         self.average = average
+        self.ending = ending
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
@@ -130,7 +136,9 @@ class Trainer:
         self._console = next((w for w in writers if isinstance(w, ConsoleWriter)), None)
 
     def train(self, stop: StopRequest, *, evaluate_first: bool = False) -> dict[str, float]:
-        """Train to ``SOLVER.MAX_ITER`` and return the scalars of the last evaluation.
+        """Train to the end and return the scalars of the last evaluation.
+
+        The end is at ``SOLVER.MAX_ITER``, or where ``ending`` finds it.
 
         Args:
             stop: asked after each iteration whether the run has to end.
@@ -147,7 +155,8 @@ class Trainer:
         try:
             if evaluate_first:
                 results = self._evaluate(stop)
-            while self.progress.iteration < self.max_iter:
+            ended = self._ends_here(stop)
+            while self.progress.iteration < self.max_iter and not ended:
                 started = time.perf_counter()
                 self.iterate()
                 stop.note_iteration(time.perf_counter() - started)
@@ -159,17 +168,27 @@ class Trainer:
                 if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
                     self.save(f"model_{done - 1:07d}", stop)
                 elif last:
-                    self.save("model_final", stop)
+                    self.save(FINAL_NAME, stop)
                 elif why:
                     self.save(f"model_{done - 1:07d}", stop)
                 if why:
                     self._stop(why)
                 if self.evaluation_due():
                     results = self._evaluate(stop)
+                    ended = not last and self._ends_here(stop)
         finally:
             for writer in self.writers:
                 writer.close()
         return results
+
+    def _ends_here(self, stop: StopRequest) -> bool:
+        """End the run if ``ending`` says so."""
+        reason: str | None = broadcast_object(self.ending.reason() if self.ending else None)
+        if reason is None:
+            return False
+        logger.info("the run ends after iteration %d: %s", self.progress.iteration - 1, reason)
+        self.save(FINAL_NAME, stop)
+        return True
 
     def evaluation_due(self) -> bool:
         """Whether the model is to be evaluated as it is now."""
@@ -295,6 +314,8 @@ class Trainer:
             if writer is not self._console:
                 writer.write(self.storage)
         if is_main_process():
+            if self.ending is not None:
+                self.ending.add(self.progress.iteration - 1, results)
             self.best.offer(results, self.progress.iteration - 1, self._save_best)
         return results
 
@@ -313,7 +334,7 @@ class Trainer:
             state = self._state()
             path = self.checkpointer.save(name, state)
             logger.info("saved %s", path)
-            if self.average is not None and self.progress.iteration == self.max_iter:
+            if self.average is not None and name == FINAL_NAME:
                 self._save_averaged(name + averaging.SUFFIX, {})
             if state["good"]:
                 self._last_good = str(path)
