@@ -306,6 +306,9 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     },
     "SOLVER": {
         "OPTIMIZER": "ZENITH",  # a name in OPTIMIZER_REGISTRY
+        "AMP": {
+            "DTYPE": "float16",  # or "bfloat16", which needs no loss scaling and works on the CPU, too
+        },
         "GRADIENT_ACCUMULATION": 1,  # parts that a batch of IMS_PER_BATCH is taken in, per step
         "ZENITH": {
             "WINDOW": 100,  # W: gradient norms that are averaged, in iterations

@@ -376,6 +376,27 @@ def test_cuda_trains_without_waiting_for_the_device(tmp_path: Path, amp: bool) -
     assert cuda.lrs[5:] == pytest.approx(cpu.lrs[5:], rel=1e-2 if amp else 1e-5)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_bfloat16_trains_on_the_cpu(tmp_path: Path, parts: int) -> None:
+    """Detectron2's own AMP step wants CUDA."""
+    exact = trace_of(KnownTrainer(known_cfg(tmp_path / "32")))
+    cfg = known_cfg(tmp_path / "16", GRADIENT_ACCUMULATION=parts)
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "bfloat16"
+    trainer = KnownTrainer(cfg)
+    assert not trainer._trainer.grad_scaler.is_enabled()
+    rounded = trace_of(trainer)
+    assert rounded.lrs == pytest.approx(exact.lrs, rel=1e-2)
+    assert rounded.lrs != exact.lrs
+    torch.testing.assert_close(rounded.weights[-1], exact.weights[-1], rtol=1e-2, atol=1e-2)
+
+
+def test_float16_on_the_cpu_is_refused(tmp_path: Path) -> None:
+    cfg = known_cfg(tmp_path)
+    cfg.SOLVER.AMP.ENABLED = True
+    with pytest.raises(ConfigError, match="float16 needs a GPU: take bfloat16 on the CPU"):
+        KnownTrainer(cfg)
+
+
 # ---- SGD stays Detectron2's
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training.agreement import check_steps_agree
@@ -108,8 +109,11 @@ class Trainer:
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.device = torch.device(cfg.MODEL.DEVICE)
         self.storage = EventStorage(progress.iteration)
-        self.amp = cfg.SOLVER.AMP.ENABLED and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        dtype = amp_dtype(cfg)
+        # float16 needs a GPU; see resolve_device.
+        self.amp = cfg.SOLVER.AMP.ENABLED and (self.device.type == "cuda" or dtype is torch.bfloat16)
+        self.amp_dtype = dtype
+        self.scaler = make_grad_scaler(cfg)
         self.guard = StepGuard(
             unwrap(model),
             optimizer,
@@ -190,7 +194,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         self.guard.before_forward()
         for number, part in enumerate(split_batch(batch, self.parts)):
-            with self._sync_last(number), torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+            with self._sync_last(number), self._autocast():
                 losses = self.model(part)
                 total = sum(losses.values(), torch.zeros((), device=self.device)) / self.parts
             if number == 0:
@@ -209,6 +213,11 @@ class Trainer:
             # Before the scheduler moves on: these are the figures of the step just taken.
             self.storage.put_scalars(smoothing=False, **optimizer_scalars(self.optimizer))
         self.scheduler.step()
+
+    def _autocast(self) -> torch.autocast:
+        # A dtype that the device does not know is a warning, even where autocast is off.
+        dtype = self.amp_dtype if self.amp else None
+        return torch.autocast(self.device.type, dtype, enabled=self.amp)
 
     def _sync_last(self, number: int) -> AbstractContextManager[Any]:
         """Gradients cross the processes once per step, with the last part of the batch."""
@@ -345,7 +354,7 @@ class Trainer:
         if optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.amp and state.get("scaler"):
+        if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
