@@ -293,6 +293,8 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     "MODEL": {
         # True: weights of another shape (heads for other classes) are left out, not an error.
         "WEIGHTS_ALLOW_MISMATCH": False,
+        "CHANNELS_LAST": False,  # True: the channels innermost in memory, as GPUs with AMP want them
+        "COMPILE_BACKBONE": False,  # True: torch.compile for the backbone; needs a C++ compiler, or Triton on a GPU
     },
     "DATASETS": {
         # A COCO-format set by its files, in place of the names in TRAIN and TEST. ``--train-json`` and

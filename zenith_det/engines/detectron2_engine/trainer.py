@@ -35,6 +35,7 @@ from zenith_det.engines.detectron2_engine.evaluation import build_evaluator
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.writers import MetricsWriter
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
@@ -70,6 +71,7 @@ class ZenithTrainerMixin:
 
     It overrides
 
+    * ``build_model``: under ``MODEL.CHANNELS_LAST`` alone,
     * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is the base class's own,
     * ``build_lr_scheduler``: from :data:`~zenith_det.solver.LR_SCHEDULER_REGISTRY`; under "SGD",
       Detectron2's schedules are the base class's own,
@@ -111,6 +113,19 @@ class ZenithTrainerMixin:
         check_accumulation(cfg, inner)
         if isinstance(inner, AMPTrainer):
             inner.precision, inner.grad_scaler = amp_dtype(cfg), make_grad_scaler(cfg)
+        if cfg.MODEL.COMPILE_BACKBONE:
+            compile_backbone(cfg, getattr(inner.model, "module", inner.model))
+
+    @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        """The base class's model, its memory as ``MODEL.CHANNELS_LAST`` says.
+
+        Raises:
+            ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
+        """
+        model: nn.Module = super().build_model(cfg)  # type: ignore[misc]
+        use_channels_last(cfg, model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:

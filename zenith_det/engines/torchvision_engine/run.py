@@ -24,6 +24,7 @@ from zenith_det.data import (
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
+from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.torchvision_engine import inference
@@ -279,6 +280,7 @@ def train_from(
     seed_all(progress.seed)
     model: nn.Module = build_model(cfg)
     weights = None if start else load_weights(cfg, model)
+    compile_backbone(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     guard_forward(model)
