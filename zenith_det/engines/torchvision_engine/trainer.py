@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.torchvision_engine.prefetch import Prefetcher
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training.agreement import check_steps_agree
@@ -99,7 +100,8 @@ class Trainer:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.batches = batches
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        self.batches = Prefetcher(batches, self.device)
         self.progress = progress
         self.checkpointer = checkpointer
         self.best = best
@@ -107,7 +109,6 @@ class Trainer:
         self.evaluate = evaluate
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
-        self.device = torch.device(cfg.MODEL.DEVICE)
         self.storage = EventStorage(progress.iteration)
         dtype = amp_dtype(cfg)
         # float16 needs a GPU; see resolve_device.
@@ -180,9 +181,11 @@ class Trainer:
         self.storage.iter = iteration
         start = time.perf_counter()
         batch = next(self.batches)
-        data_time = time.perf_counter() - start
+        data_time = self.batches.waited
         seed_step(self.progress.seed, iteration)
         self._step(batch, iteration)
+        if iteration + 1 < self.max_iter:
+            self.batches.prefetch()
         self.progress.iteration = iteration + 1
         self.progress.images_seen += self.cfg.SOLVER.IMS_PER_BATCH
         took = time.perf_counter() - start
