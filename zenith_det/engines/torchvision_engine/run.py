@@ -43,6 +43,7 @@ from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.distributed import (
     broadcast_object,
+    first_on_each_machine,
     get_local_rank,
     get_rank,
     get_world_size,
@@ -158,9 +159,14 @@ def load_test_sets(cfg: CfgNode, classes: Sequence[str] | None) -> list[CocoData
 
 
 def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDataset:
-    return load_coco_dataset(
-        source, strict=cfg.DATASETS.STRICT, classes=classes, max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES
-    )
+    with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
+        return load_coco_dataset(
+            source,
+            strict=cfg.DATASETS.STRICT,
+            classes=classes,
+            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+            cache=cfg.DATASETS.CACHE,
+        )
 
 
 # ---- training
