@@ -40,6 +40,7 @@ setup(
         "pillow>=9.1",  # Image.Resampling
         "fvcore>=0.1.5",  # yacs configs with _BASE_, parameter schedulers, registries
         "pycocotools>=2.0.7",  # the first with wheels for Python 3.12
+        "orjson>=3.9",  # reads annotation files three times as fast as json does
         "faster-coco-eval>=1.6",  # compiled COCO metrics
         # Headless: the same cv2, without the X libraries that plain opencv-python wants at import.
         "opencv-python-headless>=4.8",

@@ -293,6 +293,8 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     "MODEL": {
         # True: weights of another shape (heads for other classes) are left out, not an error.
         "WEIGHTS_ALLOW_MISMATCH": False,
+        "CHANNELS_LAST": False,  # True: the channels innermost in memory, as GPUs with AMP want them
+        "COMPILE_BACKBONE": False,  # True: torch.compile for the backbone; needs a C++ compiler, or Triton on a GPU
     },
     "DATASETS": {
         # A COCO-format set by its files, in place of the names in TRAIN and TEST. ``--train-json`` and
@@ -302,10 +304,14 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "VAL_JSON": "",
         "VAL_IMAGES": "",
         "MAX_BAD_IMAGES": 0,  # missing or unreadable images that are left out rather than stop the run
+        "CACHE": True,  # keep what a large annotation file came to, in $ZENITH_DET_CACHE or ~/.cache/zenith_det
         "STRICT": False,  # True: stop at an annotation that could be dropped, rather than drop and count it
     },
     "SOLVER": {
         "OPTIMIZER": "ZENITH",  # a name in OPTIMIZER_REGISTRY
+        "AMP": {
+            "DTYPE": "float16",  # or "bfloat16", which needs no loss scaling and works on the CPU, too
+        },
         "GRADIENT_ACCUMULATION": 1,  # parts that a batch of IMS_PER_BATCH is taken in, per step
         "ZENITH": {
             "WINDOW": 100,  # W: gradient norms that are averaged, in iterations

@@ -78,6 +78,7 @@ _RANGES: dict[str, tuple[_Check, str]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.ZENITH.NORM_SOURCE": ("gradient", "momentum"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),

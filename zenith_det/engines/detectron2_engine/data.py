@@ -34,6 +34,7 @@ from zenith_det.data import (
     read_image,
 )
 from zenith_det.errors import ConfigError, DatasetError
+from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
 from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
@@ -147,15 +148,19 @@ def register_datasets(
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
             continue
-        dataset = load_coco_dataset(
-            sources.get(name, name),
-            strict=cfg.DATASETS.STRICT,
-            # Opening every image takes its time: one process of each machine does it for all, unless it may
-            # leave out images.
-            check_images="header" if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES else "none",
-            classes=classes,
-            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
-        )
+        with first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()):
+            dataset = load_coco_dataset(
+                sources.get(name, name),
+                strict=cfg.DATASETS.STRICT,
+                # Opening every image takes its time: one process of each machine does it for all, unless it may
+                # leave out images.
+                check_images="header"
+                if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES
+                else "none",
+                classes=classes,
+                max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+                cache=cfg.DATASETS.CACHE,
+            )
         register_checked_dataset(name, dataset)
         if first is None:
             first = dataset.metadata

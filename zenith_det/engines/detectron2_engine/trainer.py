@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import DefaultTrainer, defaults, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, defaults, hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
@@ -33,6 +34,8 @@ from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_tra
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.writers import MetricsWriter
+from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
@@ -77,6 +80,7 @@ class ZenithTrainerMixin:
 
     It overrides
 
+    * ``build_model``: under ``MODEL.CHANNELS_LAST`` alone,
     * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is the base class's own,
     * ``build_lr_scheduler``: from :data:`~zenith_det.solver.LR_SCHEDULER_REGISTRY`; under "SGD",
       Detectron2's schedules are the base class's own,
@@ -105,9 +109,32 @@ class ZenithTrainerMixin:
         # DefaultTrainer calls its own auto_scale_workers by name, past an override; after this it has
         # nothing left to do.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        with _ddp_on_the_models_device():
+        amp = cfg.SOLVER.AMP
+        if amp.ENABLED and amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is True, and SOLVER.AMP.DTYPE float16 needs a GPU: take bfloat16 on the CPU"
+            )
+        with _ddp_on_the_models_device(), warnings.catch_warnings():
+            # Detectron2's AMPTrainer makes a loss scaler by a deprecated name; it is replaced below.
+            warnings.filterwarnings("ignore", r".*torch\.cuda\.amp\.GradScaler")
             super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
-        check_accumulation(cfg, self._trainer)  # type: ignore[attr-defined]
+        inner = self._trainer  # type: ignore[attr-defined]
+        check_accumulation(cfg, inner)
+        if isinstance(inner, AMPTrainer):
+            inner.precision, inner.grad_scaler = amp_dtype(cfg), make_grad_scaler(cfg)
+        if cfg.MODEL.COMPILE_BACKBONE:
+            compile_backbone(cfg, getattr(inner.model, "module", inner.model))
+
+    @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        """The base class's model, its memory as ``MODEL.CHANNELS_LAST`` says.
+
+        Raises:
+            ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
+        """
+        model: nn.Module = super().build_model(cfg)  # type: ignore[misc]
+        use_channels_last(cfg, model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
@@ -146,7 +173,9 @@ class ZenithTrainerMixin:
     def run_step(self) -> None:
         """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""
         parts = self.cfg.SOLVER.GRADIENT_ACCUMULATION  # type: ignore[attr-defined]
-        if parts == 1:
+        # Detectron2's own AMP step wants CUDA; bfloat16 on the CPU takes the other one.
+        amp_on_cpu = self.cfg.SOLVER.AMP.ENABLED and self.cfg.MODEL.DEVICE == "cpu"  # type: ignore[attr-defined]
+        if parts == 1 and not amp_on_cpu:
             super().run_step()  # type: ignore[misc]
             return
         self._trainer.iter = self.iter  # type: ignore[attr-defined]
@@ -275,6 +304,11 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         if not shares_state(before, now):
             fresh = {**state_dict["_trainer"], "optimizer": self.optimizer.state_dict()}
             state_dict = {**state_dict, "_trainer": fresh}
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        if scaler is not None and not state_dict["_trainer"].get("grad_scaler"):
+            # The run so far had none, or one that was off.
+            kept = {**state_dict["_trainer"], "grad_scaler": scaler.state_dict()}
+            state_dict = {**state_dict, "_trainer": kept}
         configured = configured_groups(self.optimizer)
         try:
             super().load_state_dict(state_dict)

@@ -70,7 +70,8 @@ def predict(
     """
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     loader = build_test_loader(cfg, records, rank=get_rank(), world_size=get_world_size())
-    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], torch.float16, enabled=False)
+    # As Detectron2 does: evaluation is in float32, whatever SOLVER.AMP says.
+    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], enabled=False)
     results: list[dict[str, Any]] = []
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
     with starting_workers():

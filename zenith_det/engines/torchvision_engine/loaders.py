@@ -101,7 +101,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
         worker_init_fn=_start_worker,
-        pin_memory=False,
+        pin_memory=cfg.MODEL.DEVICE.split(":")[0] == "cuda",
     )
 
 

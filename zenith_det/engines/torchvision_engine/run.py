@@ -24,6 +24,7 @@ from zenith_det.data import (
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
+from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.torchvision_engine import inference
@@ -44,6 +45,7 @@ from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.distributed import (
     broadcast_object,
+    first_on_each_machine,
     get_local_rank,
     get_rank,
     get_world_size,
@@ -160,9 +162,14 @@ def load_test_sets(cfg: CfgNode, classes: Sequence[str] | None) -> list[CocoData
 
 
 def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDataset:
-    return load_coco_dataset(
-        source, strict=cfg.DATASETS.STRICT, classes=classes, max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES
-    )
+    with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
+        return load_coco_dataset(
+            source,
+            strict=cfg.DATASETS.STRICT,
+            classes=classes,
+            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+            cache=cfg.DATASETS.CACHE,
+        )
 
 
 # ---- training
@@ -283,6 +290,7 @@ def train_from(
     seed_all(progress.seed)
     model: nn.Module = build_model(cfg)
     weights = None if start else load_weights(cfg, model)
+    compile_backbone(cfg, model)
     average = WeightAverage.of(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)

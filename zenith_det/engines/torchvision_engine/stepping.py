@@ -10,6 +10,7 @@ import torch
 
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import SerializedList
+from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -50,6 +51,7 @@ def make_trainer(loaded: LoadedConfig, fixed_batches: int = 0) -> Trainer:
     torch.manual_seed(seed)
     model = build_model(cfg)
     load_weights(cfg, model)
+    compile_backbone(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     records, mapper = SerializedList(training_set.records), TrainingMapper(cfg, metadata)

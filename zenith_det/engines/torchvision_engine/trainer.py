@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.torchvision_engine.prefetch import Prefetcher
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training import averaging
@@ -108,7 +110,8 @@ class Trainer:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.batches = batches
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        self.batches = Prefetcher(batches, self.device)
         self.progress = progress
         self.checkpointer = checkpointer
         self.best = best
@@ -118,10 +121,12 @@ class Trainer:
         self.ending = ending
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
-        self.device = torch.device(cfg.MODEL.DEVICE)
         self.storage = EventStorage(progress.iteration)
-        self.amp = cfg.SOLVER.AMP.ENABLED and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        dtype = amp_dtype(cfg)
+        # float16 needs a GPU; see resolve_device.
+        self.amp = cfg.SOLVER.AMP.ENABLED and (self.device.type == "cuda" or dtype is torch.bfloat16)
+        self.amp_dtype = dtype
+        self.scaler = make_grad_scaler(cfg)
         self.guard = StepGuard(
             unwrap(model),
             optimizer,
@@ -201,9 +206,11 @@ class Trainer:
         self.storage.iter = iteration
         start = time.perf_counter()
         batch = next(self.batches)
-        data_time = time.perf_counter() - start
+        data_time = self.batches.waited
         seed_step(self.progress.seed, iteration)
         self._step(batch, iteration)
+        if iteration + 1 < self.max_iter:
+            self.batches.prefetch()
         self.progress.iteration = iteration + 1
         self.progress.images_seen += self.cfg.SOLVER.IMS_PER_BATCH
         took = time.perf_counter() - start
@@ -215,7 +222,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         self.guard.before_forward()
         for number, part in enumerate(split_batch(batch, self.parts)):
-            with self._sync_last(number), torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+            with self._sync_last(number), self._autocast():
                 losses = self.model(part)
                 total = sum(losses.values(), torch.zeros((), device=self.device)) / self.parts
             if number == 0:
@@ -236,6 +243,11 @@ class Trainer:
         self.scheduler.step()
         if self.average is not None:
             self.average.update()
+
+    def _autocast(self) -> torch.autocast:
+        # A dtype that the device does not know is a warning, even where autocast is off.
+        dtype = self.amp_dtype if self.amp else None
+        return torch.autocast(self.device.type, dtype, enabled=self.amp)
 
     def _sync_last(self, number: int) -> AbstractContextManager[Any]:
         """Gradients cross the processes once per step, with the last part of the batch."""
@@ -389,7 +401,7 @@ class Trainer:
         if optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.amp and state.get("scaler"):
+        if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
