@@ -4,18 +4,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
+import json
 import os
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import zenith_det
 from zenith_det import cli
+from zenith_det.benchmarking.machine import describe_machine
 from zenith_det.comparing.arms import BUILT_IN, choose_arms, read_arms
+from zenith_det.comparing.html_report import write_report
 from zenith_det.comparing.plan import plan_runs
 from zenith_det.comparing.results import collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
-from zenith_det.comparing.summary import describe_final, save, text_table
+from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.errors import ConfigError, RunStopped
 
@@ -188,12 +196,31 @@ def main(argv: list[str] | None = None) -> int:
         "command": shlex.join(["tools/compare.py", *argv]),
         "config_file": args.config_file,
         "keys": opts,
+        **made_with(output, new=not args.report_only),
     }
     print(text_table(comparison))
-    print("written:", *save(comparison, output, facts))
+    print(
+        "written:", *save(comparison, output, facts), write_report(comparison, output, facts)[0], sep="\n  "
+    )
     if stopped:
         raise stopped
     return 0 if any(outcome.ok for outcome in comparison.outcomes) else 1
+
+
+def made_with(output: Path, *, new: bool) -> dict[str, Any]:
+    """Date and machine of the runs: of now, or where nothing was run, of the earlier ``compare.json``."""
+    if not new:
+        try:
+            earlier = json.loads((output / JSON_FILE).read_text(encoding="utf-8"))
+            return {"date": earlier["date"], "machine": earlier["machine"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+    machine = describe_machine()
+    for name in ("torchvision", "detectron2"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            machine[name] = importlib.metadata.version(name)
+    machine["zenith_det"] = zenith_det.__version__
+    return {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine}
 
 
 if __name__ == "__main__":

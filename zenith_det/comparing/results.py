@@ -173,10 +173,12 @@ class Comparison:
         final = self.best(self.reference).final(task)
         return None if final is None or final.mean <= 0 else TARGET * final.mean
 
-    def reaching(self, arm: Arm, task: str) -> tuple[Estimate, Estimate, int] | None:
-        """Iterations and seconds to :meth:`target` over the seeds that reach it, and how many don't; ``None``
-        where none does."""
-        target = self.target(task)
+    def reaching(
+        self, arm: Arm, task: str, target: float | None = None
+    ) -> tuple[Estimate, Estimate, int] | None:
+        """Iterations and seconds to an AP, :meth:`target`'s by default, over the seeds that reach it, and how
+        many don't; ``None`` where none does."""
+        target = self.target(task) if target is None else target
         if target is None:
             return None
         outcomes = [o for o in self.best(arm).outcomes if o.ok]
@@ -185,6 +187,18 @@ class Comparison:
         if iterations is None or seconds is None:
             return None
         return iterations, seconds, len(outcomes) - len(reached)
+
+    @property
+    def zenith_arms(self) -> list[Arm]:
+        """Those that train with ZENITH."""
+        names = {o.run.arm.name for o in self.outcomes if o.run.optimizer == "ZENITH"}
+        return [arm for arm in self.arms if arm.name in names]
+
+    @property
+    def baseline_arms(self) -> list[Arm]:
+        """Those that train with something else."""
+        zenith = self.zenith_arms
+        return [arm for arm in self.arms if arm not in zenith]
 
 
 def collect(runs: Sequence[Run], arms: Sequence[Arm], reference: Arm) -> Comparison:

@@ -94,3 +94,8 @@ def first_crossing(xs: Sequence[float], values: Sequence[float], target: float) 
             share = (target - values[n - 1]) / (value - values[n - 1])
             return float(xs[n - 1] + share * (xs[n] - xs[n - 1]))
     return None
+
+
+def signed(value: float) -> str:
+    """``"+1.2"``, ``"−0.4"``: for a sentence or a page."""
+    return f"{value:+.1f}".replace("-", "−")

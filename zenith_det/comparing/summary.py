@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from zenith_det.comparing.results import AVERAGED, TASKS, Comparison, Group, Outcome
 from zenith_det.comparing.runner import duration
 from zenith_det.comparing.statistics import Estimate
-from zenith_det.errors import UserError
+from zenith_det.report.html import write_whole
 
 CSV_FILE, JSON_FILE = "compare.csv", "compare.json"
 
@@ -186,19 +185,3 @@ def save(comparison: Comparison, output: Path, facts: Mapping[str, Any]) -> list
     }
     files = {CSV_FILE: table.getvalue(), JSON_FILE: json.dumps(content, indent=1) + "\n"}
     return [write_whole(output / name, text) for name, text in files.items()]
-
-
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
