@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "engines": MIDDLE | {"errors", "cli", "optim"},
     "lazy": {"engines", "solver", "optim", "config", "errors"},
     "env": {"engines", "errors", "cli"},
+    "comparing": MIDDLE | {"errors"},
     "benchmarking": MIDDLE | {"engines", "errors", "cli", "optim"},
 }
 ENGINE_LIBRARIES = {"torchvision", "detectron2"}

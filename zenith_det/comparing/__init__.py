@@ -1,0 +1,1 @@
+"""Several optimizers and schedules on one config: run side by side, compared with their uncertainty."""

@@ -1,0 +1,215 @@
+"""What the runs of a comparison gave: read from their folders, put together by arm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from zenith_det.comparing.arms import Arm
+from zenith_det.comparing.plan import Run
+from zenith_det.comparing.runner import LOG_FILE, Result, read_result
+from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
+from zenith_det.errors import UserError
+from zenith_det.report.metrics_file import Series, read_metrics
+
+TASKS = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
+AVERAGED = "averaged/"
+#: The part of the reference arm's final AP that is timed.
+TARGET = 0.95
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, read.
+
+    Attributes:
+        run: as planned.
+        result: what the runner noted; ``None``: not started.
+        metrics: everything in metrics.json; empty where there is nothing.
+        max_mem_mb: peak memory on a GPU, MiB, as logged; ``None`` on the CPU.
+    """
+
+    run: Run
+    result: Result | None
+    metrics: Mapping[str, Series] = field(default_factory=dict)
+    max_mem_mb: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it came to its end."""
+        return self.result is not None and self.result.status == "ok"
+
+    def ap(self, task: str) -> Series | None:
+        """AP over iterations, of the averaged weights where the arm is about those."""
+        # Several test sets: the first one's.
+        for name, series in self.metrics.items():
+            if re.fullmatch(rf"(?!{AVERAGED})([^/]+/)?{task}/AP", name):
+                return self.metrics.get(AVERAGED + name) if self.run.arm.averaged else series
+        return None
+
+    def final_ap(self, task: str) -> float | None:
+        """The AP at the end of a run that came to its end."""
+        series = self.ap(task)
+        return float(series.values[-1]) if self.ok and series is not None else None
+
+    def training_seconds(self, iterations: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Time spent in iterations up to each of ``iterations``; without evaluations, saving and start-up."""
+        at = np.asarray(iterations, dtype=np.float64)
+        series = self.metrics.get("time")
+        if series is None:
+            return np.full(at.shape, np.nan)
+        # A line holds the median of the iterations since the last one.
+        gaps = np.diff(series.iterations, prepend=-1)
+        done = np.concatenate([[0.0], series.iterations + 1.0])
+        return np.interp(at, done, np.concatenate([[0.0], np.cumsum(gaps * series.values)]))
+
+    @property
+    def seconds_per_iteration(self) -> float | None:
+        """The median over the run, its first tenth left out where there is more (start-up)."""
+        series = self.metrics.get("time")
+        if series is None:
+            return None
+        return float(np.median(series.values[len(series) // 10 :]))
+
+    def reach(self, task: str, target: float) -> tuple[float, float] | None:
+        """The iteration and the training time, in seconds, at which an AP is reached; ``None``: never."""
+        series = self.ap(task)
+        if series is None:
+            return None
+        at = first_crossing(series.iterations.tolist(), series.values.tolist(), target)
+        return None if at is None else (at, float(self.training_seconds(at)))
+
+
+def read_outcome(run: Run) -> Outcome:
+    """Read what a run has left so far."""
+    try:
+        metrics = read_metrics(run.folder)
+    except UserError:
+        metrics = {}
+    peak = None
+    for name in ("log.txt", LOG_FILE):
+        try:
+            text = (run.folder / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        found = [float(number) for number in re.findall(r"max_mem: (\d+)M", text)]
+        peak = max([*found, peak or 0.0]) or None
+    return Outcome(run, read_result(run.folder), metrics, peak)
+
+
+@dataclass(frozen=True)
+class Group:
+    """An arm at one learning rate, over all seeds.
+
+    Attributes:
+        arm: which.
+        lr: η₀.
+        outcomes: one a seed.
+    """
+
+    arm: Arm
+    lr: float
+    outcomes: Sequence[Outcome]
+
+    def finals(self, task: str) -> dict[int, float]:
+        """The final AP by seed, of the runs that came to their end."""
+        found = {o.run.seed: o.final_ap(task) for o in self.outcomes}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def final(self, task: str) -> Estimate | None:
+        """The mean over seeds."""
+        return estimate(list(self.finals(task).values()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs of a comparison, as far as they have come.
+
+    Attributes:
+        arms: in the order asked for.
+        groups: one for each arm and learning rate.
+        reference: the arm that the others are compared with.
+    """
+
+    arms: Sequence[Arm]
+    groups: Sequence[Group]
+    reference: Arm
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Every run."""
+        return [outcome for group in self.groups for outcome in group.outcomes]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those that any run was evaluated on: ``bbox``, ``segm``, ``keypoints``."""
+        return [task for task in TASKS if any(o.ap(task) is not None for o in self.outcomes)]
+
+    def groups_of(self, arm: Arm) -> list[Group]:
+        """An arm's, by rising learning rate."""
+        return sorted((group for group in self.groups if group.arm == arm), key=lambda group: group.lr)
+
+    def best(self, arm: Arm) -> Group:
+        """The arm at the learning rate with the most seeds that came to their end, then the highest mean of
+        the AP of all tasks. Every arm chooses from the same number of runs and on the same images, so what
+        choosing adds to the AP it adds to all."""
+
+        def quality(group: Group) -> tuple[int, float]:
+            means = [final.mean for task in self.tasks if (final := group.final(task))]
+            return sum(o.ok for o in group.outcomes), float(np.mean(means)) if means else -1.0
+
+        return max(self.groups_of(arm), key=quality)
+
+    def difference(self, arm: Arm, task: str) -> Estimate | None:
+        """The final AP minus the reference's, paired by seed, each at its best learning rate."""
+        return paired(self.best(arm).finals(task), self.best(self.reference).finals(task))
+
+    def target(self, task: str) -> float | None:
+        """The AP that is timed: 95 % of the reference's mean; ``None`` where that is nothing yet."""
+        final = self.best(self.reference).final(task)
+        return None if final is None or final.mean <= 0 else TARGET * final.mean
+
+    def reaching(
+        self, arm: Arm, task: str, target: float | None = None
+    ) -> tuple[Estimate, Estimate, int] | None:
+        """Iterations and seconds to an AP, :meth:`target`'s by default, over the seeds that reach it, and how
+        many don't; ``None`` where none does."""
+        target = self.target(task) if target is None else target
+        if target is None:
+            return None
+        outcomes = [o for o in self.best(arm).outcomes if o.ok]
+        reached = [at for o in outcomes if (at := o.reach(task, target)) is not None]
+        iterations, seconds = estimate([at[0] for at in reached]), estimate([at[1] for at in reached])
+        if iterations is None or seconds is None:
+            return None
+        return iterations, seconds, len(outcomes) - len(reached)
+
+    @property
+    def zenith_arms(self) -> list[Arm]:
+        """Those that train with ZENITH."""
+        names = {o.run.arm.name for o in self.outcomes if o.run.optimizer == "ZENITH"}
+        return [arm for arm in self.arms if arm.name in names]
+
+    @property
+    def baseline_arms(self) -> list[Arm]:
+        """Those that train with something else."""
+        zenith = self.zenith_arms
+        return [arm for arm in self.arms if arm not in zenith]
+
+
+def collect(runs: Sequence[Run], arms: Sequence[Arm], reference: Arm) -> Comparison:
+    """Read all runs."""
+    by_group: dict[tuple[str, float], list[Outcome]] = {}
+    for run in runs:
+        by_group.setdefault((run.arm.name, run.lr), []).append(read_outcome(run))
+    groups = [Group(outcomes[0].run.arm, lr, outcomes) for (_, lr), outcomes in by_group.items()]
+    return Comparison(arms, groups, reference)
+
+
+def default_reference(runs: Sequence[Run]) -> Arm:
+    """The first that isn't ZENITH's: what people use today; else the first."""
+    return next((run.arm for run in runs if run.optimizer != "ZENITH"), runs[0].arm)

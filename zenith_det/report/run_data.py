@@ -1,0 +1,94 @@
+"""What a run's folder still knows of its data: the images it was evaluated on, and what it found there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zenith_det.config import load_config
+from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.errors import UserError
+
+RESULTS_FILE = Path("inference") / "coco_instances_results.json"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The last evaluation of a run.
+
+    Attributes:
+        dataset: the set, cut to the images that were evaluated on.
+        by_image: detections in COCO's result format by image id, only of those images.
+    """
+
+    dataset: CocoDataset
+    records: list[dict[str, Any]]
+    by_image: Mapping[int, list[dict[str, Any]]]
+
+
+def run_config(folder: Path) -> Any:
+    """A run's ``config.yaml``.
+
+    Raises:
+        UserError: it isn't there or can't be read.
+    """
+    return load_config(str(folder / "config.yaml")).cfg
+
+
+def read_evaluated(folder: Path) -> Evaluated:
+    """The set that a run was last evaluated on, the first of several, and its detections.
+
+    Raises:
+        UserError: the config, the set or the detections are no longer there, or can't be read.
+    """
+    cfg = run_config(folder)
+    source: Any
+    if cfg.DATASETS.VAL_JSON:
+        source = (cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES)
+    elif cfg.DATASETS.TEST:
+        source = cfg.DATASETS.TEST[0]
+    else:
+        raise UserError(f"{folder}: its config names no set to evaluate on")
+    several = not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1
+    results = read_detections(folder / str(source) / RESULTS_FILE if several else folder / RESULTS_FILE)
+    dataset = load_coco_dataset(source)
+    records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
+    by_image: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
+    known = dataset.metadata.thing_dataset_id_to_contiguous_id
+    for result in results:
+        if result["image_id"] in by_image and result["category_id"] in known:
+            by_image[result["image_id"]].append(result)
+    return Evaluated(dataset, records, by_image)
+
+
+def read_detections(path: Path) -> list[dict[str, Any]]:
+    """Detections in COCO's result format.
+
+    Raises:
+        UserError: no such file, or something else in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: the detections can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON; is it cut off?") from error
+    if not isinstance(content, list):
+        raise UserError(f"{path}: a list of detections is expected")
+    good = [entry for entry in content if _is_detection(entry)]
+    if len(good) < len(content):
+        raise UserError(f"{path}: {len(content) - len(good)} entries are no detections")
+    return good
+
+
+def _is_detection(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and {"image_id", "category_id", "bbox", "score"} <= entry.keys()
+        and isinstance(entry["bbox"], list)
+        and len(entry["bbox"]) == 4
+        and all(isinstance(number, (int, float)) for number in [*entry["bbox"], entry["score"]])
+    )
