@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 
 import torch
@@ -47,9 +48,12 @@ def build(name: str, classes: int, size: int, width: float = 1.0, dropout: float
 
     more = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     outputs = classes * divisor  # all channels are divided below
-    model = _OWN[name](outputs) if name in _OWN else torchvision.models.get_model(
-        name, num_classes=outputs, **more
-    )  # fmt: skip
+    # Without memory where every layer is replaced anyway: VGG's own head has 120 M weights.
+    with torch.device("meta") if divisor > 1 else contextlib.nullcontext():
+        if name in _OWN:
+            model = _OWN[name](outputs)
+        else:
+            model = torchvision.models.get_model(name, num_classes=outputs, **more)
     if size <= SMALL:
         _adapt_stem(model, outputs, size)
     try:
@@ -125,6 +129,9 @@ def _thin(model: nn.Module, divisor: int) -> None:
             else:
                 continue
             setattr(parent, name, new)
+    kept = [name for name, value in model.named_parameters() if value.is_meta]
+    if kept:
+        raise ValueError(f"--width doesn't know the layer of {kept[0]}")
 
 
 def _set_dropout(model: nn.Module, probability: float) -> None:
