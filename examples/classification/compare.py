@@ -41,7 +41,7 @@ REGULARIZERS: dict[str, dict[str, float]] = {
     "all": {"weight_decay": 5e-4, "label_smoothing": 0.1, "dropout": 0.2},
 }
 #: Where things are kept or computed: a run is the same run without them.
-_NOT_IDENTITY = ("data_dir", "download", "device", "workers", "noise_every")
+_NOT_IDENTITY = ("data_dir", "download", "device", "workers", "noise_every", "noise_batch_sizes")
 
 Run = dict[str, Any]
 
@@ -222,7 +222,7 @@ def plot(rows: Sequence[tuple[Run, Sequence[Run]]], path: Path) -> None:
         if name == "lr":
             axes.set_yscale("log")
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-5))  # a cosine ends at 0
-        if name == "validation_accuracy":
+        if name == "validation_accuracy" and axes.lines:
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.8), top=1.0)
             axes.legend(fontsize=8, loc="lower right")
     figure.suptitle(path.stem.replace("-", ", "), fontsize=12)

@@ -72,6 +72,7 @@ class Options:
     epochs: int = 12
     seed: int = 0
     noise_every: int = 0
+    noise_batch_sizes: tuple[int, ...] = ()
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     workers: int = 0
 
@@ -84,6 +85,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{_flag(name)} {value}: must be at least {least}")
+        if self.noise_every < 0 or any(size < 2 for size in self.noise_batch_sizes):
+            raise ConfigError("--noise-every must be at least 0 and --noise-batch-sizes at least 2 each")
         for name, most in (("weight_decay", math.inf), ("label_smoothing", 1.0), ("dropout", 1.0)):
             if not 0 <= getattr(self, name) < most:
                 raise ConfigError(f"{_flag(name)} {getattr(self, name):g}: must be in [0, {most:g})")
@@ -129,8 +132,9 @@ def train(
         losses, norms = [], []
         for batch, labels in loader:
             if options.noise_every and step % options.noise_every == 0:
-                probe = noise.noise_share(model, loss_fn, splits.train, options.batch_size, probe_draw)
-                probes.append({"step": step, **probe})
+                for size in options.noise_batch_sizes or (options.batch_size,):
+                    probe = noise.noise_share(model, loss_fn, splits.train, size, probe_draw)
+                    probes.append({"step": step, "batch_size": size, **probe})
             loss = loss_fn(model(batch.to(options.device)), labels.to(options.device))
             optimizer.zero_grad()
             loss.backward()
@@ -256,7 +260,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 def common(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_data_arguments` and others read, as arguments of :class:`Options`."""
     fields = {field.name for field in dataclasses.fields(Options)}
-    return {name: value for name, value in vars(args).items() if name in fields}
+    found = {name: value for name, value in vars(args).items() if name in fields}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def _flag(name: str) -> str:
@@ -279,13 +284,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--noise-every", type=int, default=0, metavar="N", help="every N steps, tell the norm's noise share"
     )
+    parser.add_argument(
+        "--noise-batch-sizes", type=int, nargs="+", default=[], metavar="B", help="of batches of these sizes"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write everything measured, as JSON")
     args = parser.parse_args(argv)
     result = train(Options(**common(args)))
     for probe in result.get("noise", []):
         print(
-            f"step {probe['step']:5d}  |G|² {probe['signal']:.4g}  noise {probe['noise']:.4g}  "
-            f"noise share {probe['share']:.1%} (without replacement {probe['share_epoch']:.1%})"
+            f"step {probe['step']:5d}, batch {probe['batch_size']:4d}: |G|² {probe['signal']:.4g}, "
+            f"noise {probe['noise']:.4g}: {probe['share']:.1%} of the squared norm "
+            f"({probe['share_epoch']:.1%} drawn without replacement)"
         )
     print(f"test {result['test_accuracy']:.2%}, loss {result['test_loss']:.4f}, {result['seconds']:.0f} s")
     if args.output is not None:
