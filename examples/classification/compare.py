@@ -43,6 +43,9 @@ REGULARIZERS: dict[str, dict[str, float]] = {
 #: Where things are kept or computed: a run is the same run without them.
 _NOT_IDENTITY = ("data_dir", "download", "device", "workers", "noise_every", "noise_batch_sizes")
 
+#: Of the best final validation accuracy of any optimizer: how soon is each there?
+TARGET_SHARE = 0.95
+
 Run = dict[str, Any]
 
 
@@ -144,7 +147,25 @@ def compare(
                     else [runs.do(Options(**settings, lr=lr, seed=seed), splits) for seed in args.seeds]
                 )
                 rows.append((_row(model, regularizer, optimizer, lr, lrs, final), final))
+            target = TARGET_SHARE * max((row["validation accuracy"] or 0.0) for row, _ in rows)
+            for row, final in rows:
+                row["steps to target"] = _steps_to(target / 100, final)
             yield rows
+
+
+def _steps_to(target: float, runs: Sequence[Run]) -> float | None:
+    """The mean of the steps after which the validation accuracy was first there; None where it never was.
+
+    It is known at the end of each epoch.
+    """
+    firsts = [
+        next(
+            (epoch["step"] for epoch in run.get("epochs", []) if epoch["validation_accuracy"] >= target), None
+        )
+        for run in runs
+    ]
+    reached = [step for step in firsts if step is not None]
+    return statistics.fmean(reached) if reached and len(reached) == len(firsts) else None
 
 
 def _row(
@@ -168,8 +189,13 @@ def _row(
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for people: mean ± standard deviation over the seeds."""
-    head = ["network", "regularization", "optimizer", "η₀", "test accuracy %", "test loss", "last ratio"]
+    """The table for people: mean ± standard deviation over the seeds.
+
+    "Steps to target" is how soon the validation accuracy was at 95 % of the best optimizer's final one, "last
+    ratio" the last learning rate by η₀.
+    """
+    head = ["network", "regularization", "optimizer", "η₀", "test accuracy %", "test loss"]
+    head += ["steps to target", "last ratio"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         lr = "all diverged" if row["η₀"] is None else f"{row['η₀']:g}"
@@ -225,7 +251,8 @@ def plot(rows: Sequence[tuple[Run, Sequence[Run]]], path: Path) -> None:
         if name == "validation_accuracy" and axes.lines:
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.8), top=1.0)
             axes.legend(fontsize=8, loc="lower right")
-    figure.suptitle(path.stem.replace("-", ", "), fontsize=12)
+    row = rows[0][0]
+    figure.suptitle(f"{row['network']}, regularization: {row['regularization']}", fontsize=12)
     figure.savefig(path)
 
 

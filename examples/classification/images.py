@@ -96,8 +96,8 @@ def _digits(size: int) -> Splits:
     every = TensorDataset(images, torch.from_numpy(found.target).long())
     order = _fixed_order(len(every))
     ends = (_DIGITS_TRAIN, _DIGITS_TRAIN + _DIGITS_VALIDATION)
-    parts = (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :])
-    return Splits(*(Subset(every, part) for part in parts), classes=10, size=size)
+    train, validation, test = (order[: ends[0]], order[ends[0] : ends[1]], order[ends[1] :])
+    return Splits(Subset(every, train), Subset(every, validation), Subset(every, test), 10, size)
 
 
 def _torchvision(name: str, root: Path, download: bool, size: int | None) -> Splits:

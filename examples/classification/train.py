@@ -133,7 +133,9 @@ def train(
         for batch, labels in loader:
             if options.noise_every and step % options.noise_every == 0:
                 for size in options.noise_batch_sizes or (options.batch_size,):
-                    probe = noise.noise_share(model, loss_fn, splits.train, size, probe_draw)
+                    # More pairs of small batches: their sums are the noisier ones.
+                    pairs = max(4, 512 // size)
+                    probe = noise.noise_share(model, loss_fn, splits.train, size, probe_draw, pairs)
                     probes.append({"step": step, "batch_size": size, **probe})
             loss = loss_fn(model(batch.to(options.device)), labels.to(options.device))
             optimizer.zero_grad()
