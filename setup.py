@@ -23,6 +23,9 @@ FUZZ = [
     "and python_version >= '3.11' and python_version < '3.14'"
 ]
 
+# Its digits are real images that need no network (examples/classification).
+CLASSIFICATION = ["scikit-learn>=1.2"]
+
 setup(
     name="zenith_det",
     version=VERSION,
@@ -52,9 +55,11 @@ setup(
     extras_require={
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
+        "classification": CLASSIFICATION,
         "test": [
             *OPTIMIZERS,
             *FUZZ,
+            *CLASSIFICATION,
             "pytest>=8",
             "pytest-timeout>=2.2",
             "hypothesis>=6.100",
