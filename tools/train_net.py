@@ -69,6 +69,11 @@ def argument_parser() -> argparse.ArgumentParser:
         "--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER"
     )
     parser.add_argument(
+        "--auto-lr",
+        action="store_true",
+        help="choose SOLVER.BASE_LR by an LR range test before the run (one process); see docs/LEARNING_RATE.md",
+    )
+    parser.add_argument(
         "--until-settled",
         action="store_true",
         help="end when ZENITH's ratio and the AP have settled; SOLVER.MAX_ITER (--epochs) is the most",
@@ -130,6 +135,8 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
         loaded.override("DATASETS.STRICT", True, "--strict")
     if args.num_gpus == 0:
         loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
+    if args.auto_lr:
+        loaded.override("SOLVER.ZENITH.AUTO_LR", True, "--auto-lr")
     if args.until_settled:
         loaded.override("SOLVER.ZENITH.UNTIL_SETTLED", True, "--until-settled")
     validate_config(loaded.cfg, loaded.sources)

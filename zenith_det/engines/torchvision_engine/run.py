@@ -24,6 +24,7 @@ from zenith_det.data import (
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
+from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
@@ -197,6 +198,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
     checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
     run_id, start = find_start(checkpointer, resume=options.resume)
+    set_base_lr(loaded, start, output_dir, make_lr_probe)
     seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
     run_facts = {
@@ -268,6 +270,13 @@ class RunData:
     metadata: DatasetMetadata
     test_sets: list[CocoDataset]
     results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
+    """See :func:`zenith_det.engines.torchvision_engine.stepping.lr_probe`."""
+    from zenith_det.engines.torchvision_engine.stepping import lr_probe  # which builds on this module
+
+    return lr_probe(loaded)
 
 
 def train_from(

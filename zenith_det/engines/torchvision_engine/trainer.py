@@ -218,6 +218,11 @@ class Trainer:
         if self._console is not None:
             self._console.update(self.storage)
 
+    def take_loss(self) -> float:
+        """The loss of the iteration just done, on this rank; waits for the device."""
+        (_, losses), self._losses = self._losses[-1], []
+        return sum(float(loss) for loss in losses.values())
+
     def _step(self, batch: Batch, iteration: int) -> None:
         totals: dict[str, Tensor] = {}
         self.guard.before_forward()
