@@ -203,11 +203,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["diverged"] not in (0, "all"):
             lr += f", {row['diverged']} diverged"
         cells = [row["network"], row["regularization"], row["optimizer"], lr]
-        cells += [
-            _spread(row, "test accuracy", 2),
-            _spread(row, "test loss", 3),
-            _spread(row, "last ratio", 3),
-        ]
+        cells += [_spread(row, "test accuracy", 2), _spread(row, "test loss", 3)]
+        cells += ["–" if row["steps to target"] is None else f"{row['steps to target']:.0f}"]
+        cells += [_spread(row, "last ratio", 3)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

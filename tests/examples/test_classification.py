@@ -120,7 +120,9 @@ def test_grid_resumes(example: SimpleNamespace, tmp_path: Path, capsys: pytest.C
     ]
     assert rows == [line.split(",")[:steady] for line in table.splitlines()]
     assert len(rows) == 3
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").count("| resnet18 | none |") == 2
+    printed = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert [line.count("|") for line in printed] == [9, 9, 9, 9]  # head, rule and a line for each optimizer
+    assert all(line.startswith("| resnet18 | none |") for line in printed[2:])
     with Image.open(tmp_path / "curves-resnet18-none.png") as picture:
         assert picture.size[0] > 1000
 
