@@ -252,6 +252,7 @@ def test_mnist_that_is_there_already(example: SimpleNamespace, tmp_path: Path) -
         (["--optimizer", "adam"], "--optimizer adam: there are zenith,"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--dropout", "1"], "--dropout 1: must be in"),
+        (["--device", "gpu"], "--device gpu: "),
     ],
 )
 def test_mistakes(
