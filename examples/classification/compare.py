@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,11 +203,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["diverged"] not in (0, "all"):
             lr += f", {row['diverged']} diverged"
         cells = [row["network"], row["regularization"], row["optimizer"], lr]
-        cells += [
-            _spread(row, "test accuracy", 2),
-            _spread(row, "test loss", 3),
-            _spread(row, "last ratio", 3),
-        ]
+        cells += [_spread(row, "test accuracy", 2), _spread(row, "test loss", 3)]
+        cells += ["–" if row["steps to target"] is None else f"{row['steps to target']:.0f}"]
+        cells += [_spread(row, "last ratio", 3)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -260,8 +257,8 @@ def write(output: Path, rows: Sequence[Run]) -> None:
     """``table.md`` and ``table.csv``."""
     if not rows:
         return
-    (output / "table.md").write_text(markdown(rows) + "\n")
-    with (output / "table.csv").open("w", newline="") as file:
+    (output / "table.md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    with (output / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -326,5 +323,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     cli.run(main)

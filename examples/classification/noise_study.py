@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         (args.output / "noise.json").write_text(json.dumps(results))
-        (args.output / "noise.md").write_text(markdown(rows) + "\n")
+        (args.output / "noise.md").write_text(markdown(rows) + "\n", encoding="utf-8")
         plot(rows, results, args.output / "noise.png")
     except OSError as error:
         raise UserError(f"{args.output}: {error.strerror}") from error

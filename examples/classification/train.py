@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.utils.data import DataLoader, Dataset
 
 from zenith_det import cli
-from zenith_det.errors import ConfigError, TrainingDivergedError
+from zenith_det.errors import ConfigError, DatasetError, TrainingDivergedError
 from zenith_det.optim import ZENITH, global_norm
 
 MOMENTUM = 0.9
@@ -117,6 +117,12 @@ def train(
     started, cpu_started = time.perf_counter(), time.process_time()
     if splits is None:
         splits = images.load(options.data, options.data_dir, options.download, options.size, options.limit)
+    if len(splits.train) < 2:  # type: ignore[arg-type]
+        raise DatasetError(f"--data {options.data}: fewer than 2 images to train on")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ConfigError(f"--device {options.device}: {error}") from error
     torch.manual_seed(options.seed)  # weights and dropout
     model = networks.build(options.model, splits.classes, splits.size, options.width, options.dropout)
     model.to(options.device)

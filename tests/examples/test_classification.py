@@ -22,7 +22,7 @@ from zenith_det.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "classification"
-MODULES = ("images", "networks", "noise", "train", "compare")
+MODULES = ("images", "networks", "noise", "train", "compare", "noise_study")
 
 SMALL = {"width": 0.125, "limit": 96, "batch_size": 16, "device": "cpu", "window": 5}
 
@@ -100,7 +100,7 @@ def test_grid_resumes(example: SimpleNamespace, tmp_path: Path, capsys: pytest.C
     ]  # fmt: skip
     example.compare.main(flags)
     capsys.readouterr()
-    runs, table = (tmp_path / "runs.jsonl").read_text(), (tmp_path / "table.csv").read_text()
+    runs, table = (tmp_path / "runs.jsonl").read_text(), (tmp_path / "table.csv").read_text(encoding="utf-8")
     assert runs.count("\n") == 6  # two η₀ with one seed, one η₀ with the other, for each of two optimizers
 
     # As a process leaves it that was killed while it wrote the last run.
@@ -115,10 +115,63 @@ def test_grid_resumes(example: SimpleNamespace, tmp_path: Path, capsys: pytest.C
     ]
     columns = table.splitlines()[0].split(",")
     steady = columns.index("CPU s")
-    rows = [line.split(",")[:steady] for line in (tmp_path / "table.csv").read_text().splitlines()]
+    rows = [
+        line.split(",")[:steady] for line in (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
+    ]
     assert rows == [line.split(",")[:steady] for line in table.splitlines()]
     assert len(rows) == 3
-    assert (tmp_path / "curves-resnet18-none.png").stat().st_size > 10_000
+    printed = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert [line.count("|") for line in printed] == [9, 9, 9, 9]  # head, rule and a line for each optimizer
+    assert all(line.startswith("| resnet18 | none |") for line in printed[2:])
+    with Image.open(tmp_path / "curves-resnet18-none.png") as picture:
+        assert picture.size[0] > 1000
+
+
+def test_learning_rate_and_steps_are_read_off_the_runs(example: SimpleNamespace) -> None:
+    def run(lr: float, *accuracies: float, loss: float = 1.0) -> dict[str, object]:
+        epochs = [
+            {"step": 10 * number, "validation_accuracy": accuracy, "validation_loss": loss}
+            for number, accuracy in enumerate(accuracies, start=1)
+        ]
+        return {"options": {"lr": lr}, "epochs": epochs}
+
+    better, equal = run(0.1, 0.2, 0.9), run(0.3, 0.5, 0.9, loss=0.5)
+    diverged = {"options": {"lr": 1.0}, "diverged": "epoch 1"}
+    assert example.compare.best_lr([better, run(0.3, 0.9, 0.8), diverged]) == 0.1  # the last epoch counts
+    assert example.compare.best_lr([better, equal]) == 0.3  # the loss decides
+    assert (
+        example.compare.best_lr([better, run(0.1, 0.2, 0.5), equal, {**diverged, "options": {"lr": 0.3}}])
+        == 0.1
+    )
+    assert example.compare.best_lr([diverged]) is None
+    assert example.compare._steps_to(0.5, [better, equal]) == 15
+    assert example.compare._steps_to(0.95, [better, equal]) is None
+    assert example.compare._steps_to(0.5, [better, diverged]) is None
+
+
+def test_noise_study(example: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--output",
+        str(tmp_path),
+        "--width",
+        "0.125",
+        "--limit",
+        "64",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    flags += ["--seeds", "0", "1", "--noise-every", "2", "--noise-batch-sizes", "128", "256"]
+    example.noise_study.main(flags)
+    probes = [run["noise"] for run in json.loads((tmp_path / "noise.json").read_text())]
+    assert [(probe["step"], probe["batch_size"]) for probe in probes[1]] == [(0, 128), (0, 256)]
+    pooled = sum(run[0]["noise"] for run in probes) / sum(
+        run[0]["noise"] + run[0]["signal"] for run in probes
+    )
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| 0 |"))
+    assert f", {100 * pooled:.0f} % (" in row
+    assert (tmp_path / "noise.png").exists()
 
 
 def test_a_diverged_run_is_a_row(
@@ -199,6 +252,7 @@ def test_mnist_that_is_there_already(example: SimpleNamespace, tmp_path: Path) -
         (["--optimizer", "adam"], "--optimizer adam: there are zenith,"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--dropout", "1"], "--dropout 1: must be in"),
+        (["--device", "gpu"], "--device gpu: "),
     ],
 )
 def test_mistakes(
@@ -259,7 +313,9 @@ def test_measuring_noise_changes_nothing(example: SimpleNamespace) -> None:
     """Neither weights, nor batch statistics, nor the order of the data, nor dropout."""
     settings = {"epochs": 2, "dropout": 0.3, **SMALL}
     plain = example.train.train(example.train.Options(**settings), tell=lambda line: None)
-    probed = example.train.train(example.train.Options(**settings, noise_every=4), tell=lambda line: None)
+    probed = example.train.train(
+        example.train.Options(**settings, noise_every=4, noise_batch_sizes=(64,)), tell=lambda line: None
+    )
     assert probed["epochs"] == plain["epochs"]
     assert probed["test_loss"] == plain["test_loss"]
     assert [probe["step"] for probe in probed["noise"]] == [0, 4, 8]
