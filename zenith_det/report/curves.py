@@ -91,19 +91,19 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
     metrics = read_metrics(folder)
     panels: list[Panel] = []
     if "total_loss" in metrics:
-        panels.append(("Total loss", lambda axes: _draw_total_loss(axes, metrics["total_loss"])))
-    if components := _loss_components(metrics):
-        panels.append(("Loss components", lambda axes: _draw_components(axes, metrics, components)))
+        panels.append(("Total loss", lambda axes: draw_total_loss(axes, metrics["total_loss"])))
+    if components := loss_components(metrics):
+        panels.append(("Loss components", lambda axes: draw_components(axes, metrics, components)))
     if any(f"{task}/AP" in metrics for task, *_ in AP_LINES):
-        panels.append(("Average precision", lambda axes: _draw_ap(axes, metrics)))
+        panels.append(("Average precision", lambda axes: draw_ap(axes, metrics)))
     if "lr" in metrics:
-        panels.append(("Effective learning rate", lambda axes: _draw_lr(axes, metrics["lr"])))
+        panels.append(("Effective learning rate", lambda axes: draw_lr(axes, metrics["lr"])))
     if "zenith/ratio" in metrics:
         panels.append(
-            ("LR ratio: window mean / zenith", lambda axes: _draw_ratio(axes, metrics["zenith/ratio"]))
+            ("LR ratio: window mean / zenith", lambda axes: draw_ratio(axes, metrics["zenith/ratio"]))
         )
     if "zenith/grad_norm" in metrics or "zenith/window_mean" in metrics:
-        panels.append(("Gradient norm", lambda axes: _draw_norm(axes, metrics)))
+        panels.append(("Gradient norm", lambda axes: draw_norm(axes, metrics)))
     target = Path(path) if path is not None else folder / CURVES_FILE
     return _render(panels, folder.resolve().name, target, empty=f"{folder}: metrics.json has nothing to draw")
 
@@ -162,7 +162,7 @@ def _smoothed(series: Series) -> npt.NDArray[np.float64]:
     return smooth(series.values, max(3, round(len(series) * 0.08)))
 
 
-def _loss_components(metrics: Metrics) -> list[str]:
+def loss_components(metrics: Metrics) -> list[str]:
     components = [key for key in metrics if key.startswith("loss_")]
     # The largest first, so that the legend has the order of the lines.
     return sorted(components, key=lambda key: -float(np.median(metrics[key].values)))
@@ -197,12 +197,12 @@ def _limit_spikes(axes: Axes, noisy: Sequence[Series], exact: Sequence[Series] =
         axes.set_ylim(0, top)
 
 
-def _draw_total_loss(axes: Axes, series: Series) -> None:
+def draw_total_loss(axes: Axes, series: Series) -> None:
     _draw_noisy(axes, series, BLACK, "total")
     _limit_spikes(axes, [series])
 
 
-def _draw_components(axes: Axes, metrics: Metrics, keys: Sequence[str]) -> None:
+def draw_components(axes: Axes, metrics: Metrics, keys: Sequence[str]) -> None:
     for index, key in enumerate(keys):
         label = key.removeprefix("loss_").replace("_", " ")
         color, dashes = _line(index)
@@ -216,7 +216,7 @@ def _line(index: int) -> tuple[str, Any]:
     return CYCLE[index % len(CYCLE)], DASHES[index // len(CYCLE) % len(DASHES)]
 
 
-def _draw_ap(axes: Axes, metrics: Metrics) -> None:
+def draw_ap(axes: Axes, metrics: Metrics) -> None:
     top = 0.0
     for task, label, color, marker in AP_LINES:
         series = metrics.get(f"{task}/AP")
@@ -253,14 +253,14 @@ def _best(series: Series) -> str:
     return f" (best {series.values[best]:.1f} at {_short_number(float(series.iterations[best]))})"
 
 
-def _draw_lr(axes: Axes, series: Series) -> None:
+def draw_lr(axes: Axes, series: Series) -> None:
     axes.plot(series.iterations, series.values, color=BLUE, linewidth=1.8)
     axes.fill_between(series.iterations, series.values, color=BLUE, alpha=0.08, linewidth=0)
     axes.set_ylim(0, float(series.values.max()) * 1.1 or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _draw_ratio(axes: Axes, series: Series) -> None:
+def draw_ratio(axes: Axes, series: Series) -> None:
     axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHES[1])
     axes.plot(series.iterations, series.values, color=GREEN, linewidth=1.8)
     axes.fill_between(series.iterations, series.values, color=GREEN, alpha=0.08, linewidth=0)
@@ -276,7 +276,7 @@ def _draw_ratio(axes: Axes, series: Series) -> None:
     )
 
 
-def _draw_norm(axes: Axes, metrics: Metrics) -> None:
+def draw_norm(axes: Axes, metrics: Metrics) -> None:
     exact = []
     norm = metrics.get("zenith/grad_norm")
     if norm is not None:

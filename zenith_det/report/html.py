@@ -34,7 +34,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 20px 16px 60px; }
+main { max-width: 1240px; margin: 0 auto; padding: 20px 16px 60px; overflow-x: clip; }
 h1 { font-size: 1.55rem; line-height: 1.25; margin: 0.3em 0 0.2em; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2em 0 0.5em; padding-top: 0.6em; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4em 0 0.4em; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ class Evaluated:
     """The last evaluation of a run.
 
     Attributes:
-        dataset: the set, cut to the images that were evaluated on.
+        dataset: the set.
+        records: those of its images that were evaluated on.
         by_image: detections in COCO's result format by image id, only of those images.
     """
 
@@ -54,7 +56,7 @@ def read_evaluated(folder: Path) -> Evaluated:
         raise UserError(f"{folder}: its config names no set to evaluate on")
     several = not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1
     results = read_detections(folder / str(source) / RESULTS_FILE if several else folder / RESULTS_FILE)
-    dataset = load_coco_dataset(source)
+    dataset = _load(source)
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     by_image: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
     known = dataset.metadata.thing_dataset_id_to_contiguous_id
@@ -62,6 +64,11 @@ def read_evaluated(folder: Path) -> Evaluated:
         if result["image_id"] in by_image and result["category_id"] in known:
             by_image[result["image_id"]].append(result)
     return Evaluated(dataset, records, by_image)
+
+
+@lru_cache(maxsize=1)  # the runs of a comparison share theirs
+def _load(source: Any) -> CocoDataset:
+    return load_coco_dataset(source)
 
 
 def read_detections(path: Path) -> list[dict[str, Any]]:

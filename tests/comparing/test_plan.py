@@ -1,0 +1,124 @@
+"""Arms and the runs that they give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from zenith_det.comparing.arms import BUILT_IN, choose_arms, read_arms
+from zenith_det.comparing.plan import Run, plan_runs
+from zenith_det.comparing.results import default_reference
+from zenith_det.config import load_config
+from zenith_det.errors import ConfigError
+from zenith_det.solver import build_lr_scheduler, build_optimizer
+
+CONFIG = str(ROOT / "configs" / "quickstart" / "mask_rcnn_zenith.yaml")
+
+
+def plan(names: list[str], tmp_path: Path, arms_file: Path | None = None, **options: object) -> list[Run]:
+    arms = choose_arms(names, arms_file)
+    seeds = options.pop("seeds", (0, 1))
+    return plan_runs(load_config, CONFIG, arms, seeds, tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_seeds_are_outermost_so_that_half_a_comparison_is_balanced(tmp_path: Path) -> None:
+    runs = plan(["zenith", "sgd_step"], tmp_path, lr_scales=(0.5, 1.0))
+    assert [(run.seed, run.arm.name, run.lr) for run in runs] == [
+        (seed, arm, lr) for seed in (0, 1) for arm in ("zenith", "sgd_step") for lr in (0.02, 0.04)
+    ]
+    assert len({run.folder for run in runs}) == 8
+
+
+def test_steps_and_evaluations_follow_the_length(tmp_path: Path) -> None:
+    (run,) = plan(["sgd_step"], tmp_path, seeds=(0,), opts=["SOLVER.MAX_ITER", "900"], evaluations=9)
+    assert run.keys["SOLVER.STEPS"] == "(600, 800)"
+    assert run.keys["TEST.EVAL_PERIOD"] == "100"
+    (run,) = plan(["sgd_step"], tmp_path, seeds=(0,), opts=["TEST.EVAL_PERIOD", "7"])
+    assert run.keys["TEST.EVAL_PERIOD"] == "7"
+
+
+def test_learning_rates(tmp_path: Path) -> None:
+    lrs = {"zenith": [0.1, 0.2]}
+    runs = plan(["zenith", "schedule_free", "adamw_cosine"], tmp_path, seeds=(0,), lrs=lrs, lr_scales=(2.0,))
+    # One's own list; ten times the config's 0.04, doubled; an absolute one, doubled.
+    assert [(run.arm.name, run.lr) for run in runs] == [
+        ("zenith", 0.1), ("zenith", 0.2), ("schedule_free", 0.8), ("adamw_cosine", 0.002),
+    ]  # fmt: skip
+
+
+def test_every_built_in_arm_trains_with_what_it_says(tmp_path: Path) -> None:
+    import torch
+
+    for arm in BUILT_IN:
+        if any(key.startswith("SOLVER.AVERAGE") for key in arm.overrides):
+            continue  # the same with averaged weights
+        (run,) = plan([arm.name], tmp_path, seeds=(0,))
+        cfg = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg
+        optimizer = build_optimizer(cfg, torch.nn.Linear(2, 2))
+        build_lr_scheduler(cfg, optimizer)
+        assert type(optimizer).__name__.lower().startswith(("zenith", "sgd", "adamw", "prodigy", "dadapt"))
+
+
+def test_the_fingerprint_is_of_what_is_trained(tmp_path: Path) -> None:
+    (first,) = plan(["zenith"], tmp_path, seeds=(0,))
+    (elsewhere,) = plan(["zenith"], tmp_path / "other", seeds=(0,), opts=["MODEL.DEVICE", "cpu"])
+    (longer,) = plan(["zenith"], tmp_path, seeds=(0,), opts=["SOLVER.MAX_ITER", "77"])
+    assert first.fingerprint == elsewhere.fingerprint
+    assert first.fingerprint != longer.fingerprint
+
+
+def test_own_arms(tmp_path: Path) -> None:
+    path = tmp_path / "arms.yaml"
+    path.write_text(
+        "large_window:\n  label: W = 400\n  overrides: {SOLVER.ZENITH.WINDOW: 400}\n  lr_factor: 2\n"
+        "late_step:\n  overrides: {SOLVER.OPTIMIZER: SGD, SOLVER.LR_SCHEDULER_NAME: WarmupMultiStepLR}\n"
+        "  steps_at: [0.9]\n"
+    )
+    runs = plan(["large_window", "late_step"], tmp_path, path, seeds=(0,))
+    assert [run.lr for run in runs] == [0.08, 0.04]
+    assert runs[0].optimizer == "ZENITH"  # the config's
+    assert runs[1].keys["SOLVER.STEPS"] == "(3420,)"
+    assert default_reference(runs).name == "late_step"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- zenith", "names of arms are expected"),
+        ("a: {labell: x}", "'labell' is unknown"),
+        ("a: {lr: 0}", "lr is 0: a number above 0"),
+        ("a: {lr: 1, lr_factor: 2}", "exclude one another"),
+        ("a: {steps_at: [2]}", "steps_at"),
+        ("a: {averaged: 3}", "averaged is 3"),
+        ("../../up: {}", "a name has letters"),
+        ("a: {overrides: [1]}", "config keys with values"),
+        ("a: [", "not YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_mistakes_in_an_arms_file_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "arms.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as error:
+        read_arms(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "told"),
+    [
+        (["zenit"], {}, "did you mean 'zenith'"),
+        (["zenith", "zenith"], {}, "given twice"),
+        (["zenith"], {"opts": ["SEED", "3"]}, "--seeds"),
+        (["zenith"], {"opts": ["SOLVER.OPTIMIZER", "SGD"]}, "arm zenith sets it itself"),
+        (["zenith"], {"lrs": {"sgd_step": [1.0]}}, "no such arm among --arms"),
+        (["zenith"], {"opts": ["SOLVER.MAX_ITR", "3"]}, "MAX_ITR"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    tmp_path: Path, names: list[str], options: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        plan(names, tmp_path, **options)

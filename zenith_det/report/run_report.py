@@ -1,0 +1,423 @@
+"""One run as one HTML page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from zenith_det.data import read_image
+from zenith_det.errors import UserError
+from zenith_det.evaluation.coco import METRICS
+from zenith_det.report import curves
+from zenith_det.report.diagnosis import config_window, diagnose, sentences
+from zenith_det.report.figures import Picture, draw
+from zenith_det.report.findings import FalsePositive, Findings, Miss, find_errors
+from zenith_det.report.html import (
+    Html,
+    Page,
+    bullets,
+    code,
+    figure,
+    folded,
+    grid,
+    heading,
+    paragraph,
+    photo,
+    table,
+    verdict,
+)
+from zenith_det.report.metrics_file import Series, read_metrics
+from zenith_det.report.pictures import ByteImage, draw_instances
+from zenith_det.report.run_data import Evaluated, read_evaluated, run_config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HTML_FILE = "report.html"
+TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+#: False positives and misses that are shown.
+SHOWN = 12
+#: The longer side of a cell, pixels.
+_CELL = 300
+#: Lines of a file that are shown whole; of longer ones the last.
+_MAX_EVENTS = 30
+_KEYS = (
+    "SOLVER.OPTIMIZER", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.BASE_LR", "SOLVER.ZENITH.WINDOW",
+    "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY",
+    "MODEL.WEIGHTS", "MODEL.DEVICE", "DATASETS.TRAIN", "DATASETS.TRAIN_JSON", "DATASETS.TEST",
+    "DATASETS.VAL_JSON", "SEED",
+)  # fmt: skip
+
+Metrics = Mapping[str, Series]
+
+
+def write_run_report(
+    output_dir: Path, path: Path | None = None, *, threshold: float = 0.5, say: Callable[[str], None] = print
+) -> Path:
+    """Write ``OUTPUT_DIR/report.html``, from whatever the run has left so far.
+
+    Args:
+        output_dir: of a run of either engine, finished or not.
+        path: the page, if it is to be elsewhere.
+        threshold: detections from this score on count as found, in the pictures and counts.
+        say: told what is missing, a line each.
+
+    Raises:
+        UserError: the folder holds no run, or the page can't be written.
+    """
+    if not output_dir.is_dir():
+        raise UserError(f"{output_dir}: no such folder; give a run's OUTPUT_DIR")
+    missing: list[str] = []
+
+    def have(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except UserError as error:
+            missing.append(str(error))
+            return None
+
+    cfg = have(lambda: run_config(output_dir))
+    metrics: Metrics = have(lambda: read_metrics(output_dir)) or {}
+    if cfg is None and not metrics:
+        raise UserError(f"{output_dir}: neither config.yaml nor metrics.json: no run was made there")
+    evaluated: Evaluated | None = have(lambda: read_evaluated(output_dir)) if cfg is not None else None
+    if metrics and not any(name.endswith("/AP") for name in metrics):
+        missing.append("no evaluation yet: there is no AP in metrics.json")
+    page = _page(output_dir, cfg, metrics, evaluated, threshold, missing)
+    for line in missing:
+        say(f"missing: {line}")
+    return page.save(path or output_dir / HTML_FILE)
+
+
+def _page(
+    output_dir: Path,
+    cfg: Any,
+    metrics: Metrics,
+    evaluated: Evaluated | None,
+    threshold: float,
+    missing: list[str],
+) -> Page:
+    done = max((int(s.iterations[-1]) + 1 for name, s in metrics.items() if name == "total_loss"), default=0)
+    length = int(cfg.SOLVER.MAX_ITER) if cfg is not None else None
+    state = f"{done} of {length} iterations" if length else f"{done} iterations"
+    page = Page(f"Run: {output_dir.resolve().name}", f"{state}; {time.strftime('%Y-%m-%d %H:%M')}")
+    window = config_window(cfg) if cfg is not None else None
+    notes = sentences(diagnose(metrics, window=window, max_iter=length) if metrics else [])
+    page.lead(
+        verdict([_finals(metrics)], warn=length is not None and done < length),
+        heading("What the curves say"),
+        bullets(notes),
+    )
+    if missing:
+        page.lead(heading("What is missing"), bullets(missing))
+    page.section("Curves", grid([figure(picture) for picture in _curves(metrics)]))
+    page.section("Average precision", _ap_table(metrics), _averaged_table(metrics))
+    findings = None
+    if evaluated is not None:
+        findings = find_errors(evaluated.records, evaluated.by_image, evaluated.dataset.metadata, threshold)
+    page.section("Classes, hardest first", _class_table(metrics, evaluated, findings))
+    if evaluated is not None and findings is not None:
+        page.section("False positives with the highest scores", *_false_positives(evaluated, findings))
+        page.section("Largest objects missed", *_misses(evaluated, findings))
+    page.section("Skipped steps and roll-backs", _events(output_dir))
+    page.section("Data", *_data_lines(output_dir))
+    page.section("Configuration", *_config(output_dir, cfg))
+    return page
+
+
+def _finals(metrics: Metrics) -> str:
+    told = []
+    for task, title in TASKS.items():
+        series = metrics.get(f"{task}/AP")
+        if series is not None:
+            told.append(f"{title} AP {series.values[-1]:.1f} (iteration {series.iterations[-1]})")
+    if not told:
+        return "No AP yet: the run was not evaluated."
+    return ", ".join(told) + "."
+
+
+# ---- curves
+
+
+def _curves(metrics: Metrics) -> list[Picture]:
+    panels: list[tuple[str, str, Callable[[Axes], None]]] = []
+    if "total_loss" in metrics:
+        panels.append(("loss", "Total loss", lambda axes: _losses(axes, metrics)))
+    if any(f"{task}/AP" in metrics for task, *_ in curves.AP_LINES):
+        panels.append(("ap", "Average precision", lambda axes: curves.draw_ap(axes, metrics)))
+    if "lr" in metrics:
+        panels.append(("lr", "Effective learning rate", lambda axes: curves.draw_lr(axes, metrics["lr"])))
+    if "zenith/ratio" in metrics:
+        panels.append(
+            (
+                "ratio",
+                "LR ratio: window mean / zenith",
+                lambda axes: curves.draw_ratio(axes, metrics["zenith/ratio"]),
+            )
+        )
+    if "zenith/grad_norm" in metrics or "zenith/window_mean" in metrics:
+        panels.append(("norm", "Gradient norm", lambda axes: curves.draw_norm(axes, metrics)))
+    if components := curves.loss_components(metrics):
+        panels.append(
+            ("parts", "Loss components", lambda axes: curves.draw_components(axes, metrics, components))
+        )
+    return [_panel(name, title, paint, metrics) for name, title, paint in panels]
+
+
+def _panel(name: str, title: str, paint_axes: Callable[[Axes], None], metrics: Metrics) -> Picture:
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        paint_axes(axes)
+        axes.set_xlabel("iteration")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+
+    keys = {
+        "loss": "total_loss", "lr": "lr", "ratio": "zenith/ratio", "norm": "zenith/window_mean", "ap": "bbox/AP",
+    }  # fmt: skip
+    series = metrics.get(keys.get(name, ""))
+    told = ""
+    if series is not None:
+        told = (
+            f", from {series.values[0]:.3g} at iteration {series.iterations[0]} to {series.values[-1]:.3g} at "
+            f"{series.iterations[-1]}; lowest {series.values.min():.3g}, highest {series.values.max():.3g}"
+        )
+    return draw(f"curve_{name}", f"{title} over iterations{told}.", paint)
+
+
+def _losses(axes: Axes, metrics: Metrics) -> None:
+    curves.draw_total_loss(axes, metrics["total_loss"])
+    held_out = metrics.get("validation/total_loss")
+    if held_out is not None:
+        axes.plot(
+            held_out.iterations, held_out.values, color=curves.VERMILION, marker="o", markersize=3.5,
+            linewidth=1.6, label="validation",
+        )  # fmt: skip
+        axes.set_ylim(0, max(axes.get_ylim()[1], float(held_out.values.max()) * 1.08))
+        axes.legend(loc="upper right")
+
+
+# ---- tables
+
+
+def _ap_table(metrics: Metrics, prefix: str = "") -> Html:
+    rows = []
+    columns = METRICS["bbox"]
+    for task, title in TASKS.items():
+        series = metrics.get(f"{prefix}{task}/AP")
+        if series is None:
+            continue
+        best = int(series.values.argmax())
+        at = int(series.iterations[-1])
+        row = [title]
+        for name in columns:
+            values = metrics.get(f"{prefix}{task}/{name}")
+            there = values is not None and int(values.iterations[-1]) == at
+            row.append(f"{values.values[-1]:.1f}" if values is not None and there else "n/a")
+        rows.append([*row, at, f"{series.values[best]:.1f} at {series.iterations[best]}"])
+    what = "averaged weights" if prefix else "last evaluation"
+    return table(
+        f"COCO AP in percent, {what}; n/a: no object of that kind",
+        ["", *columns, "iteration", "highest AP"],
+        rows,
+    )
+
+
+def _averaged_table(metrics: Metrics) -> Html:
+    return _ap_table(metrics, "averaged/")
+
+
+def _class_table(metrics: Metrics, evaluated: Evaluated | None, findings: Findings | None) -> Html:
+    tasks = [task for task in TASKS if f"{task}/AP" in metrics]
+    names = sorted(
+        {name.partition("/AP-")[2] for name in metrics if re.match(r"(bbox|segm|keypoints)/AP-", name)}
+    )
+    index: dict[str, int] = {}
+    if evaluated is not None:
+        index = {name: n for n, name in enumerate(evaluated.dataset.metadata.thing_classes)}
+        names = names or ([] if not tasks else list(index))
+    rows = []
+    for name in names:
+        values = []
+        for task in tasks:
+            series = metrics.get(f"{task}/AP-{name}") or (metrics[f"{task}/AP"] if len(index) == 1 else None)
+            values.append(float(series.values[-1]) if series is not None else float("nan"))
+        counts: list[Any] = []
+        if findings is not None and name in index:
+            n = index[name]
+            counts = [findings.objects[n], findings.found[n], findings.objects[n] - findings.found[n],
+                      findings.wrong[n]]  # fmt: skip
+        rows.append((values, name, counts))
+    rows.sort(key=lambda row: row[0][0] if row[0] and not np.isnan(row[0][0]) else 1e9)
+    header = ["class", *[f"{TASKS[task]} AP" for task in tasks]]
+    told = ""
+    if findings is not None:
+        header += ["objects", "found", "missed", "false positives"]
+        told = f"; found: a box of IoU 0.5 with a score of {findings.threshold:g} or more"
+    shown = [
+        [name, *["n/a" if np.isnan(value) else f"{value:.1f}" for value in values], *counts]
+        for values, name, counts in rows
+    ]
+    return table(f"Each class, in the last evaluation{told}", header, shown)
+
+
+# ---- pictures of errors
+
+
+def _false_positives(evaluated: Evaluated, findings: Findings) -> list[str]:
+    kinds: dict[str, int] = {}
+    for found in findings.false_positives:
+        kind = "another class" if found.reason.startswith("it is ") else found.reason
+        kinds[kind] = kinds.get(kind, 0) + 1
+    if not kinds:
+        return [paragraph(f"None with a score of {findings.threshold:g} or more.")]
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+    cells = []
+    for false_positive in findings.false_positives[:SHOWN]:
+        cells.append(_show_false_positive(evaluated, false_positive))
+    lead = paragraph(f"{len(findings.false_positives)} in all: {told}.", "soft")
+    return [lead, grid([cell for cell in cells if cell], "cells")]
+
+
+def _show_false_positive(evaluated: Evaluated, found: FalsePositive) -> str:
+    metadata = evaluated.dataset.metadata
+    label = metadata.thing_dataset_id_to_contiguous_id[found.result["category_id"]]
+    cut = _cut(found.record, found.result["bbox"])
+    if cut is None:
+        return ""
+    image, box = cut
+    scores = [found.result["score"]]
+    picture = draw_instances(image, [box], [label], scores, metadata=metadata, scale=_scale(image))
+    iou = f" (IoU {found.iou:.2f})" if found.iou > 0 else ""
+    text = f"{metadata.thing_classes[label]} {found.result['score'] * 100:.0f} %: {found.reason}{iou}"
+    name = Path(found.record["file_name"]).name
+    return photo(picture, f"False positive in {name}: {text}", f"{text}, {name}", width=_CELL)
+
+
+def _misses(evaluated: Evaluated, findings: Findings) -> list[str]:
+    total = sum(findings.objects.values())
+    if not findings.misses:
+        return [paragraph(f"All {total} objects are found.")]
+    cells = [_show_miss(evaluated, miss) for miss in findings.misses[:SHOWN]]
+    lead = paragraph(
+        f"{len(findings.misses)} of {total} objects have no box of IoU 0.5 with a score of "
+        f"{findings.threshold:g} or more.",
+        "soft",
+    )
+    return [lead, grid([cell for cell in cells if cell], "cells")]
+
+
+def _show_miss(evaluated: Evaluated, miss: Miss) -> str:
+    metadata = evaluated.dataset.metadata
+    cut = _cut(miss.record, miss.annotation["bbox"])
+    if cut is None:
+        return ""
+    image, box = cut
+    label = int(miss.annotation["category_id"])
+    picture = draw_instances(image, [box], [label], metadata=metadata, scale=_scale(image))
+    name = Path(miss.record["file_name"]).name
+    text = f"{metadata.thing_classes[label]}: {miss.reason}"
+    return photo(picture, f"Missed in {name}: {text}", f"{text}, {name}", width=_CELL)
+
+
+def _cut(record: Mapping[str, Any], box: Sequence[float]) -> tuple[ByteImage, list[float]] | None:
+    """The image around a box (x y w h), square where it can be, and the box (x0 y0 x1 y1) in it."""
+    try:
+        image = read_image(record["file_name"])
+    except UserError:
+        return None
+    height, width = image.shape[:2]
+    x, y, w, h = (float(value) for value in box)
+    side = min(max(1.8 * max(w, h), 48.0), float(max(width, height)))
+    left = int(np.clip(x + w / 2 - side / 2, 0, max(0.0, width - side)))
+    top = int(np.clip(y + h / 2 - side / 2, 0, max(0.0, height - side)))
+    right, bottom = min(width, int(left + side) + 1), min(height, int(top + side) + 1)
+    part = np.ascontiguousarray(image[top:bottom, left:right])
+    return part, [x - left, y - top, x + w - left, y + h - top]
+
+
+def _scale(image: ByteImage) -> float:
+    """To a size at which lines and letters are legible in a small cell."""
+    return _CELL / max(image.shape[:2])
+
+
+# ---- what happened, data, configuration
+
+
+def _events(output_dir: Path) -> str:
+    path = output_dir / "bad_steps.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return paragraph("None: every step was taken, and the run never went back.")
+    rows = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(event, dict):
+            continue
+        if event.get("event") == "rolled back":
+            to = Path(str(event["to"])).name if event.get("to") else "the beginning"
+            what = f"{event.get('reason', '')}; back to {to}, LR x {event.get('lr_scale', '?')}"
+        else:
+            ids = [
+                str(image[0])
+                for rank in event.get("ranks", [])
+                for image in rank.get("images", [])
+                if isinstance(image, list) and image
+            ]
+            parts = " and ".join(event.get("loss_parts", [])) or "the gradient"
+            what = f"{parts} not finite; images {', '.join(ids) or '–'}; {event.get('evidence', '')}"
+        rows.append([str(event.get("event", "–")), event.get("iteration", "–"), what])
+    more = f", the last {_MAX_EVENTS} of {len(rows)}" if len(rows) > _MAX_EVENTS else ""
+    return table(
+        f"From bad_steps.jsonl{more}",
+        ["event", "iteration", "what"],
+        rows[-_MAX_EVENTS:],
+        text_columns=(0, 2),
+        wrap_columns=(2,),
+    )
+
+
+def _data_lines(output_dir: Path) -> list[str]:
+    """What the log says about the sets: how many images, and what was dropped or left out."""
+    try:
+        text = (output_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return [paragraph("There is no log.txt: what was dropped from the data is not known.")]
+    summaries = re.findall(r"^\[[^\]]* zenith_det\.data\.coco\]: (?!WARNING)(.*)$", text, re.MULTILINE)
+    summaries += re.findall(
+        r"^\[[^\]]*\]: (\d+ images without .* left out of training.*)$", text, re.MULTILINE
+    )
+    tables = re.findall(r"WARNING (Dropped from .*:\n(?:\|.*\n)+)", text)
+    unique = list(dict.fromkeys(summaries))
+    return [bullets(unique), *[code(block) for block in dict.fromkeys(tables)]]
+
+
+def _config(output_dir: Path, cfg: Any) -> list[str]:
+    if cfg is None:
+        return []
+    rows = []
+    for key in _KEYS:
+        value = cfg
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value in ("", (), []):
+            continue
+        rows.append([key, str(value)])
+    text = (output_dir / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    return [
+        table("What matters most", ["key", "value"], rows, text_columns=(0, 1), wrap_columns=(1,)),
+        folded("all of config.yaml", code(text)),
+    ]
