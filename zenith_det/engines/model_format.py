@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as shapes
 
 from zenith_det.errors import ConfigError, one_line
 
@@ -60,7 +61,11 @@ def compile_backbone(cfg: Any, model: nn.Module) -> None:
         return
     backbone = _backbone(cfg, model, "MODEL.COMPILE_BACKBONE")
     _check_compiler(torch.device(cfg.MODEL.DEVICE))
-    logger.info("the backbone is compiled in the first iteration, which takes a minute or more")
+    logger.info(
+        "the backbone is compiled in the first iteration and the first evaluation, which takes minutes"
+    )
+    # A first batch as high as wide would otherwise give kernels for squares alone.
+    shapes.use_duck_shape = False
     backbone.compile(dynamic=True, backend=BACKEND)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.conftest import SmallSet
 from tests.engines.torchvision_engine.small_models import samples, small_config, square_targets
@@ -98,6 +99,10 @@ def test_a_compiled_backbone_trains_alike_and_saves_the_same_names(
     compiled = trainer_for(shapes, tmp_path / "compiled", MODEL__COMPILE_BACKBONE=True)
     assert compiled.model.backbone._compiled_call_impl is not None
     assert_like(losses_of(compiled, 2), expected)
+    graphs = counters["stats"]["unique_graphs"]
+    for height, width in ((64, 64), (64, 96), (96, 64)):
+        compiled.model.backbone(torch.zeros(2, 3, height, width))
+    assert counters["stats"]["unique_graphs"] == graphs, "images of another size compiled the backbone anew"
     assert list(compiled._state()["model"]) == list(plain._state()["model"])
 
 
