@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TASK ?= mask
+# A process for each core; the tests of one file stay together, as they share what is slow to make.
+PYTEST_FLAGS ?= -n auto --dist loadfile
 OUTPUT ?= output/$(TASK)_rcnn_zenith
 
 BIN := $(VENV)/bin
@@ -21,7 +23,7 @@ demo: $(INSTALLED)
 	    --config-file configs/quickstart/$(TASK)_rcnn_zenith.yaml OUTPUT_DIR $(OUTPUT)
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

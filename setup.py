@@ -62,6 +62,7 @@ setup(
             *CLASSIFICATION,
             "pytest>=8",
             "pytest-timeout>=2.2",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.13",

@@ -58,6 +58,7 @@ class Arm:
 
 def _solver(optimizer: str, schedule: str, **more: Any) -> dict[str, Any]:
     keys = {"SOLVER.OPTIMIZER": optimizer, "SOLVER.LR_SCHEDULER_NAME": schedule}
+    keys["SOLVER.AVERAGE.KIND"] = ""  # whatever the config does
     return keys | {"SOLVER." + key.replace("__", "."): value for key, value in more.items()}
 
 

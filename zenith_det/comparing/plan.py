@@ -125,14 +125,15 @@ def _trained_as(arm: Arm, arms: Sequence[Arm]) -> Arm:
 
     An arm without averaging that is compared with its averaged self isn't trained twice.
     """
-    for other in arms:
-        plain = {k: v for k, v in other.overrides.items() if not k.startswith("SOLVER.AVERAGE.")}
-        if (
-            other.averaged
-            and replace(other, name=arm.name, label=arm.label, overrides=plain, averaged=False) == arm
-        ):
-            return other
-    return arm
+    if arm.averaged:
+        return arm
+    own = _without_average(replace(arm, averaged=True))
+    return next((other for other in arms if other.averaged and _without_average(other) == own), arm)
+
+
+def _without_average(arm: Arm) -> Arm:
+    kept = {key: value for key, value in arm.overrides.items() if not key.startswith("SOLVER.AVERAGE.")}
+    return replace(arm, name="", label="", overrides=kept)
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
