@@ -60,7 +60,9 @@ def train_net(tmp_path: Path) -> Path:
 
 def a_run(tmp_path: Path, what: str, seed: int = 0, fingerprint: str = "f") -> Run:
     arm = Arm(what, what)
-    return Run(arm, 0.1, seed, tmp_path / "runs" / what / f"seed{seed}", {"WHAT": what}, fingerprint, 10, "SGD")
+    return Run(
+        arm, 0.1, seed, tmp_path / "runs" / what / f"seed{seed}", {"WHAT": what}, fingerprint, 10, "SGD"
+    )
 
 
 def carry_out(train_net: Path, runs: list[Run], **options: Any) -> list[str]:

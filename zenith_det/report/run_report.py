@@ -134,14 +134,17 @@ def _page(
 
 
 def _finals(metrics: Metrics) -> str:
-    told = []
-    for task, title in TASKS.items():
-        series = metrics.get(f"{task}/AP")
-        if series is not None:
-            told.append(f"{title} AP {series.values[-1]:.1f} (iteration {series.iterations[-1]})")
+    told, at = [], 0
+    for prefix, what in (("", ""), ("averaged/", " with averaged weights")):
+        for task, title in TASKS.items():
+            series = metrics.get(f"{prefix}{task}/AP")
+            if series is not None:
+                told.append(f"{title} AP {series.values[-1]:.1f}{what}")
+                at = int(series.iterations[-1])
     if not told:
         return "No AP yet: the run was not evaluated."
-    return ", ".join(told) + "."
+    text = ", ".join(told)
+    return f"{text[0].upper()}{text[1:]}, at iteration {at}."
 
 
 # ---- curves
@@ -152,7 +155,7 @@ def _curves(metrics: Metrics) -> list[Picture]:
     if "total_loss" in metrics:
         panels.append(("loss", "Total loss", lambda axes: _losses(axes, metrics)))
     if any(f"{task}/AP" in metrics for task, *_ in curves.AP_LINES):
-        panels.append(("ap", "Average precision", lambda axes: curves.draw_ap(axes, metrics)))
+        panels.append(("ap", "Average precision", lambda axes: _ap(axes, metrics)))
     if "lr" in metrics:
         panels.append(("lr", "Effective learning rate", lambda axes: curves.draw_lr(axes, metrics["lr"])))
     if "zenith/ratio" in metrics:
@@ -204,6 +207,22 @@ def _losses(axes: Axes, metrics: Metrics) -> None:
         )  # fmt: skip
         axes.set_ylim(0, max(axes.get_ylim()[1], float(held_out.values.max()) * 1.08))
         axes.legend(loc="upper right")
+
+
+def _ap(axes: Axes, metrics: Metrics) -> None:
+    curves.draw_ap(axes, metrics)
+    top = axes.get_ylim()[1]
+    averaged = [(*line, metrics[f"averaged/{line[0]}/AP"]) for line in curves.AP_LINES
+                if f"averaged/{line[0]}/AP" in metrics]  # fmt: skip
+    for _, label, color, marker, series in averaged:
+        axes.plot(
+            series.iterations, series.values, color=color, marker=marker, markersize=3.5, linestyle=(0, (4, 1.5)),
+            linewidth=1.6, label=f"{label} {series.values[-1]:.1f}, averaged",
+        )  # fmt: skip
+        top = max(top, float(series.values.max()) * 1.12)
+    if averaged:
+        axes.set_ylim(0, min(100.0, top))
+        axes.legend(loc="lower right")
 
 
 # ---- tables
@@ -276,7 +295,8 @@ def _class_table(metrics: Metrics, evaluated: Evaluated | None, findings: Findin
 def _false_positives(evaluated: Evaluated, findings: Findings) -> list[str]:
     kinds: dict[str, int] = {}
     for found in findings.false_positives:
-        kind = "another class" if found.reason.startswith("it is ") else found.reason
+        word, colon, _ = found.reason.partition(":")
+        kind = {"in truth": "another class", "near": "near another class"}[word] if colon else word
         kinds[kind] = kinds.get(kind, 0) + 1
     if not kinds:
         return [paragraph(f"None with a score of {findings.threshold:g} or more.")]
