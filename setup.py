@@ -23,6 +23,9 @@ FUZZ = [
     "and python_version >= '3.11' and python_version < '3.14'"
 ]
 
+# Its digits are real images that need no network (examples/classification).
+CLASSIFICATION = ["scikit-learn>=1.2"]
+
 setup(
     name="zenith_det",
     version=VERSION,
@@ -40,6 +43,7 @@ setup(
         "pillow>=9.1",  # Image.Resampling
         "fvcore>=0.1.5",  # yacs configs with _BASE_, parameter schedulers, registries
         "pycocotools>=2.0.7",  # the first with wheels for Python 3.12
+        "orjson>=3.9",  # reads annotation files three times as fast as json does
         "faster-coco-eval>=1.6",  # compiled COCO metrics
         # Headless: the same cv2, without the X libraries that plain opencv-python wants at import.
         "opencv-python-headless>=4.8",
@@ -51,9 +55,11 @@ setup(
     extras_require={
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
+        "classification": CLASSIFICATION,
         "test": [
             *OPTIMIZERS,
             *FUZZ,
+            *CLASSIFICATION,
             "pytest>=8",
             "pytest-timeout>=2.2",
             "hypothesis>=6.100",

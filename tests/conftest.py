@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from zenith_det.data.annotation_cache import FOLDER_VARIABLE
 from zenith_det.data.synthetic import generate, split_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="30",
         help="how often the kill test kills each engine's runs (200: the long version)",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_left_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Annotation files that runs read are remembered here, not in the user's folder."""
+    os.environ[FOLDER_VARIABLE] = str(tmp_path_factory.mktemp("cache"))
 
 
 class SmallSet:

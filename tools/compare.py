@@ -20,7 +20,7 @@ from zenith_det import cli
 from zenith_det.benchmarking.machine import describe_machine
 from zenith_det.comparing.arms import BUILT_IN, choose_arms, read_arms
 from zenith_det.comparing.html_report import write_report
-from zenith_det.comparing.plan import plan_runs
+from zenith_det.comparing.plan import distinct, plan_runs
 from zenith_det.comparing.results import collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
 from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
@@ -185,10 +185,10 @@ def main(argv: list[str] | None = None) -> int:
     stopped: RunStopped | None = None
     if not args.report_only:
         print(
-            f"{len(runs)} runs: {len(arms)} arms, {len(args.seeds)} seeds, {runs[0].max_iter} iterations each"
+            f"{len(distinct(runs))} runs: {len(arms)} arms, {len(args.seeds)} seeds, {runs[0].max_iter} iterations each"
         )
         try:
-            runner.carry_out(runs)
+            runner.carry_out(distinct(runs))
         except RunStopped as stop:
             stopped = stop
     comparison = collect(runs, arms, reference)

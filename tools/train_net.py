@@ -8,6 +8,7 @@ import os
 import psutil
 
 from zenith_det import cli
+from zenith_det.config import validate_config
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.selection import EngineChoice, select_engine
@@ -68,6 +69,16 @@ def argument_parser() -> argparse.ArgumentParser:
         "--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER"
     )
     parser.add_argument(
+        "--auto-lr",
+        action="store_true",
+        help="choose SOLVER.BASE_LR by an LR range test before the run (one process); see docs/LEARNING_RATE.md",
+    )
+    parser.add_argument(
+        "--until-settled",
+        action="store_true",
+        help="end when ZENITH's ratio and the AP have settled; SOLVER.MAX_ITER (--epochs) is the most",
+    )
+    parser.add_argument(
         "--max-time",
         metavar="TIME",
         help="save and end within this time (3h30m, 90m, 3:30:00), for --resume to go on; exit code 75",
@@ -124,6 +135,11 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
         loaded.override("DATASETS.STRICT", True, "--strict")
     if args.num_gpus == 0:
         loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
+    if args.auto_lr:
+        loaded.override("SOLVER.ZENITH.AUTO_LR", True, "--auto-lr")
+    if args.until_settled:
+        loaded.override("SOLVER.ZENITH.UNTIL_SETTLED", True, "--until-settled")
+    validate_config(loaded.cfg, loaded.sources)
     if choice.name == "detectron2":
         from zenith_det.engines.detectron2_engine.run import run
     else:

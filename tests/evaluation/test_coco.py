@@ -7,13 +7,15 @@ import copy
 import io
 import json
 import math
+import os
+import signal
 from typing import Any
 
 import numpy as np
 import pytest
 
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.evaluation import evaluate_coco, finite_scalars
+from zenith_det.evaluation import coco, evaluate_coco, finite_scalars
 
 from .coco_cases import perturb, random_ground_truth, real_coco, reference_stats
 
@@ -67,6 +69,33 @@ def test_equals_pycocotools_on_crowds_ties_empty_images_and_gaps(backend: str, s
     for task in TASKS:
         assert_equal(got[task], quiet_reference(ground_truth, results, task))
     assert 5 < got["bbox"]["AP"] < 95  # neither trivial
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_the_same_numbers(processes: int) -> None:
+    ground_truth = random_ground_truth(4)
+    results = perturb(ground_truth, 54, copies=4)
+    one = evaluate_coco(ground_truth, results, TASKS, processes=1)
+    several = evaluate_coco(ground_truth, results, TASKS, processes=processes)
+    assert several.keys() == one.keys()
+    for task in TASKS:
+        assert_equal(several[task], one[task])
+
+
+def killed(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_costs_time_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ground_truth = random_ground_truth(4)
+    results = perturb(ground_truth, 54, copies=2)
+    expected = evaluate_coco(ground_truth, results, ["bbox"], processes=1)
+    monkeypatch.setattr(coco, "_precision_of", killed)
+    got = evaluate_coco(ground_truth, results, ["bbox"], processes=2)
+    assert_equal(got["bbox"], expected["bbox"])
+    assert "a process that evaluated was killed" in caplog.text
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

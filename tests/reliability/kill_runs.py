@@ -59,7 +59,9 @@ KEYS = {
     "SOLVER.MAX_ITER": MAX_ITER,
     "SOLVER.CHECKPOINT_PERIOD": SAVE_PERIOD,
     "TEST.EVAL_PERIOD": EVAL_PERIOD,
-    "CHECKPOINT.BEST": "box AP",
+    "SOLVER.AVERAGE.KIND": "ema",
+    "SOLVER.AVERAGE.DECAY": 0.9,
+    "CHECKPOINT.BEST": "averaged box AP",
     "CHECKPOINT.KEEP": 2,
     "SEED": 7,
     "DETERMINISTIC": True,
@@ -194,7 +196,9 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
 def state_of(output: Path) -> dict[str, Any]:
     """What a finished run has learned and would go on with."""
     state = torch.load(output / "model_final.pth", weights_only=True)
-    names = ("model", "optimizer", "trainer", "scheduler", "iteration", "images_seen", "watch", "guard")
+    names = (
+        "model", "average", "optimizer", "trainer", "scheduler", "iteration", "images_seen", "watch", "guard",
+    )  # fmt: skip
     found = {name: state[name] for name in names if name in state}
     if "trainer" in found:  # Detectron2's hooks keep times
         found["trainer"] = {"optimizer": found["trainer"]["_trainer"]["optimizer"]}

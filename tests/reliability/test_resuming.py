@@ -132,7 +132,7 @@ def test_a_worse_evaluation_after_resuming_does_not_replace_the_best_model(
     code, printed = runs.run(runs.arguments(engine, data, output, SOLVER__MAX_ITER=4))
     assert code == 0, printed
     best = torch.load(output / "model_best.pth", weights_only=True)
-    assert best["best"]["metric"] == "box AP"
+    assert best["best"]["metric"] == "averaged box AP"
     assert best["best"]["iteration"] == best["iteration"] == 3
     # As if it had been much better.
     best["best"]["value"] = 99.0

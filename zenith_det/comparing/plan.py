@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zenith_det.comparing.arms import Arm
@@ -66,6 +66,8 @@ def plan_runs(
 ) -> list[Run]:
     """All runs, seeds outermost: a comparison that is not finished yet has all arms alike.
 
+    An arm and its averaged self share theirs, see :func:`distinct`.
+
     Args:
         load: reads the config file with overrides.
         opts: KEY VALUE overrides for all runs.
@@ -88,6 +90,7 @@ def plan_runs(
     unknown = set(lrs or {}) - {arm.name for arm in arms}
     if unknown:
         raise ConfigError(f"--lrs {sorted(unknown)[0]}=…: no such arm among --arms")
+    trained_as = {arm.name: _trained_as(arm, arms) for arm in arms}
     max_iter = int(base.cfg.SOLVER.MAX_ITER)
     period = {}
     if "TEST.EVAL_PERIOD" not in shared:
@@ -97,10 +100,11 @@ def plan_runs(
         for arm in arms:
             own = arm.base_lr(float(base.cfg.SOLVER.BASE_LR))
             for lr in (lrs or {}).get(arm.name) or [own * scale for scale in lr_scales]:
-                keys = shared | period | {key: str(value) for key, value in arm.keys(max_iter).items()}
+                trained = trained_as[arm.name]
+                keys = shared | period | {key: str(value) for key, value in trained.keys(max_iter).items()}
                 keys |= {"SOLVER.BASE_LR": f"{lr:.6g}", "SEED": str(seed)}
                 loaded = load(config_file, [word for pair in keys.items() for word in pair])
-                folder = output / "runs" / arm.name / f"lr{lr:.6g}" / f"seed{seed}"
+                folder = output / "runs" / trained.name / f"lr{lr:.6g}" / f"seed{seed}"
                 runs.append(
                     Run(
                         arm,
@@ -114,6 +118,26 @@ def plan_runs(
                     )
                 )
     return runs
+
+
+def _trained_as(arm: Arm, arms: Sequence[Arm]) -> Arm:
+    """The arm whose runs give this one's figures too: averaging changes nothing about the weights it averages.
+
+    An arm without averaging that is compared with its averaged self isn't trained twice.
+    """
+    for other in arms:
+        plain = {k: v for k, v in other.overrides.items() if not k.startswith("SOLVER.AVERAGE.")}
+        if (
+            other.averaged
+            and replace(other, name=arm.name, label=arm.label, overrides=plain, averaged=False) == arm
+        ):
+            return other
+    return arm
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """The runs to carry out: each folder once."""
+    return list({run.folder: run for run in runs}.values())
 
 
 def _fingerprint(loaded: LoadedConfig, engine: str) -> str:

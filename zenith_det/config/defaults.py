@@ -293,6 +293,8 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     "MODEL": {
         # True: weights of another shape (heads for other classes) are left out, not an error.
         "WEIGHTS_ALLOW_MISMATCH": False,
+        "CHANNELS_LAST": False,  # True: the channels innermost in memory, as GPUs with AMP want them
+        "COMPILE_BACKBONE": False,  # True: torch.compile for the backbone; needs a C++ compiler, or Triton on a GPU
     },
     "DATASETS": {
         # A COCO-format set by its files, in place of the names in TRAIN and TEST. ``--train-json`` and
@@ -302,17 +304,30 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "VAL_JSON": "",
         "VAL_IMAGES": "",
         "MAX_BAD_IMAGES": 0,  # missing or unreadable images that are left out rather than stop the run
+        "CACHE": True,  # keep what a large annotation file came to, in $ZENITH_DET_CACHE or ~/.cache/zenith_det
         "STRICT": False,  # True: stop at an annotation that could be dropped, rather than drop and count it
     },
     "SOLVER": {
         "OPTIMIZER": "ZENITH",  # a name in OPTIMIZER_REGISTRY
+        "AMP": {
+            "DTYPE": "float16",  # or "bfloat16", which needs no loss scaling and works on the CPU, too
+        },
         "GRADIENT_ACCUMULATION": 1,  # parts that a batch of IMS_PER_BATCH is taken in, per step
         "ZENITH": {
             "WINDOW": 100,  # W: gradient norms that are averaged, in iterations
             "MIN_RATIO": 0.0,  # r_min: the least that the LR is multiplied by
             "NORM_SOURCE": "gradient",  # or "momentum": the norm of the momentum buffer
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
+            "AUTO_LR": False,  # True: BASE_LR comes from an LR range test before the run
+            # True: end when ratio and AP have settled over 2 x TEST.PATIENCE evaluations; MAX_ITER is the cap
+            "UNTIL_SETTLED": False,
             "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run goes back, or stops; of any optimizer
+        },
+        # Averaged weights, evaluated and saved beside the trained ones (one more copy of the weights).
+        "AVERAGE": {
+            "KIND": "",  # "ema", "tail", or "" for none
+            "DECAY": 0.999,  # of "ema", per iteration
+            "TAIL": 0.25,  # of "tail": about the newest share of all iterations so far
         },
         "ADAMW": {"BETAS": (0.9, 0.999), "EPS": 1e-8},
         "PRODIGY": {
@@ -324,10 +339,17 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     },
     "TEST": {
         "MAX_IMAGES": 0,  # evaluate on the first N images of each set; 0: all
+        "VALIDATION_LOSS": False,  # True: each evaluation also computes the training losses on the test set
+        # End a run when this has not improved in PATIENCE evaluations: "box AP", "averaged mask AP" …, or
+        # "validation loss"; "": never
+        "EARLY_STOPPING": "",
+        "PATIENCE": 5,
     },
     "CHECKPOINT": {
         "KEEP": 0,  # periodic checkpoints that are kept, the newest; 0: all
-        "BEST": "",  # "box AP", "mask AP" or "keypoint AP": keep the best model by it, as model_best.pth
+        # "box AP", "mask AP", "keypoint AP", or one of these with "averaged " before it: keep the best model
+        # by it, as model_best.pth
+        "BEST": "",
     },
     "RECOVERY": {
         "MAX_ROLLBACKS": 3,  # times that a diverged run goes back to its last good checkpoint; 0: it stops

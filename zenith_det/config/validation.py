@@ -29,6 +29,10 @@ _BETAS = (
     "two numbers in [0, 1)",
 )
 
+_AVERAGED = "averaged "
+_APS = tuple(prefix + name for prefix in ("", _AVERAGED) for name in ("box AP", "mask AP", "keypoint AP"))
+_VALIDATION_LOSS = "validation loss"
+
 _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.MAX_ITER": _FROM_1,
     "SOLVER.IMS_PER_BATCH": _FROM_1,
@@ -55,6 +59,8 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.ZENITH.MIN_RATIO": _UNIT,
     "SOLVER.ZENITH.RECORD_AFTER": _NOT_NEGATIVE,
     "SOLVER.ZENITH.MAX_NONFINITE_STEPS": _FROM_1,
+    "SOLVER.AVERAGE.DECAY": _UNIT_OPEN,
+    "SOLVER.AVERAGE.TAIL": (_number(lambda x: 0 < x <= 1), "in (0, 1]"),
     "SOLVER.ADAMW.BETAS": _BETAS,
     "SOLVER.ADAMW.EPS": _POSITIVE,
     "SOLVER.PRODIGY.BETAS": _BETAS,
@@ -63,6 +69,7 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.MAX_IMAGES": _NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": _FROM_1,
+    "TEST.PATIENCE": _FROM_1,
     "CHECKPOINT.KEEP": _NOT_NEGATIVE,
     "RECOVERY.MAX_ROLLBACKS": _NOT_NEGATIVE,
     "RECOVERY.LR_FACTOR": (_number(lambda x: 0 < x < 1), "in (0, 1)"),
@@ -71,13 +78,16 @@ _RANGES: dict[str, tuple[_Check, str]] = {
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.ZENITH.NORM_SOURCE": ("gradient", "momentum"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
-    "CHECKPOINT.BEST": ("", "box AP", "mask AP", "keypoint AP"),
+    "SOLVER.AVERAGE.KIND": ("", "ema", "tail"),
+    "CHECKPOINT.BEST": ("", *_APS),
+    "TEST.EARLY_STOPPING": ("", *_APS, _VALIDATION_LOSS),
 }
 
 
@@ -103,9 +113,26 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
-    for metric, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
-        if metric == cfg.CHECKPOINT.BEST and not cfg.MODEL[switch]:
-            raise _wrong("CHECKPOINT.BEST", metric, f"the model has none, MODEL.{switch} is False", sources)
+    for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
+        _check_metric(cfg, key, sources)
+    for key in ("TEST.EARLY_STOPPING", "SOLVER.ZENITH.UNTIL_SETTLED"):
+        if _get(cfg, key) and not cfg.TEST.EVAL_PERIOD:
+            raise _wrong(key, _get(cfg, key), "it is judged by evaluations: set TEST.EVAL_PERIOD", sources)
+    if cfg.TEST.EARLY_STOPPING == _VALIDATION_LOSS and not cfg.TEST.VALIDATION_LOSS:
+        raise _wrong("TEST.EARLY_STOPPING", _VALIDATION_LOSS, "set TEST.VALIDATION_LOSS True", sources)
+    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER != "ZENITH":
+        problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
+        raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
+
+
+def _check_metric(cfg: CfgNode, key: str, sources: Mapping[str, str]) -> None:
+    """Refuse an AP that no evaluation of this configuration gives."""
+    metric = _get(cfg, key)
+    for name, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
+        if metric.endswith(name) and not cfg.MODEL[switch]:
+            raise _wrong(key, metric, f"the model has none, MODEL.{switch} is False", sources)
+    if metric.startswith(_AVERAGED) and not cfg.SOLVER.AVERAGE.KIND:
+        raise _wrong(key, metric, "no weights are averaged, SOLVER.AVERAGE.KIND is ''", sources)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 from pycocotools import mask as mask_utils
 
+from zenith_det.data import annotation_cache
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
 from zenith_det.data.checking import (
     EXAMPLES_KEPT,
@@ -30,6 +32,7 @@ from zenith_det.data.checking import (
     Fault,
     ImageCheck,
     ImageFile,
+    Problem,
     as_id,
     check_box,
     check_file_name,
@@ -92,34 +95,26 @@ def read_annotation_file(json_file: str) -> dict[str, Any]:
         DatasetError: missing, unreadable, not JSON (with the position), not of this form, or too large for the
             machine's memory.
     """
+    return _parse(_read_bytes(json_file), json_file)
+
+
+def _read_bytes(json_file: str) -> bytes:
     try:
-        return _read_annotation_file(json_file)
+        return Path(json_file).read_bytes()
+    except FileNotFoundError:
+        raise DatasetError(f"annotation file {json_file} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"annotation file {json_file} can't be read: {one_line(str(error))}") from None
     except MemoryError:
         raise DatasetError(f"{json_file}: does not fit into memory") from None
 
 
-def _read_annotation_file(json_file: str) -> dict[str, Any]:
-    try:
-        text = Path(json_file).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DatasetError(f"annotation file {json_file} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{json_file}: not a JSON text file (byte {error.start} is not UTF-8)") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"annotation file {json_file} can't be read: {one_line(str(error))}") from None
+def _parse(data: bytes, json_file: str) -> dict[str, Any]:
     try:
         with _garbage_collection_off():
-            content = json.loads(text)
-    except json.JSONDecodeError as error:
-        end = " (where the file ends: is it cut off?)" if error.pos >= len(text.rstrip()) - 1 else ""
-        raise DatasetError(
-            f"{json_file}: not valid JSON at line {error.lineno}, column {error.colno}, "
-            f"character {error.pos} of {len(text)}{end}: {error.msg}"
-        ) from None
-    except RecursionError:
-        raise DatasetError(f"{json_file}: not an annotation file: its JSON is nested too deep") from None
-    except ValueError as error:  # a whole number of thousands of digits
-        raise DatasetError(f"{json_file}: not an annotation file: {one_line(str(error))}") from None
+            content = _from_json(data, json_file)
+    except MemoryError:
+        raise DatasetError(f"{json_file}: does not fit into memory") from None
     if not isinstance(content, dict):
         raise DatasetError(
             f"{json_file}: not a COCO annotation file: a JSON object with images, annotations and categories "
@@ -133,6 +128,29 @@ def _read_annotation_file(json_file: str) -> dict[str, Any]:
                 f'{json_file}: not a COCO annotation file: "{key}" must be a list and is {found}'
             )
     return content
+
+
+def _from_json(data: bytes, json_file: str) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass  # Python's own takes three times as long. It also reads NaN, and knows the line of a mistake.
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{json_file}: not a JSON text file (byte {error.start} is not UTF-8)") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        end = " (where the file ends: is it cut off?)" if error.pos >= len(text.rstrip()) - 1 else ""
+        raise DatasetError(
+            f"{json_file}: not valid JSON at line {error.lineno}, column {error.colno}, "
+            f"character {error.pos} of {len(text)}{end}: {error.msg}"
+        ) from None
+    except RecursionError:
+        raise DatasetError(f"{json_file}: not an annotation file: its JSON is nested too deep") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise DatasetError(f"{json_file}: not an annotation file: {one_line(str(error))}") from None
 
 
 def _json_type(value: object) -> str:
@@ -651,8 +669,33 @@ def examine_coco_dataset(
     Raises:
         DatasetError: the annotation file can't be made sense of at all.
     """
+    return _examine(source, name, check_images, classes, max_bad_images, cache=False)
+
+
+def _examine(
+    source: Source,
+    name: str | None,
+    check_images: ImageCheck,
+    classes: Sequence[str] | None,
+    max_bad_images: int,
+    *,
+    cache: bool,
+) -> CocoDataset:
     name, json_file, image_root = _resolve(source, name)
-    content = read_annotation_file(json_file)
+    circumstances = (image_root, max_pixels())
+    if cache:
+        digest = annotation_cache.digest_of_file(json_file)
+        if digest is not None:
+            entry = annotation_cache.Entry(digest, *circumstances)
+            dataset = _remembered(entry, name, json_file, image_root, classes, check_images)
+            if dataset is not None:
+                return dataset
+    data = _read_bytes(json_file)
+    cache = cache and len(data) >= annotation_cache.SMALLEST
+    # Of the very bytes that are parsed: the file may have changed just now.
+    digest = annotation_cache.digest_of(data) if cache else b""
+    content = _parse(data, json_file)
+    del data
     metadata = _metadata(content, name, json_file, image_root, classes)
     report = DatasetReport(name, num_classes=metadata.num_classes)
     with _garbage_collection_off():
@@ -669,7 +712,102 @@ def examine_coco_dataset(
         report.add(
             "no images", "stops", "no image is listed" if not content["images"] else "no image is left"
         )
-    return CocoDataset(metadata, list(records.values()), report)
+    dataset = CocoDataset(metadata, list(records.values()), report)
+    # With an image left out, its annotations are, too: the outcome is not the annotation file's alone.
+    if cache and len(records) == len(content["images"]) and not report.count("stops"):
+        _remember(annotation_cache.Entry(digest, *circumstances), dataset, content)
+    return dataset
+
+
+def _remember(entry: annotation_cache.Entry, dataset: CocoDataset, content: dict[str, Any]) -> None:
+    """Keep the outcome of :func:`_examine`; all images were found, and of the size that is declared."""
+    report, records = dataset.report, dataset.records
+    if dataset.metadata.num_keypoints:
+        # All objects without labelled keypoints share one list; a file would hold it as often as there are any.
+        unlabelled = [0.5, 0.5, 0.0] * dataset.metadata.num_keypoints
+        records = [
+            {
+                **record,
+                "annotations": [
+                    {**item, "keypoints": None} if item["keypoints"] == unlabelled else item
+                    for item in record["annotations"]
+                ],
+            }
+            for record in records
+        ]
+    undeclared = {e["id"] for e in content["images"] if e.get("height") is None and e.get("width") is None}
+    entry.write(
+        {
+            "categories": content["categories"],
+            "classes": dataset.metadata.thing_classes,
+            "records": records,
+            "undeclared": [n for n, record in enumerate(records) if record["image_id"] in undeclared],
+            "problems": [
+                [p.kind, p.action, p.image, p.image_id, p.annotation_id, p.reason] for p in report.problems
+            ],
+            "counts": [[kind, action, count] for (kind, action), count in report.counts.items()],
+            "numbers": [report.num_images, report.num_annotations, report.num_without_objects],
+        }
+    )
+
+
+def _remembered(
+    entry: annotation_cache.Entry,
+    name: str,
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None,
+    check_images: ImageCheck,
+) -> CocoDataset | None:
+    """What :func:`_remember` kept; ``None`` if there is nothing, or an image has changed since.
+
+    Raises:
+        DatasetError: its categories are not ``classes``.
+    """
+    with _garbage_collection_off():
+        kept = entry.read()
+        if kept is None:
+            return None
+        try:
+            metadata = _metadata(kept, name, json_file, image_root, classes)
+            records = kept["records"]
+            undeclared = set(kept["undeclared"])
+            files = [
+                ImageFile(r["file_name"], *((None, None) if n in undeclared else (r["height"], r["width"])))
+                for n, r in enumerate(records)
+            ]
+            found = check_image_files(files, check_images)
+            if any(size != (r["height"], r["width"]) for size, r in zip(found, records, strict=True)):
+                return (
+                    None  # a Fault, or another size: the whole file is read again, which tells what is wrong
+                )
+            _restore(records, metadata, kept["classes"])
+            report = DatasetReport(name, num_classes=metadata.num_classes)
+            report.num_images, report.num_annotations, report.num_without_objects = kept["numbers"]
+            report.problems = [Problem(*fields) for fields in kept["problems"]]
+            report.counts = {(kind, action): count for kind, action, count in kept["counts"]}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            entry.distrust()
+            return None
+    logger.info("%s: checked before, annotations taken from %s", name, entry.path)
+    return CocoDataset(metadata, records, report)
+
+
+def _restore(records: list[dict[str, Any]], metadata: DatasetMetadata, classes: list[str]) -> None:
+    """What the cache's form can't hold, and the indices of classes in another order."""
+    index = {category: number for number, category in enumerate(metadata.thing_classes)}
+    order = [index[category] for category in classes]
+    moved = order != list(range(len(order)))
+    unlabelled = [0.5, 0.5, 0.0] * metadata.num_keypoints
+    for record in records:
+        for item in record["annotations"]:
+            if moved:
+                item["category_id"] = order[item["category_id"]]
+            segmentation = item.get("segmentation")
+            if isinstance(segmentation, dict):
+                segmentation["counts"] = annotation_cache.restored_bytes(segmentation["counts"])
+            if metadata.num_keypoints and item["keypoints"] is None:
+                item["keypoints"] = unlabelled
 
 
 def load_coco_dataset(
@@ -680,6 +818,7 @@ def load_coco_dataset(
     classes: Sequence[str] | None = None,
     max_bad_images: int = 0,
     name: str | None = None,
+    cache: bool = False,
 ) -> CocoDataset:
     """Read and check a COCO-format dataset.
 
@@ -692,13 +831,13 @@ def load_coco_dataset(
             ``category_id`` indexes ``classes``.
         max_bad_images: up to this many missing or unusable images are dropped; one more stops.
         name: for the metadata and messages; default: the source's name or the file's stem.
+        cache: take the annotations from the last time that a file of the same content was read, and keep them
+            for the next; see :mod:`zenith_det.data.annotation_cache`. Images are checked each time.
 
     Raises:
         DatasetError: the set can't be used, or ``strict`` and something was dropped.
     """
-    dataset = examine_coco_dataset(
-        source, name=name, check_images=check_images, classes=classes, max_bad_images=max_bad_images
-    )
+    dataset = _examine(source, name, check_images, classes, max_bad_images, cache=cache)
     report = dataset.report
     refused: tuple[Action, ...] = ("stops", "dropped") if strict else ("stops",)
     for action in refused:

@@ -13,8 +13,13 @@ import contextlib
 import io
 import logging
 import math
-from collections import OrderedDict
+import multiprocessing
+import os
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,7 @@ import pycocotools.mask as coco_mask
 
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.evaluation.results import check_results
+from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ def evaluate_coco(
     max_dets_per_image: int = 100,
     image_ids: Collection[int] | None = None,
     backend: str = "auto",
+    processes: int | None = None,
 ) -> Results:
     """Compute AP, in percent, for boxes, masks and keypoints.
 
@@ -86,6 +93,8 @@ def evaluate_coco(
             masks.
         image_ids: evaluate on these images alone (default: all).
         backend: "faster" (``faster_coco_eval``), "pycocotools", or "auto": the first if it is there.
+        processes: that share the work, the same numbers in any case; default: one for each core (at most
+            eight) where there is enough of it.
 
     Returns:
         task -> metric -> percent, tasks in Detectron2's order and metrics by its names: AP, AP50, AP75, APs,
@@ -108,17 +117,16 @@ def evaluate_coco(
     resolved = _resolve_backend(backend)
     check_results(results, ground_truth, chosen, known_categories_only=False)
 
-    out: Results = OrderedDict()
+    work = []
     for task in sorted(set(chosen)):
-        sigmas = None
-        if task == "keypoints":
-            sigmas = _oks_sigmas(ground_truth, results, oks_sigmas)
-        gt = _prepare_ground_truth(ground_truth, task, image_ids, len(sigmas) if sigmas else 0)
-        dt = _prepare_results(results, task, gt, image_ids)
+        sigmas = _oks_sigmas(ground_truth, results, oks_sigmas) if task == "keypoints" else None
         max_dets = MAX_DETS_KEYPOINTS if task == "keypoints" else max_dets_per_image
-        category_ids = sorted(category["id"] for category in gt["categories"])
-        precision = _precision(gt, dt, task, category_ids, max_dets, sigmas, resolved)
-        out[task] = _metrics(precision, task, _class_columns(gt, category_ids, class_names))
+        work.append(_Work(ground_truth, results, task, image_ids, max_dets, sigmas, resolved))
+    out: Results = OrderedDict()
+    for one, precision in zip(work, _precisions(work, processes)):
+        out[one.task] = _metrics(
+            precision, one.task, _class_columns(ground_truth, one.category_ids, class_names)
+        )
     return out
 
 
@@ -316,6 +324,112 @@ def _box_of(result: Mapping[str, Any], task: str) -> Sequence[float]:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
+@dataclass(frozen=True)
+class _Work:
+    """One task's evaluation, which falls apart by category."""
+
+    ground_truth: Mapping[str, Any]
+    results: Sequence[Mapping[str, Any]]
+    task: str
+    image_ids: Collection[int] | None
+    max_dets: int
+    sigmas: Sequence[float] | None
+    backend: str
+
+    @property
+    def category_ids(self) -> list[int]:
+        return sorted(category["id"] for category in self.ground_truth.get("categories", []))
+
+    def precision(self, category_ids: list[int]) -> np.ndarray:
+        """See :func:`_precision`, for these of the categories."""
+        ground_truth, results = self.ground_truth, self.results
+        if len(category_ids) < len(self.category_ids):
+            wanted = set(category_ids)
+            annotations = [a for a in ground_truth.get("annotations", []) if a["category_id"] in wanted]
+            ground_truth = {**ground_truth, "annotations": annotations}
+            results = [result for result in results if result["category_id"] in wanted]
+        gt = _prepare_ground_truth(
+            ground_truth, self.task, self.image_ids, len(self.sigmas) if self.sigmas else 0
+        )
+        dt = _prepare_results(results, self.task, gt, self.image_ids)
+        return _precision(gt, dt, self.task, category_ids, self.max_dets, self.sigmas, self.backend)
+
+
+CAN_FORK = "fork" in multiprocessing.get_all_start_methods() and hasattr(os, "sched_getaffinity")
+#: Fewer detections than this are evaluated sooner than processes are started.
+_WORTH_PROCESSES = 50_000
+_MOST_PROCESSES = 8
+# Inherited by forked processes: detections of a whole set take long to send.
+_shared: list[_Work] = []
+
+
+def _precisions(work: list[_Work], processes: int | None) -> list[np.ndarray]:
+    """The precision of each, by several processes where that is worth it."""
+    parts: list[tuple[int, list[int]]] = []
+    if processes is None:
+        enough = work and len(work[0].results) >= _WORTH_PROCESSES
+        processes = min(len(os.sched_getaffinity(0)), _MOST_PROCESSES) if enough and CAN_FORK else 1
+    if processes > 1:
+        # Masks take the longest: first, so that no process is left with one of theirs at the end.
+        for number in sorted(range(len(work)), key=lambda n: work[n].task != "segm"):
+            parts += [(number, ids) for ids in _split(work[number], 2 * processes)]
+        try:
+            return _join(work, parts, _in_processes(work, parts, processes))
+        except BrokenProcessPool:
+            logger.warning("a process that evaluated was killed (out of memory?): evaluating in one")
+    return [one.precision(one.category_ids) for one in work]
+
+
+def _split(work: _Work, count: int) -> list[list[int]]:
+    """The categories in so many groups, or fewer, with about as many detections each."""
+    sizes = Counter(result["category_id"] for result in work.results)
+    groups: list[list[int]] = [[] for _ in range(min(count, max(1, len(work.category_ids))))]
+    totals = [0] * len(groups)
+    for category in sorted(work.category_ids, key=lambda c: -sizes[c]):
+        smallest = totals.index(min(totals))
+        groups[smallest].append(category)
+        totals[smallest] += sizes[category] + 1
+    return [sorted(group) for group in groups]
+
+
+def _in_processes(work: list[_Work], parts: list[tuple[int, list[int]]], processes: int) -> list[np.ndarray]:
+    """Each part's precision, computed in forked processes.
+
+    Raises:
+        BrokenProcessPool: one of them was killed.
+    """
+    _shared[:] = work
+    try:
+        with (
+            starting_workers(),
+            ProcessPoolExecutor(
+                min(processes, len(parts)),
+                multiprocessing.get_context("fork"),
+                initializer=ignore_stop_signals,
+            ) as pool,
+        ):
+            return list(pool.map(_precision_of, parts))
+    finally:
+        _shared.clear()
+
+
+def _precision_of(part: tuple[int, list[int]]) -> np.ndarray:
+    number, category_ids = part
+    return _shared[number].precision(category_ids)
+
+
+def _join(
+    work: list[_Work], parts: list[tuple[int, list[int]]], precisions: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Put the parts' categories back in order."""
+    joined = []
+    for number in range(len(work)):
+        mine = [(ids, found) for (n, ids), found in zip(parts, precisions) if n == number]
+        order = np.argsort([category for ids, _ in mine for category in ids], kind="stable")
+        joined.append(np.concatenate([found for _, found in mine], axis=2)[:, :, order])
+    return joined
+
+
 def _precision(
     gt: dict[str, Any],
     dt: dict[str, Any],
@@ -371,7 +485,7 @@ def _class_columns(
 ) -> list[tuple[str, int | None]]:
     """(class name, its index among the sorted category ids or None where the file lacks it)."""
     index_of: dict[str, int] = {}
-    for category in sorted(gt["categories"], key=lambda category: category["id"]):
+    for category in sorted(gt.get("categories", []), key=lambda category: category["id"]):
         name = str(category.get("name", category["id"]))
         if name in index_of:
             name = f"{name} (id {category['id']})"

@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zenith_det.errors import UserError
 from zenith_det.report.metrics_file import Series, read_metrics
+from zenith_det.training import averaging, validation_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,7 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
     metrics = read_metrics(folder)
     panels: list[Panel] = []
     if "total_loss" in metrics:
-        panels.append(("Total loss", lambda axes: draw_total_loss(axes, metrics["total_loss"])))
+        panels.append(("Total loss", lambda axes: draw_total_loss(axes, metrics)))
     if components := loss_components(metrics):
         panels.append(("Loss components", lambda axes: draw_components(axes, metrics, components)))
     if any(f"{task}/AP" in metrics for task, *_ in AP_LINES):
@@ -197,9 +198,17 @@ def _limit_spikes(axes: Axes, noisy: Sequence[Series], exact: Sequence[Series] =
         axes.set_ylim(0, top)
 
 
-def draw_total_loss(axes: Axes, series: Series) -> None:
+def draw_total_loss(axes: Axes, metrics: Metrics) -> None:
+    series = metrics["total_loss"]
     _draw_noisy(axes, series, BLACK, "total")
-    _limit_spikes(axes, [series])
+    validation = metrics.get(f"{validation_loss.PREFIX}total_loss")
+    if validation is not None:
+        axes.plot(
+            validation.iterations, validation.values, color=VERMILION, marker="o", markersize=4, linewidth=1.6,
+            label="validation",
+        )  # fmt: skip
+        axes.legend(loc="upper right")
+    _limit_spikes(axes, [one for one in (series, validation) if one is not None])
 
 
 def draw_components(axes: Axes, metrics: Metrics, keys: Sequence[str]) -> None:
@@ -217,29 +226,39 @@ def _line(index: int) -> tuple[str, Any]:
 
 
 def draw_ap(axes: Axes, metrics: Metrics) -> None:
+    """AP over iterations; that of averaged weights, where there is one, beside the trained weights' own."""
     top = 0.0
+    legend: dict[str, Any] = {}
     for task, label, color, marker in AP_LINES:
         series = metrics.get(f"{task}/AP")
         if series is None:
             continue
-        top = max(top, float(series.values.max()))
+        averaged = metrics.get(f"{averaging.PREFIX}{task}/AP")
+        half = metrics.get(f"{task}/AP50")
+        main = averaged if averaged is not None else series
         axes.plot(
-            series.iterations,
-            series.values,
+            main.iterations,
+            main.values,
             color=color,
-            marker=marker if len(series) <= _MAX_MARKERS else None,
+            marker=marker if len(main) <= _MAX_MARKERS else None,
             markersize=4.5,
             linewidth=1.8,
-            label=f"{label} {series.values[-1]:.1f}" + _best(series),
+            label=f"{label} {main.values[-1]:.1f}" + _best(main),
         )
-        half = metrics.get(f"{task}/AP50")
-        if half is not None and len(half) > 1:
+        beside, style, what = (
+            (series, DASHES[1], "dashed: trained weights; else averaged")
+            if averaged is not None
+            else (half, DASHES[2], "dotted: AP50")
+        )
+        if beside is not None and len(beside) > 1:
             axes.plot(
-                half.iterations, half.values, color=color, linewidth=1.1, linestyle=DASHES[2], alpha=0.8
+                beside.iterations, beside.values, color=color, linewidth=1.1, linestyle=style, alpha=0.8
             )
-            top = max(top, float(half.values.max()))
-    if any(f"{task}/AP50" in metrics and len(metrics[f"{task}/AP50"]) > 1 for task, *_ in AP_LINES):
-        axes.plot([], [], color=GREY, linewidth=1.1, linestyle=DASHES[2], label="dotted: AP50")
+            legend[what] = style
+        shown = [one for one in (main, beside) if one is not None]
+        top = max([top, *(float(one.values.max()) for one in shown)])
+    for what, style in legend.items():
+        axes.plot([], [], color=GREY, linewidth=1.1, linestyle=style, label=what)
     axes.set_ylim(0, min(100.0, top * 1.12) if top > 0 else 1.0)
     axes.set_ylabel("%")
     axes.legend(loc="lower right")

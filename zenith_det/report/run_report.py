@@ -153,9 +153,9 @@ def _finals(metrics: Metrics) -> str:
 def _curves(metrics: Metrics) -> list[Picture]:
     panels: list[tuple[str, str, Callable[[Axes], None]]] = []
     if "total_loss" in metrics:
-        panels.append(("loss", "Total loss", lambda axes: _losses(axes, metrics)))
+        panels.append(("loss", "Total loss", lambda axes: curves.draw_total_loss(axes, metrics)))
     if any(f"{task}/AP" in metrics for task, *_ in curves.AP_LINES):
-        panels.append(("ap", "Average precision", lambda axes: _ap(axes, metrics)))
+        panels.append(("ap", "Average precision", lambda axes: curves.draw_ap(axes, metrics)))
     if "lr" in metrics:
         panels.append(("lr", "Effective learning rate", lambda axes: curves.draw_lr(axes, metrics["lr"])))
     if "zenith/ratio" in metrics:
@@ -195,34 +195,6 @@ def _panel(name: str, title: str, paint_axes: Callable[[Axes], None], metrics: M
             f"{series.iterations[-1]}; lowest {series.values.min():.3g}, highest {series.values.max():.3g}"
         )
     return draw(f"curve_{name}", f"{title} over iterations{told}.", paint)
-
-
-def _losses(axes: Axes, metrics: Metrics) -> None:
-    curves.draw_total_loss(axes, metrics["total_loss"])
-    held_out = metrics.get("validation/total_loss")
-    if held_out is not None:
-        axes.plot(
-            held_out.iterations, held_out.values, color=curves.VERMILION, marker="o", markersize=3.5,
-            linewidth=1.6, label="validation",
-        )  # fmt: skip
-        axes.set_ylim(0, max(axes.get_ylim()[1], float(held_out.values.max()) * 1.08))
-        axes.legend(loc="upper right")
-
-
-def _ap(axes: Axes, metrics: Metrics) -> None:
-    curves.draw_ap(axes, metrics)
-    top = axes.get_ylim()[1]
-    averaged = [(*line, metrics[f"averaged/{line[0]}/AP"]) for line in curves.AP_LINES
-                if f"averaged/{line[0]}/AP" in metrics]  # fmt: skip
-    for _, label, color, marker, series in averaged:
-        axes.plot(
-            series.iterations, series.values, color=color, marker=marker, markersize=3.5, linestyle=(0, (4, 1.5)),
-            linewidth=1.6, label=f"{label} {series.values[-1]:.1f}, averaged",
-        )  # fmt: skip
-        top = max(top, float(series.values.max()) * 1.12)
-    if averaged:
-        axes.set_ylim(0, min(100.0, top))
-        axes.legend(loc="lower right")
 
 
 # ---- tables

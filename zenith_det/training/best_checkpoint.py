@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zenith_det.errors import CheckpointError
+from zenith_det.training.averaging import PREFIX
 from zenith_det.training.checkpoint import SUFFIX, Checkpointer, read_facts
 
 logger = logging.getLogger(__name__)
@@ -14,6 +15,19 @@ logger = logging.getLogger(__name__)
 BEST_NAME = "model_best"
 #: What ``CHECKPOINT.BEST`` can name, and the scalar that stands for it.
 METRICS = {"box AP": "bbox/AP", "mask AP": "segm/AP", "keypoint AP": "keypoints/AP"}
+METRICS |= {f"averaged {metric}": PREFIX + name for metric, name in METRICS.items()}
+
+
+def scalar_named(scalars: Mapping[str, Any], metric: str) -> str | None:
+    """The scalar of an evaluation that ``metric``, a key of :data:`METRICS`, stands for; ``None``: not there.
+
+    With several test sets it is the first one's.
+    """
+    averaged, wanted = metric.startswith("averaged "), METRICS[metric].removeprefix(PREFIX)
+    for name in scalars:
+        if name.startswith(PREFIX) == averaged and f"/{name}".endswith(f"/{wanted}"):
+            return name
+    return None
 
 
 class BestCheckpoint:
@@ -25,10 +39,15 @@ class BestCheckpoint:
         checkpointer: of the output directory.
         metric: a key of :data:`METRICS`; "": nothing is kept.
         resumed: go on from the value that a ``model_best.pth`` already there has.
+
+    Attributes:
+        of_average: the averaged weights are what is compared, and to be saved.
+        value: the best so far.
     """
 
     def __init__(self, checkpointer: Checkpointer, metric: str, *, resumed: bool) -> None:
         self._metric = metric
+        self.of_average = metric.startswith("averaged ")
         self.value: float | None = None
         path = checkpointer.output_dir / f"{BEST_NAME}{SUFFIX}"
         if metric and resumed and path.exists():
@@ -55,8 +74,7 @@ class BestCheckpoint:
         """
         if not self._metric:
             return False
-        wanted = METRICS[self._metric]
-        name = next((name for name in scalars if name == wanted or name.endswith("/" + wanted)), None)
+        name = scalar_named(scalars, self._metric)
         if name is None:
             logger.warning("no %s to choose the best model by: the evaluation had none", self._metric)
             return False

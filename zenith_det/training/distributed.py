@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,6 +79,25 @@ def barrier() -> None:
             dist.barrier(device_ids=[torch.cuda.current_device()])
         else:
             dist.barrier()
+
+
+@contextlib.contextmanager
+def first_on_each_machine(wanted: bool, local_rank: int) -> Iterator[None]:
+    """Let the first process of each machine go ahead; the others begin when it is through, or has failed.
+
+    For what leaves something on the disk that the others then find there. All processes call it together.
+
+    Args:
+        wanted: else all go at once.
+        local_rank: of this process on its machine.
+    """
+    if wanted and local_rank != 0:
+        barrier()
+    try:
+        yield
+    finally:
+        if wanted and local_rank == 0:
+            barrier()
 
 
 @functools.cache

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 #: What of a parameter group is the configuration's, also in a resumed run.
@@ -50,7 +52,19 @@ def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def reapply(optimizer: Optimizer, configured: list[dict[str, Any]]) -> None:
-    """After loading: the configuration wins, and a group of another optimizer gets what it lacks."""
+    """After loading: the configuration wins, and a group of another optimizer gets what it lacks.
+
+    State of the shape of its parameter is put into that parameter's order in memory: fused kernels want them
+    alike, and a run may have begun with another ``MODEL.CHANNELS_LAST``.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     for group, values in zip(optimizer.param_groups, configured):
         for key, value in values.items():
             if key in CONFIGURED:

@@ -31,6 +31,7 @@ from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from zenith_det.engines import model_format
 from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
 from zenith_det.engines.detectron2_engine.data_order import build_train_loader
 from zenith_det.errors import ConfigError
@@ -374,6 +375,48 @@ def test_cuda_trains_without_waiting_for_the_device(tmp_path: Path, amp: bool) -
     cfg.SOLVER.AMP.ENABLED = amp
     cuda = trace_of(OnTheDevice(cfg))
     assert cuda.lrs[5:] == pytest.approx(cpu.lrs[5:], rel=1e-2 if amp else 1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_bfloat16_trains_on_the_cpu(tmp_path: Path, parts: int) -> None:
+    """Detectron2's own AMP step wants CUDA."""
+    exact = trace_of(KnownTrainer(known_cfg(tmp_path / "32")))
+    cfg = known_cfg(tmp_path / "16", GRADIENT_ACCUMULATION=parts)
+    cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE = True, "bfloat16"
+    trainer = KnownTrainer(cfg)
+    assert not trainer._trainer.grad_scaler.is_enabled()
+    rounded = trace_of(trainer)
+    assert rounded.lrs == pytest.approx(exact.lrs, rel=1e-2)
+    assert rounded.lrs != exact.lrs
+    torch.testing.assert_close(rounded.weights[-1], exact.weights[-1], rtol=1e-2, atol=1e-2)
+
+
+def test_float16_on_the_cpu_is_refused(tmp_path: Path) -> None:
+    cfg = known_cfg(tmp_path)
+    cfg.SOLVER.AMP.ENABLED = True
+    with pytest.raises(ConfigError, match="float16 needs a GPU: take bfloat16 on the CPU"):
+        KnownTrainer(cfg)
+
+
+def test_channels_last_and_a_compiled_backbone_train_alike(
+    tmp_path: Path, synthetic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_format, "BACKEND", "eager")
+    runs = {}
+    for key in ("", "MODEL.CHANNELS_LAST", "MODEL.COMPILE_BACKBONE"):
+        cfg = rcnn_cfg(tmp_path / (key or "plain"), "checked_by_us", SOLVER__MAX_ITER=2)
+        if key:
+            cfg.merge_from_list([key, True])
+        trainer = ZenithTrainer(cfg)
+        stem = trainer.model.backbone.bottom_up.stem.conv1.weight
+        assert stem.is_contiguous(memory_format=torch.channels_last) == (key == "MODEL.CHANNELS_LAST")
+        trainer.train()
+        runs[key] = torch.load(tmp_path / (key or "plain") / "model_final.pth", weights_only=True)["model"]
+    plain = runs.pop("")
+    for weights in runs.values():
+        assert list(weights) == list(plain)
+        for name, value in plain.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
 
 
 # ---- SGD stays Detectron2's

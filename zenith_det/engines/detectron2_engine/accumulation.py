@@ -78,7 +78,7 @@ def accumulated_step(trainer: SimpleTrainer, parts: int, guard: StepGuard | None
                 stack.enter_context(model.no_sync())  # gradients cross the processes once a step
             with contextlib.ExitStack() as precision:
                 if scaler is not None:
-                    precision.enter_context(torch.autocast("cuda", dtype=trainer.precision))
+                    precision.enter_context(torch.autocast(_device_type(model), dtype=trainer.precision))
                 losses = model(part)
                 if isinstance(losses, Tensor):
                     losses = {"total_loss": losses}
@@ -104,6 +104,10 @@ def accumulated_step(trainer: SimpleTrainer, parts: int, guard: StepGuard | None
         scaler.step(optimizer)
         scaler.update()
     return None
+
+
+def _device_type(model: nn.Module) -> str:
+    return next((parameter.device.type for parameter in model.parameters()), "cpu")
 
 
 def _image_of(sample: Any) -> ImageId:

@@ -34,6 +34,7 @@ from zenith_det.data import (
     read_image,
 )
 from zenith_det.errors import ConfigError, DatasetError
+from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
 from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
@@ -147,15 +148,19 @@ def register_datasets(
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
             continue
-        dataset = load_coco_dataset(
-            sources.get(name, name),
-            strict=cfg.DATASETS.STRICT,
-            # Opening every image takes its time: one process of each machine does it for all, unless it may
-            # leave out images.
-            check_images="header" if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES else "none",
-            classes=classes,
-            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
-        )
+        with first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()):
+            dataset = load_coco_dataset(
+                sources.get(name, name),
+                strict=cfg.DATASETS.STRICT,
+                # Opening every image takes its time: one process of each machine does it for all, unless it may
+                # leave out images.
+                check_images="header"
+                if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES
+                else "none",
+                classes=classes,
+                max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+                cache=cfg.DATASETS.CACHE,
+            )
         register_checked_dataset(name, dataset)
         if first is None:
             first = dataset.metadata
@@ -269,6 +274,27 @@ class _Stoppable:
 def build_test_loader(cfg: Any, name: str) -> Any:
     """Detectron2's test loader, over the first ``TEST.MAX_IMAGES`` images (0: all)."""
     return _Stoppable(_test_loader(cfg, name))
+
+
+def build_loss_loader(cfg: Any, name: str) -> Any:
+    """The same images with what losses take, at the test size and without augmentation."""
+    still = cfg.clone()
+    still.defrost()
+    still.INPUT.MIN_SIZE_TRAIN, still.INPUT.MAX_SIZE_TRAIN = (
+        (cfg.INPUT.MIN_SIZE_TEST,),
+        cfg.INPUT.MAX_SIZE_TEST,
+    )
+    still.INPUT.RANDOM_FLIP = "none"
+    still.INPUT.CROP.ENABLED = False
+    mapper = _UnstoppedInWorkers(mapper_for(still, [name], is_train=True))
+    records = get_detection_dataset_dicts([name], filter_empty=False)
+    return _Stoppable(
+        build_detection_test_loader(
+            records[: cfg.TEST.MAX_IMAGES or len(records)],
+            mapper=mapper,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+    )
 
 
 def _test_loader(cfg: Any, name: str) -> Any:

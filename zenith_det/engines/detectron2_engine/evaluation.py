@@ -35,6 +35,7 @@ from zenith_det.evaluation import (
     results_table,
     write_results,
 )
+from zenith_det.training.averaging import FOLDER
 from zenith_det.training.distributed import agree_on_maximum
 from zenith_det.training.stopping import EvaluationStopped, stop_code
 
@@ -204,9 +205,13 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def results_dir(cfg: Any, dataset_name: str) -> str:
-    """``OUTPUT_DIR/inference``, with a folder for each set below it where there are several."""
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+def results_dir(cfg: Any, dataset_name: str, *, averaged: bool = False) -> str:
+    """``OUTPUT_DIR/inference``, with a folder for each set below it where there are several.
+
+    Args:
+        averaged: of the averaged weights: in ``OUTPUT_DIR/averaged``.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, *([FOLDER] if averaged else []), "inference")
     # The name of a set given by its file is a path.
     return os.path.join(folder, Path(dataset_name).stem) if len(cfg.DATASETS.TEST) > 1 else folder
 

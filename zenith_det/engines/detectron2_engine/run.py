@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from zenith_det.engines.detectron2_engine.data import checked_dataset, register_
 from zenith_det.engines.detectron2_engine.evaluation import results_dir
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
+from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.errors import ConfigError
@@ -89,9 +90,10 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
             f"SOLVER.IMS_PER_BATCH is {loaded.cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by "
             f"{comm.get_world_size()} processes"
         )
-    cfg = set_up(loaded, options)
     checkpointer = Checkpointer(output_dir)
     run_id, start = find_start(checkpointer, resume=options.resume, tensors=False)
+    set_base_lr(loaded, start, output_dir, make_lr_probe)
+    cfg = set_up(loaded, options)
     seed = int(start.state["seed"]) if start and "seed" in start.state else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
     facts: dict[str, Any] = {
@@ -139,6 +141,13 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     _draw(cfg)
     return results
+
+
+def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
+    """See :func:`zenith_det.engines.detectron2_engine.stepping.lr_probe`."""
+    from zenith_det.engines.detectron2_engine.stepping import lr_probe  # which builds on this module
+
+    return lr_probe(loaded)
 
 
 def train_from(start: Start | None, cfg: Any, facts: dict[str, Any], stop: StopRequest) -> Mapping[str, Any]:
@@ -244,7 +253,8 @@ def _draw(cfg: Any) -> None:
     if not comm.is_main_process():
         return
     names = cfg.DATASETS.TEST
-    results = Path(results_dir(cfg, names[0]), RESULTS_FILE) if names else None
+    averaged = bool(cfg.SOLVER.AVERAGE.KIND)
+    results = Path(results_dir(cfg, names[0], averaged=averaged), RESULTS_FILE) if names else None
     found = results is not None and results.exists()
     draw_run(
         Path(cfg.OUTPUT_DIR),

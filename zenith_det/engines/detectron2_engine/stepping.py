@@ -1,8 +1,10 @@
-"""Single iterations of Detectron2's training loop, for timing them."""
+"""Single iterations of Detectron2's training loop, for timing them and for LR range tests."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,7 +16,7 @@ from zenith_det.engines.detectron2_engine.run import to_detectron2
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.solver import train_mode
 
-__all__ = ["one_iteration"]
+__all__ = ["lr_probe", "one_iteration"]
 
 
 def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], None]:
@@ -22,6 +24,32 @@ def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], 
 
     Its hooks run too (Detectron2's LR schedule is one of them), but those that write or evaluate do so only
     every so many iterations: give ``loaded`` long periods.
+    """
+    return functools.partial(iterate, make_trainer(loaded, fixed_batches))
+
+
+def lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
+    """As :func:`zenith_det.engines.torchvision_engine.stepping.lr_probe`, by Detectron2's trainer."""
+    trainer = make_trainer(loaded)
+    base_lr = float(trainer.cfg.SOLVER.BASE_LR)
+    initial = [float(group["initial_lr"]) for group in trainer.optimizer.param_groups]
+
+    def probe(lr: float) -> float:
+        for group, own in zip(trainer.optimizer.param_groups, initial):
+            group["lr"] = lr * own / base_lr
+        iteration = trainer.iter
+        iterate(trainer)
+        loss, at = trainer.storage.latest().get("total_loss", (math.nan, -1))
+        return float(loss) if at == iteration else math.nan  # one that isn't finite is not logged
+
+    return probe
+
+
+def make_trainer(loaded: LoadedConfig, fixed_batches: int = 0) -> ZenithTrainer:
+    """A trainer as a run makes it, before its first iteration.
+
+    Args:
+        fixed_batches: go round so many batches that were loaded beforehand; 0: the loader gives each.
     """
     register_datasets(loaded, training=True)
     cfg = to_detectron2(loaded)
@@ -33,17 +61,17 @@ def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], 
         loader = iter(inner.data_loader)
         inner._data_loader_iter_obj = itertools.cycle([next(loader) for _ in range(fixed_batches)])
     trainer.iter = trainer.start_iter
-    storage = EventStorage(trainer.start_iter)
-    with storage:
-        trainer.storage = storage
+    trainer.storage = EventStorage(trainer.start_iter)
+    with trainer.storage:
         trainer.before_train()
     train_mode(trainer.optimizer)
+    return trainer
 
-    def iterate() -> None:
-        with storage:
-            trainer.before_step()
-            trainer.run_step()
-            trainer.after_step()
-        trainer.iter += 1
 
-    return iterate
+def iterate(trainer: ZenithTrainer) -> None:
+    """One iteration with its hooks."""
+    with trainer.storage:
+        trainer.before_step()
+        trainer.run_step()
+        trainer.after_step()
+    trainer.iter += 1

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.engine import DefaultTrainer, defaults, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, defaults, hooks
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
@@ -28,24 +29,35 @@ from torch import nn
 
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
-from zenith_det.engines.detectron2_engine.data import build_test_loader
+from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_test_loader
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
-from zenith_det.engines.detectron2_engine.evaluation import build_evaluator
+from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.writers import MetricsWriter
+from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
 from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_steps_agree
+from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.distributed import agree_on_maximum, all_gather_objects, barrier
+from zenith_det.training.distributed import (
+    agree_on_maximum,
+    all_gather_objects,
+    barrier,
+    broadcast_object,
+)
 from zenith_det.training.divergence import LossWatch
+from zenith_det.training.ending import EndRule
 from zenith_det.training.recovery import Diverged
 from zenith_det.training.resuming import configured_groups, reapply, shares_state
 from zenith_det.training.seeding import seed_all, seed_step
-from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
+from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop, stop_code
+from zenith_det.training.validation_loss import validation_losses
 from zenith_det.training.worker_signals import starting_workers
 from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 
@@ -68,6 +80,7 @@ class ZenithTrainerMixin:
 
     It overrides
 
+    * ``build_model``: under ``MODEL.CHANNELS_LAST`` alone,
     * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is the base class's own,
     * ``build_lr_scheduler``: from :data:`~zenith_det.solver.LR_SCHEDULER_REGISTRY`; under "SGD",
       Detectron2's schedules are the base class's own,
@@ -96,9 +109,32 @@ class ZenithTrainerMixin:
         # DefaultTrainer calls its own auto_scale_workers by name, past an override; after this it has
         # nothing left to do.
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        with _ddp_on_the_models_device():
+        amp = cfg.SOLVER.AMP
+        if amp.ENABLED and amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is True, and SOLVER.AMP.DTYPE float16 needs a GPU: take bfloat16 on the CPU"
+            )
+        with _ddp_on_the_models_device(), warnings.catch_warnings():
+            # Detectron2's AMPTrainer makes a loss scaler by a deprecated name; it is replaced below.
+            warnings.filterwarnings("ignore", r".*torch\.cuda\.amp\.GradScaler")
             super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
-        check_accumulation(cfg, self._trainer)  # type: ignore[attr-defined]
+        inner = self._trainer  # type: ignore[attr-defined]
+        check_accumulation(cfg, inner)
+        if isinstance(inner, AMPTrainer):
+            inner.precision, inner.grad_scaler = amp_dtype(cfg), make_grad_scaler(cfg)
+        if cfg.MODEL.COMPILE_BACKBONE:
+            compile_backbone(cfg, getattr(inner.model, "module", inner.model))
+
+    @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        """The base class's model, its memory as ``MODEL.CHANNELS_LAST`` says.
+
+        Raises:
+            ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
+        """
+        model: nn.Module = super().build_model(cfg)  # type: ignore[misc]
+        use_channels_last(cfg, model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
@@ -137,7 +173,9 @@ class ZenithTrainerMixin:
     def run_step(self) -> None:
         """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""
         parts = self.cfg.SOLVER.GRADIENT_ACCUMULATION  # type: ignore[attr-defined]
-        if parts == 1:
+        # Detectron2's own AMP step wants CUDA; bfloat16 on the CPU takes the other one.
+        amp_on_cpu = self.cfg.SOLVER.AMP.ENABLED and self.cfg.MODEL.DEVICE == "cpu"  # type: ignore[attr-defined]
+        if parts == 1 and not amp_on_cpu:
             super().run_step()  # type: ignore[misc]
             return
         self._trainer.iter = self.iter  # type: ignore[attr-defined]
@@ -208,6 +246,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         self.seed = run_seed(cfg)
         seed_all(self.seed)  # the model's initialisation
         self._why_stop = 0
+        self._unwritten = False  # an evaluation is not in metrics.json yet
+        self._metrics_writer: MetricsWriter | None = None
         super().__init__(cfg, *args, **kwargs)
         output_dir = Path(self.cfg.OUTPUT_DIR)
         self.guard = StepGuard(
@@ -219,6 +259,9 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             last_good=lambda: self.checkpointer.last_good,
         )
         self.watch = LossWatch(self.cfg.RECOVERY.DIVERGENCE_FACTOR)
+        self.average = WeightAverage.of(self.cfg, self._plain_model())
+        self._ending: EndRule | None = None
+        self._end_reason: str | None = None
         self.checkpointer.live_facts = self._facts
 
     def _plain_model(self) -> nn.Module:
@@ -226,7 +269,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
     def _facts(self) -> dict[str, Any]:
-        return {
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return average | {
             "seed": self.seed,
             "guard": self.guard.state_dict(),
             "watch": self.watch.state_dict(),
@@ -245,6 +289,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if "guard" in state:
                 self.guard.load_state_dict(state["guard"])
                 self.watch.load_state_dict(state["watch"])
+            if self.average is not None:
+                self.average.resume(state, self.checkpointer.get_checkpoint_file())
+        elif self.average is not None:
+            self.average.restart()  # from the weights just loaded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the present configuration's hyperparameters win.
@@ -256,6 +304,11 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         if not shares_state(before, now):
             fresh = {**state_dict["_trainer"], "optimizer": self.optimizer.state_dict()}
             state_dict = {**state_dict, "_trainer": fresh}
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        if scaler is not None and not state_dict["_trainer"].get("grad_scaler"):
+            # The run so far had none, or one that was off.
+            kept = {**state_dict["_trainer"], "grad_scaler": scaler.state_dict()}
+            state_dict = {**state_dict, "_trainer": kept}
         configured = configured_groups(self.optimizer)
         try:
             super().load_state_dict(state_dict)
@@ -298,11 +351,19 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 self.before_train()
                 with starting_workers():
                     _ = self._trainer._data_loader_iter  # made when it is first asked for
+                if comm.is_main_process():
+                    self._ending = EndRule(self.cfg, Path(self.cfg.OUTPUT_DIR), self.start_iter)
+                self._end_reason = broadcast_object(self._ending and self._ending.reason())
                 if evaluate_first:
+                    self.iter = self.start_iter - 1
                     for hook in self._hooks:
                         if isinstance(hook, hooks.EvalHook) and hook._period:
                             hook._do_eval()
+                    self._write_evaluation()
                 for iteration in range(self.start_iter, self.max_iter):
+                    if self._end_reason:
+                        self._end(iteration - 1)
+                        break
                     self.iter = iteration
                     started = time.perf_counter()
                     self.before_step()
@@ -310,9 +371,12 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     took = time.perf_counter() - started
                     self._why_stop = self._agree(stop)
                     self.after_step()
+                    self._write_evaluation()
                     stop.note_iteration(took)
                     if self._why_stop:
                         self._save_and_stop(stop)
+                if self.average is not None and comm.is_main_process():
+                    self._save_averaged(f"model_final{averaging.SUFFIX}", iteration=self.iter)
                 self.iter += 1
                 finished = True
                 self.after_train()
@@ -332,12 +396,28 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             verify_results(self.cfg, self._last_eval_results)
         return getattr(self, "_last_eval_results", None)
 
+    def _write_evaluation(self) -> None:
+        """Log an evaluation at once: Detectron2's writers take the newest alone, every 20 iterations."""
+        if self._unwritten and self._metrics_writer is not None:
+            self._metrics_writer.write()
+        self._unwritten = False
+
+    def _end(self, last: int) -> None:
+        """End the run before ``SOLVER.MAX_ITER``, as :class:`EndRule` found."""
+        logger.info("the run ends after iteration %d: %s", last, self._end_reason)
+        self.iter = last
+        self.guard.inspect()
+        if comm.is_main_process():
+            self.checkpointer.save("model_final", iteration=last)
+
     def run_step(self) -> None:
         """One iteration, with the random numbers that belong to it, unless its gradient isn't finite."""
         seed_step(self.seed, self.iter)
         self._trainer.iter = self.iter
         loss = accumulated_step(self._trainer, self.cfg.SOLVER.GRADIENT_ACCUMULATION, self.guard)
         self.watch.add(loss if loss is not None else math.nan)
+        if self.average is not None:
+            self.average.update()
         done = self.iter + 1
         if done % LOG_PERIOD == 0:
             check_steps_agree(self.iter, optimizer_scalars(self.optimizer))
@@ -398,6 +478,14 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if self._why_stop:
                 return {}
             results = evaluate()
+            if self.cfg.TEST.VALIDATION_LOSS:
+                results = {**(results or {}), **self._validation_losses()}
+            if self.average is not None:
+                results = self._last_eval_results = {**results, **self._test_averaged()}
+            if self._ending is not None and comm.is_main_process():
+                self._ending.add(self.iter, flatten_results_dict(results or {}))
+            self._end_reason = broadcast_object(self._ending and self._ending.reason())
+            self._unwritten = True
             if comm.is_main_process():
                 if best is None:
                     folder = Checkpointer(self.cfg.OUTPUT_DIR)
@@ -406,16 +494,58 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 best.offer(
                     flatten_results_dict(results or {}),
                     last,
-                    lambda name, more: self.checkpointer.save(name, mark_last=False, iteration=last, **more),
+                    functools.partial(self._save_best, averaged=best.of_average, iteration=last),
                 )
             return results
 
         return wrapped
 
+    def _save_best(self, name: str, more: dict[str, Any], *, averaged: bool, iteration: int) -> None:
+        if averaged:
+            self._save_averaged(name, iteration=iteration, **more)
+        else:
+            self.checkpointer.save(name, mark_last=False, iteration=iteration, **more)
+
+    def _save_averaged(self, name: str, **facts: Any) -> None:
+        assert self.average is not None
+        state = self.average.checkpoint({**self.checkpointer.facts, **facts})
+        Checkpointer(self.cfg.OUTPUT_DIR).save(name, state, mark_last=False)
+
+    def _test_averaged(self) -> dict[str, Any]:
+        """Evaluate the averaged weights: ``averaged/`` + task -> metric -> percent."""
+        assert self.average is not None
+        logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", self.cfg.SOLVER.AVERAGE.KIND)
+        names = self.cfg.DATASETS.TEST
+        evaluators = [
+            self.build_evaluator(self.cfg, name, results_dir(self.cfg, name, averaged=True)) for name in names
+        ]
+        with self.average.applied():
+            results = self.test(self.cfg, self.model, evaluators)
+            if self.cfg.TEST.VALIDATION_LOSS:
+                results.update(self._validation_losses())
+        return {averaging.PREFIX + task: metrics for task, metrics in results.items()}
+
+    def _validation_losses(self) -> dict[str, float]:
+        """The training losses on the test sets; the models' own scalars go nowhere."""
+        found: dict[str, float] = {}
+        for name in self.cfg.DATASETS.TEST:
+            with EventStorage():
+                losses = validation_losses(
+                    self._plain_model(),
+                    build_loss_loader(self.cfg, name),
+                    seed=self.seed,
+                    should_stop=stop_code,
+                )
+            if any(agree_on_maximum([stop_code()])):
+                raise EvaluationStopped
+            prefix = "" if len(self.cfg.DATASETS.TEST) == 1 else f"{name}/"
+            found |= {prefix + key: value for key, value in losses.items()}
+        return found
+
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's writers, with a ``metrics.json`` that stays one run's when it is resumed."""
         path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
-        ours = MetricsWriter(path, weakref.proxy(self))
+        ours = self._metrics_writer = MetricsWriter(path, weakref.proxy(self))
         return [ours if isinstance(writer, JSONWriter) else writer for writer in super().build_writers()]
 
     @classmethod

@@ -12,7 +12,8 @@ from torch import nn
 
 from zenith_det.config import CfgNode
 from zenith_det.data import CocoDataset, coco_ground_truth
-from zenith_det.engines.torchvision_engine.loaders import build_test_loader
+from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
+from zenith_det.engines.torchvision_engine.loaders import build_loss_loader, build_test_loader
 from zenith_det.evaluation import (
     RESULTS_FILE,
     detections_to_results,
@@ -31,6 +32,7 @@ from zenith_det.training.distributed import (
 )
 from zenith_det.training.progress import EvaluationProgress
 from zenith_det.training.stopping import EvaluationStopped
+from zenith_det.training.validation_loss import validation_losses
 from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ def predict(
     """
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     loader = build_test_loader(cfg, records, rank=get_rank(), world_size=get_world_size())
-    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], torch.float16, enabled=False)
+    # As Detectron2 does: evaluation is in float32, whatever SOLVER.AMP says.
+    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], enabled=False)
     results: list[dict[str, Any]] = []
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
     with starting_workers():
@@ -95,6 +98,39 @@ def predict(
         results = [r for part in all_gather_objects(results) for r in part]
         results.sort(key=lambda r: r["image_id"])
     return results
+
+
+def validation_loss(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset: CocoDataset,
+    seed: int,
+    should_stop: Callable[[], int] = lambda: 0,
+) -> dict[str, float]:
+    """The training losses on ``dataset`` at the test size, without augmentation, one image at a time.
+
+    See :func:`zenith_det.training.validation_loss.validation_losses`.
+
+    Raises:
+        EvaluationStopped: any rank was told to stop; raised on all.
+    """
+    still = cfg.clone()
+    still.defrost()
+    still.INPUT.MIN_SIZE_TRAIN, still.INPUT.MAX_SIZE_TRAIN = (
+        (cfg.INPUT.MIN_SIZE_TEST,),
+        cfg.INPUT.MAX_SIZE_TEST,
+    )
+    still.INPUT.RANDOM_FLIP = "none"
+    records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
+    loader = build_loss_loader(
+        still, records, TrainingMapper(still, dataset.metadata), rank=get_rank(), world_size=get_world_size()
+    )
+    with starting_workers():
+        batches = iter(loader)
+    losses = validation_losses(model, batches, seed=seed, should_stop=should_stop)
+    if any(agree_on_maximum([should_stop()])):
+        raise EvaluationStopped
+    return losses
 
 
 def evaluate(

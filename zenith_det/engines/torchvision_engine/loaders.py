@@ -101,7 +101,7 @@ def build_train_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
         worker_init_fn=_start_worker,
-        pin_memory=False,
+        pin_memory=cfg.MODEL.DEVICE.split(":")[0] == "cuda",
     )
 
 
@@ -114,6 +114,20 @@ def build_test_loader(
         TestDataset(records, TestMapper(cfg)),
         batch_size=1,
         sampler=list(share),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=as_list,
+        worker_init_fn=_start_worker,
+    )
+
+
+def build_loss_loader(
+    cfg: CfgNode, records: Sequence[dict[str, Any]], mapper: TrainingMapper, *, rank: int, world_size: int
+) -> DataLoader[dict[str, Any]]:
+    """As :func:`build_test_loader`, with the targets that losses take."""
+    return DataLoader(
+        TrainingDataset(records, mapper),
+        batch_size=1,
+        sampler=[(index, index) for index in range(rank, len(records), world_size)],
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
         worker_init_fn=_start_worker,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.model_format import use_channels_last
 from zenith_det.engines.torchvision_engine.backbone import ResNetFPN, normalize_and_pad
 from zenith_det.engines.torchvision_engine.masks import paste_masks
 from zenith_det.engines.torchvision_engine.roi_heads import ROIHeads
@@ -88,4 +89,6 @@ def to_original_size(
 
 def build_model(cfg: CfgNode) -> GeneralizedRCNN:
     """The detector that ``cfg`` describes, on ``MODEL.DEVICE`` (``auto`` resolved before), randomly initialized."""
-    return GeneralizedRCNN(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    model = GeneralizedRCNN(cfg).to(torch.device(cfg.MODEL.DEVICE))
+    use_channels_last(cfg, model)
+    return model

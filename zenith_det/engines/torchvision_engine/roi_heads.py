@@ -51,6 +51,19 @@ class Targets:
             None if self.keypoints is None else self.keypoints.to(device, non_blocking=True),
         )
 
+    def tensors(self) -> list[Tensor]:
+        """Those that :meth:`to` moves."""
+        return [t for t in (self.boxes, self.classes, self.keypoints) if t is not None]
+
+    def pin_memory(self) -> Targets:
+        """A copy whose tensors are in pinned memory; the loader calls it, for copies that nobody waits for."""
+        return Targets(
+            self.boxes.pin_memory(),
+            self.classes.pin_memory(),
+            self.masks,
+            None if self.keypoints is None else self.keypoints.pin_memory(),
+        )
+
 
 class Sampled:
     """Proposals of one image drawn for training, with what they were matched to."""

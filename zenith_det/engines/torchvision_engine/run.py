@@ -24,6 +24,8 @@ from zenith_det.data import (
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
+from zenith_det.engines.lr_range_test import set_base_lr
+from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.torchvision_engine import inference
@@ -35,19 +37,23 @@ from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unw
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
+from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.ddp import settle_buckets
 from zenith_det.training.distributed import (
     broadcast_object,
+    first_on_each_machine,
     get_local_rank,
     get_rank,
     get_world_size,
     is_main_process,
     process_line,
 )
+from zenith_det.training.ending import EndRule
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
@@ -157,9 +163,14 @@ def load_test_sets(cfg: CfgNode, classes: Sequence[str] | None) -> list[CocoData
 
 
 def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDataset:
-    return load_coco_dataset(
-        source, strict=cfg.DATASETS.STRICT, classes=classes, max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES
-    )
+    with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
+        return load_coco_dataset(
+            source,
+            strict=cfg.DATASETS.STRICT,
+            classes=classes,
+            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+            cache=cfg.DATASETS.CACHE,
+        )
 
 
 # ---- training
@@ -187,6 +198,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
     checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
     run_id, start = find_start(checkpointer, resume=options.resume)
+    set_base_lr(loaded, start, output_dir, make_lr_probe)
     seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
     run_facts = {
@@ -250,13 +262,21 @@ class RunData:
         records: to train on.
         metadata: of the training set.
         test_sets: to evaluate on.
-        results: of the last evaluation, on the first test set, in COCO's format; main process only.
+        results: of the last evaluation (of averaged weights, where there are any), on the first test set, in
+            COCO's format; main process only.
     """
 
     records: SerializedList
     metadata: DatasetMetadata
     test_sets: list[CocoDataset]
     results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
+    """See :func:`zenith_det.engines.torchvision_engine.stepping.lr_probe`."""
+    from zenith_det.engines.torchvision_engine.stepping import lr_probe  # which builds on this module
+
+    return lr_probe(loaded)
 
 
 def train_from(
@@ -279,6 +299,8 @@ def train_from(
     seed_all(progress.seed)
     model: nn.Module = build_model(cfg)
     weights = None if start else load_weights(cfg, model)
+    compile_backbone(cfg, model)
+    average = WeightAverage.of(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     guard_forward(model)
@@ -297,14 +319,19 @@ def train_from(
     )
     counts = None if weights is None else (len(weights.matched), weights.total)
 
-    def evaluate(should_stop: Callable[[], int]) -> dict[str, float]:
+    def evaluate(should_stop: Callable[[], int], averaged: bool) -> dict[str, float]:
         scalars: dict[str, float] = {}
+        parent = output_dir / averaging.FOLDER if averaged else output_dir
+        if averaged and data.test_sets:
+            logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", cfg.SOLVER.AVERAGE.KIND)
         for number, dataset in enumerate(data.test_sets):
-            folder = output_dir if len(data.test_sets) == 1 else output_dir / dataset.metadata.name
+            folder = parent if len(data.test_sets) == 1 else parent / dataset.metadata.name
             values, results = inference.evaluate(
                 cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop
             )
             prefix = "" if len(data.test_sets) == 1 else f"{dataset.metadata.name}/"
+            if cfg.TEST.VALIDATION_LOSS:
+                values |= inference.validation_loss(cfg, unwrap(model), dataset, progress.seed, should_stop)
             scalars |= {prefix + k: v for k, v in values.items()}
             if number == 0:
                 data.results = results
@@ -325,6 +352,8 @@ def train_from(
         BestCheckpoint(checkpointer, cfg.CHECKPOINT.BEST if main else "", resumed=start is not None),
         build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
         evaluate,
+        average,
+        EndRule(cfg, output_dir, progress.iteration) if main else None,
     )
     if start is not None:
         resume(trainer, start)

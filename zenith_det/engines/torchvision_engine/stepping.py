@@ -1,4 +1,4 @@
-"""Single iterations of the built-in engine's training loop, for timing them."""
+"""Single iterations of the built-in engine's training loop, for timing them and for LR range tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import SerializedList
+from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -21,7 +22,7 @@ from zenith_det.solver import build_lr_scheduler, build_optimizer, train_mode
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
 
-__all__ = ["make_trainer", "one_iteration"]
+__all__ = ["lr_probe", "make_trainer", "one_iteration"]
 
 
 def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], None]:
@@ -30,6 +31,24 @@ def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], 
     See :func:`make_trainer`.
     """
     return make_trainer(loaded, fixed_batches).iterate
+
+
+def lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
+    """A training run as ``loaded`` says; each call is one iteration with the LR given, and returns its loss.
+
+    Groups keep the proportions of their LRs.
+    """
+    trainer = make_trainer(loaded)
+    base_lr = float(loaded.cfg.SOLVER.BASE_LR)
+    initial = [float(group["initial_lr"]) for group in trainer.optimizer.param_groups]
+
+    def probe(lr: float) -> float:
+        for group, own in zip(trainer.optimizer.param_groups, initial):
+            group["lr"] = lr * own / base_lr
+        trainer.iterate()
+        return trainer.take_loss()
+
+    return probe
 
 
 def make_trainer(loaded: LoadedConfig, fixed_batches: int = 0) -> Trainer:
@@ -50,6 +69,7 @@ def make_trainer(loaded: LoadedConfig, fixed_batches: int = 0) -> Trainer:
     torch.manual_seed(seed)
     model = build_model(cfg)
     load_weights(cfg, model)
+    compile_backbone(cfg, model)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     records, mapper = SerializedList(training_set.records), TrainingMapper(cfg, metadata)
@@ -67,7 +87,7 @@ def make_trainer(loaded: LoadedConfig, fixed_batches: int = 0) -> Trainer:
         checkpointer,
         BestCheckpoint(checkpointer, "", resumed=False),
         [],
-        lambda should_stop: {},
+        lambda should_stop, averaged: {},
     )
     model.train()
     train_mode(optimizer)

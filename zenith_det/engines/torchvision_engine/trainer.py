@@ -16,9 +16,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.torchvision_engine.prefetch import Prefetcher
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_steps_agree
+from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
@@ -26,9 +30,11 @@ from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
+    broadcast_object,
     is_main_process,
 )
 from zenith_det.training.divergence import LossWatch
+from zenith_det.training.ending import EndRule
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged
@@ -40,6 +46,7 @@ from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
+FINAL_NAME = "model_final"
 
 Batch = list[dict[str, Any]]
 
@@ -78,7 +85,10 @@ class Trainer:
         best: of the output directory.
         writers: of the main process; none on the others.
         evaluate: runs an evaluation and returns scalars; called on every rank with a function that says
-            whether to break it off, upon which it raises ``EvaluationStopped``.
+            whether to break it off, upon which it raises ``EvaluationStopped``, and whether the model has
+            its averaged weights.
+        average: of the model's weights.
+        ending: whether to end before ``SOLVER.MAX_ITER``; of the main process.
     """
 
     def __init__(
@@ -92,24 +102,31 @@ class Trainer:
         checkpointer: Checkpointer,
         best: BestCheckpoint,
         writers: list[Writer],
-        evaluate: Callable[[Callable[[], int]], dict[str, float]],
+        evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
+        average: WeightAverage | None = None,
+        ending: EndRule | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model
         self.optimizer = optimizer
         self.scheduler = scheduler
-        self.batches = batches
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        self.batches = Prefetcher(batches, self.device)
         self.progress = progress
         self.checkpointer = checkpointer
         self.best = best
         self.writers = writers
         self.evaluate = evaluate
+        self.average = average
+        self.ending = ending
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
-        self.device = torch.device(cfg.MODEL.DEVICE)
         self.storage = EventStorage(progress.iteration)
-        self.amp = cfg.SOLVER.AMP.ENABLED and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.amp)
+        dtype = amp_dtype(cfg)
+        # float16 needs a GPU; see resolve_device.
+        self.amp = cfg.SOLVER.AMP.ENABLED and (self.device.type == "cuda" or dtype is torch.bfloat16)
+        self.amp_dtype = dtype
+        self.scaler = make_grad_scaler(cfg)
         self.guard = StepGuard(
             unwrap(model),
             optimizer,
@@ -124,7 +141,9 @@ class Trainer:
         self._console = next((w for w in writers if isinstance(w, ConsoleWriter)), None)
 
     def train(self, stop: StopRequest, *, evaluate_first: bool = False) -> dict[str, float]:
-        """Train to ``SOLVER.MAX_ITER`` and return the scalars of the last evaluation.
+        """Train to the end and return the scalars of the last evaluation.
+
+        The end is at ``SOLVER.MAX_ITER``, or where ``ending`` finds it.
 
         Args:
             stop: asked after each iteration whether the run has to end.
@@ -141,7 +160,8 @@ class Trainer:
         try:
             if evaluate_first:
                 results = self._evaluate(stop)
-            while self.progress.iteration < self.max_iter:
+            ended = self._ends_here(stop)
+            while self.progress.iteration < self.max_iter and not ended:
                 started = time.perf_counter()
                 self.iterate()
                 stop.note_iteration(time.perf_counter() - started)
@@ -153,17 +173,27 @@ class Trainer:
                 if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
                     self.save(f"model_{done - 1:07d}", stop)
                 elif last:
-                    self.save("model_final", stop)
+                    self.save(FINAL_NAME, stop)
                 elif why:
                     self.save(f"model_{done - 1:07d}", stop)
                 if why:
                     self._stop(why)
                 if self.evaluation_due():
                     results = self._evaluate(stop)
+                    ended = not last and self._ends_here(stop)
         finally:
             for writer in self.writers:
                 writer.close()
         return results
+
+    def _ends_here(self, stop: StopRequest) -> bool:
+        """End the run if ``ending`` says so."""
+        reason: str | None = broadcast_object(self.ending.reason() if self.ending else None)
+        if reason is None:
+            return False
+        logger.info("the run ends after iteration %d: %s", self.progress.iteration - 1, reason)
+        self.save(FINAL_NAME, stop)
+        return True
 
     def evaluation_due(self) -> bool:
         """Whether the model is to be evaluated as it is now."""
@@ -176,9 +206,11 @@ class Trainer:
         self.storage.iter = iteration
         start = time.perf_counter()
         batch = next(self.batches)
-        data_time = time.perf_counter() - start
+        data_time = self.batches.waited
         seed_step(self.progress.seed, iteration)
         self._step(batch, iteration)
+        if iteration + 1 < self.max_iter:
+            self.batches.prefetch()
         self.progress.iteration = iteration + 1
         self.progress.images_seen += self.cfg.SOLVER.IMS_PER_BATCH
         took = time.perf_counter() - start
@@ -186,11 +218,16 @@ class Trainer:
         if self._console is not None:
             self._console.update(self.storage)
 
+    def take_loss(self) -> float:
+        """The loss of the iteration just done, on this rank; waits for the device."""
+        (_, losses), self._losses = self._losses[-1], []
+        return sum(float(loss) for loss in losses.values())
+
     def _step(self, batch: Batch, iteration: int) -> None:
         totals: dict[str, Tensor] = {}
         self.guard.before_forward()
         for number, part in enumerate(split_batch(batch, self.parts)):
-            with self._sync_last(number), torch.autocast(self.device.type, torch.float16, enabled=self.amp):
+            with self._sync_last(number), self._autocast():
                 losses = self.model(part)
                 total = sum(losses.values(), torch.zeros((), device=self.device)) / self.parts
             if number == 0:
@@ -209,6 +246,13 @@ class Trainer:
             # Before the scheduler moves on: these are the figures of the step just taken.
             self.storage.put_scalars(smoothing=False, **optimizer_scalars(self.optimizer))
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+
+    def _autocast(self) -> torch.autocast:
+        # A dtype that the device does not know is a warning, even where autocast is off.
+        dtype = self.amp_dtype if self.amp else None
+        return torch.autocast(self.device.type, dtype, enabled=self.amp)
 
     def _sync_last(self, number: int) -> AbstractContextManager[Any]:
         """Gradients cross the processes once per step, with the last part of the batch."""
@@ -269,7 +313,11 @@ class Trainer:
         eval_mode(self.optimizer)
         self.model.eval()
         try:
-            results = self.evaluate(stop.code)
+            results = self.evaluate(stop.code, False)
+            if self.average is not None:
+                with self.average.applied():
+                    averaged = self.evaluate(stop.code, True)
+                results |= {averaging.PREFIX + name: value for name, value in averaged.items()}
         except EvaluationStopped:
             # What it evaluated may lie between two checkpoints.
             self._save_here(stop)
@@ -283,11 +331,9 @@ class Trainer:
             if writer is not self._console:
                 writer.write(self.storage)
         if is_main_process():
-            self.best.offer(
-                results,
-                self.progress.iteration - 1,
-                lambda name, more: self.checkpointer.save(name, self._state() | more, mark_last=False),
-            )
+            if self.ending is not None:
+                self.ending.add(self.progress.iteration - 1, results)
+            self.best.offer(results, self.progress.iteration - 1, self._save_best)
         return results
 
     def _save_here(self, stop: StopRequest) -> None:
@@ -305,6 +351,8 @@ class Trainer:
             state = self._state()
             path = self.checkpointer.save(name, state)
             logger.info("saved %s", path)
+            if self.average is not None and name == FINAL_NAME:
+                self._save_averaged(name + averaging.SUFFIX, {})
             if state["good"]:
                 self._last_good = str(path)
         # Nobody goes on as if it were saved while it is not: a full disk ends all ranks together.
@@ -327,9 +375,22 @@ class Trainer:
             "good": self.guard.streak == 0 and self.watch.looks_good(),
             **self.progress.facts,
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         if self.model.training:
             train_mode(self.optimizer)
         return state
+
+    def _save_averaged(self, name: str, more: dict[str, Any]) -> None:
+        assert self.average is not None
+        facts = {**self.progress.facts, "iteration": self.progress.iteration - 1, **more}
+        self.checkpointer.save(name, self.average.checkpoint(facts), mark_last=False)
+
+    def _save_best(self, name: str, more: dict[str, Any]) -> None:
+        if self.best.of_average:
+            self._save_averaged(name, more)
+        else:
+            self.checkpointer.save(name, self._state() | more, mark_last=False)
 
     def load(self, state: dict[str, Any], source: str, *, optimizer: bool = True) -> None:
         """Go on where ``state``, a checkpoint of :meth:`save`, stopped.
@@ -345,11 +406,13 @@ class Trainer:
         if optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.amp and state.get("scaler"):
+        if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
             self.watch.load_state_dict(state["watch"])
+        if self.average is not None:
+            self.average.resume(state, source)
         if state.get("good"):
             self._last_good = source
 

@@ -1,0 +1,128 @@
+"""η₀ from an LR range test: what is read off a curve, and a run that nothing else of the test reaches."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import load_tool
+from tests.reliability import runs
+from zenith_det.config import load_config
+from zenith_det.data.synthetic import generate, split_files
+from zenith_det.engines.lr_range_test import ITERATIONS, MAX_LR, MIN_LR, NoLRFoundError, RangeTest, choose
+from zenith_det.errors import ConfigError
+
+LRS = MIN_LR * (MAX_LR / MIN_LR) ** (np.arange(ITERATIONS) / (ITERATIONS - 1))
+
+
+def curve(too_high: float = 0.08, noise: float = 0.15, seed: int = 0, explodes: bool = True) -> RangeTest:
+    """A detector's: classification is learnt at once, then little, then it climbs, and explodes at last."""
+    rng = np.random.default_rng(seed)
+    losses = 2.2 + 1.2 * np.exp(-np.arange(ITERATIONS) / 15)
+    losses = losses + np.where(too_high < LRS, 0.5 * np.log(LRS / too_high) + 0.4, 0.0)
+    losses = losses + noise * rng.standard_normal(ITERATIONS)
+    if explodes:
+        end = int(np.searchsorted(LRS, 5 * too_high))
+        losses[end] = math.nan
+        return RangeTest(LRS[: end + 1], losses[: end + 1], True)
+    return RangeTest(LRS, losses, False)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("too_high", [0.004, 0.03, 0.15])
+@pytest.mark.parametrize("explodes", [True, False])
+def test_half_of_what_is_too_high(too_high: float, seed: int, explodes: bool) -> None:
+    chosen = choose(curve(too_high, seed=seed, explodes=explodes))
+    assert too_high / 4 < chosen.lr < too_high
+    assert chosen.lowest <= chosen.edge
+
+
+def test_hard_images_in_a_row_are_no_climb() -> None:
+    plain = curve()
+    losses = plain.losses.copy()
+    at = int(np.searchsorted(LRS, 0.01))
+    losses[at : at + 8] += 0.8
+    assert choose(RangeTest(plain.lrs, losses, True)).lr == pytest.approx(choose(plain).lr, rel=0.25)
+
+
+def flat() -> RangeTest:
+    return RangeTest(LRS, 3.0 + 0.15 * np.random.default_rng(0).standard_normal(ITERATIONS), False)
+
+
+def still_falling() -> RangeTest:
+    return RangeTest(LRS, 3.5 - 0.01 * np.arange(ITERATIONS), False)
+
+
+def exploding_at_once() -> RangeTest:
+    return RangeTest(LRS[:3], np.array([3.0, 400.0, math.nan]), True)
+
+
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        (flat(), "shows no LR at which the loss falls"),
+        (still_falling(), "saw no LR too high"),
+        (exploding_at_once(), "ended after 3 iterations"),
+    ],
+    ids=["flat", "still falling", "exploding at once"],
+)
+def test_a_curve_that_shows_none_is_refused(test: RangeTest, reason: str) -> None:
+    with pytest.raises(NoLRFoundError, match=reason):
+        choose(test)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    generate(root, train=24, val=4, size=64, seed=5, task="instances")
+    return root
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_run_after_the_test_is_one_that_was_given_the_lr(engine: str, data: Path, tmp_path: Path) -> None:
+    runs.need(engine)
+    keys = {"SOLVER__MAX_ITER": 6, "TEST__EVAL_PERIOD": 0, "DATALOADER__NUM_WORKERS": 0,
+            "SOLVER__AVERAGE__KIND": "''", "CHECKPOINT__BEST": "''"}  # fmt: skip
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path / "auto", "--auto-lr", **keys))
+    assert code == 0, printed
+    config = load_config(str(tmp_path / "auto" / "config.yaml")).cfg
+    assert not config.SOLVER.ZENITH.AUTO_LR
+    assert f"SOLVER.ZENITH.AUTO_LR: eta0 = {config.SOLVER.BASE_LR:g}" in printed
+    assert config.SOLVER.BASE_LR != 0.02
+    assert (tmp_path / "auto" / "lr_range_test.png").exists()
+    keys["SOLVER__BASE_LR"] = config.SOLVER.BASE_LR
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path / "given", **keys))
+    assert code == 0, printed
+    runs.assert_same_result(tmp_path / "auto", tmp_path / "given")
+
+    keys |= {"SOLVER__MAX_ITER": 8, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__BASE_LR": 0.02}
+    words = runs.arguments(engine, data, tmp_path / "auto", "--auto-lr", resume=True, **keys)
+    code, printed = runs.run(words)
+    assert code == 0, printed
+    assert f"eta0 = {2 * config.SOLVER.BASE_LR:g}, for 4 images a batch, was 2" in printed
+
+
+def test_the_tool_says_and_writes_what_it_found(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    json_file, images = map(str, split_files(data, "train", "instances"))
+    words = runs.arguments("torchvision", data, tmp_path)
+    keys: list[Any] = words[words.index("MODEL.DEVICE") :]
+    tool = load_tool("find_lr")
+    tool.main(
+        ["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--engine", "torchvision",
+         "--train-json", json_file, "--train-images", images, "--output", str(tmp_path), *keys]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    record = json.loads((tmp_path / "lr_range_test.json").read_text())
+    assert f"SOLVER.BASE_LR {record['lr']:g} for 2 images a batch" in printed
+    assert len(record["lrs"]) == len(record["losses"]) <= ITERATIONS
+    assert (tmp_path / "lr_range_test.png").stat().st_size > 5000
+
+    with pytest.raises(ConfigError, match="the first must be the lower"):
+        tool.main(["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--min-lr", "2"])

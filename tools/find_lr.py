@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+"""Find SOLVER.BASE_LR by an LR range test: a short training in which the LR grows until the loss does.
+
+python tools/find_lr.py --config-file configs/mask_rcnn_zenith.yaml --train-json train.json --train-images images
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from zenith_det import cli
+from zenith_det.config import validate_config
+from zenith_det.engines import lr_range_test
+from zenith_det.engines.detectron2_engine.zoo import load_config_file
+from zenith_det.engines.device import resolve_device
+from zenith_det.engines.selection import select_engine
+from zenith_det.errors import ConfigError
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="as for tools/train_net.py")
+    parser.add_argument("--engine", choices=("auto", "detectron2", "torchvision"), default="auto")
+    parser.add_argument("--train-json", metavar="FILE", help="COCO-format annotations to train on")
+    parser.add_argument("--train-images", metavar="DIR", help="where their images are")
+    parser.add_argument("--min-lr", type=float, default=lr_range_test.MIN_LR, metavar="LR")
+    parser.add_argument("--max-lr", type=float, default=lr_range_test.MAX_LR, metavar="LR")
+    parser.add_argument(
+        "--iterations", type=int, default=lr_range_test.ITERATIONS, metavar="N",
+        help=f"more give a smoother curve (default {lr_range_test.ITERATIONS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/find_lr"), metavar="DIR",
+        help="for the curve, as PNG and JSON (default output/find_lr)",
+    )  # fmt: skip
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override, at the end"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Test, choose, draw."""
+    args = argument_parser().parse_args(argv)
+    if not 0 < args.min_lr < args.max_lr < float("inf"):
+        raise ConfigError(
+            f"--min-lr {args.min_lr:g} --max-lr {args.max_lr:g}: the first must be the lower, above 0"
+        )
+    if args.iterations < 30:
+        raise ConfigError(f"--iterations {args.iterations}: at least 30 are needed to see anything")
+    loaded = load_config_file(args.config_file, args.opts)
+    for key in ("TRAIN_JSON", "TRAIN_IMAGES"):
+        if getattr(args, key.lower()):
+            loaded.override(
+                f"DATASETS.{key}", getattr(args, key.lower()), "--" + key.lower().replace("_", "-")
+            )
+    validate_config(loaded.cfg, loaded.sources)
+    resolve_device(loaded)
+    choice = select_engine(args.engine)
+    print(f"engine: {choice.name} ({choice.reason})", flush=True)
+    if choice.name == "detectron2":
+        from zenith_det.engines.detectron2_engine.stepping import lr_probe
+    else:
+        from zenith_det.engines.torchvision_engine.stepping import lr_probe
+    test = lr_range_test.measure(
+        loaded, lr_probe, min_lr=args.min_lr, max_lr=args.max_lr, iterations=args.iterations
+    )
+    curve = args.output / lr_range_test.CURVE_FILE
+    found = lr_range_test.choose_and_draw(test, curve)
+    record = {
+        "lr": found.lr, "lowest": found.lowest, "too_high": found.edge, "batch": loaded.cfg.SOLVER.IMS_PER_BATCH,
+        "lrs": test.lrs.tolist(), "losses": [float(x) if x == x else None for x in test.losses],
+    }  # fmt: skip
+    curve.with_suffix(".json").write_text(json.dumps(record))
+    print(
+        f"SOLVER.BASE_LR {found.lr:g} for {loaded.cfg.SOLVER.IMS_PER_BATCH} images a batch: half of {found.edge:.2g}, "
+        f"from which the loss climbs; curve: {curve}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,258 @@
+"""η₀ from an LR range test (Smith, arXiv 1506.01186): a short training in which the LR grows until the loss does."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from zenith_det.config import LoadedConfig
+from zenith_det.errors import ConfigError, UserError
+from zenith_det.report.lr_curve import lr_curve
+from zenith_det.training.distributed import get_world_size
+from zenith_det.training.starting import Start
+
+logger = logging.getLogger(__name__)
+
+#: The curve of a run's range test, in its output directory.
+CURVE_FILE = "lr_range_test.png"
+MIN_LR, MAX_LR, ITERATIONS = 1e-4, 10.0, 180
+#: It ends where the loss is so many times its lowest.
+_DIVERGED = 4.0
+#: The part of its fall that the smoothed loss climbs back where the LR is too high.
+CLIMB = 0.25
+#: η₀ as a part of that LR.
+SHARE = 0.5
+# A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
+_NOISE, _LEAST_FALL = 4.0, 0.03
+_NEVER = 10**8
+
+
+MakeProbe = Callable[[LoadedConfig], Callable[[float], float]]
+
+
+class NoLRFoundError(UserError):
+    """The curve of a range test shows no LR to choose."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The losses of a range test.
+
+    Attributes:
+        lrs: of each iteration, rising by a constant factor.
+        losses: of each iteration's batch, before its step; the last may be NaN.
+        broke_off: it ended before its last LR, since the loss had exploded.
+    """
+
+    lrs: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    broke_off: bool
+
+
+def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, make_probe: MakeProbe) -> None:
+    """Do what ``SOLVER.ZENITH.AUTO_LR`` asks for: put η₀ in its place.
+
+    A new run tests and leaves the curve in ``OUTPUT_DIR``. A resumed run keeps its own η₀, in proportion to
+    ``SOLVER.IMS_PER_BATCH`` where that has changed (Goyal et al., arXiv 1706.02677).
+
+    Args:
+        loaded: with the device resolved; ``SOLVER.BASE_LR`` is set, ``AUTO_LR`` turned off.
+        start: what the run goes on from.
+        make_probe: see :func:`measure`.
+
+    Raises:
+        ConfigError: in a run of several processes.
+        NoLRFoundError: see :func:`choose`.
+    """
+    solver = loaded.cfg.SOLVER
+    if not solver.ZENITH.AUTO_LR:
+        return
+    saved = start.state.get("config", {}) if start else {}
+    if "SOLVER.BASE_LR" in saved:
+        before = int(saved.get("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH))
+        lr = float(f"{float(saved['SOLVER.BASE_LR']) * solver.IMS_PER_BATCH / before:.6g}")
+        scaled = (
+            ""
+            if before == solver.IMS_PER_BATCH
+            else f", for {solver.IMS_PER_BATCH} images a batch, was {before}"
+        )
+        logger.info("SOLVER.ZENITH.AUTO_LR: the run goes on with its eta0 = %g%s", lr, scaled)
+    elif get_world_size() > 1:
+        raise ConfigError(
+            "SOLVER.ZENITH.AUTO_LR tests in one process: run tools/find_lr.py with this config on one device (with "
+            f"SOLVER.GRADIENT_ACCUMULATION {get_world_size()} it takes the batch in parts), then give SOLVER.BASE_LR"
+        )
+    else:
+        logger.info(
+            "SOLVER.ZENITH.AUTO_LR: LR range test, up to %d iterations from %g to %g",
+            ITERATIONS,
+            MIN_LR,
+            MAX_LR,
+        )
+        test = measure(loaded, make_probe)
+        lr = choose_and_draw(test, output_dir / CURVE_FILE).lr
+        logger.info("SOLVER.ZENITH.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
+    loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
+    loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+
+
+def choose_and_draw(test: RangeTest, path: Path) -> Choice:
+    """:func:`choose`, with the curve drawn to ``path``, also where there is nothing to choose.
+
+    Raises:
+        NoLRFoundError: see :func:`choose`.
+        UserError: the picture cannot be written.
+    """
+    try:
+        choice = choose(test)
+    except NoLRFoundError as error:
+        _write(path, lr_curve(test.lrs, test.losses).png)
+        raise NoLRFoundError(f"{error} (curve: {path})") from None
+    _write(path, lr_curve(test.lrs, test.losses, choice.smooth, chosen=choice.lr, edge=choice.edge).png)
+    return choice
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def measure(
+    loaded: LoadedConfig,
+    make_probe: MakeProbe,
+    *,
+    min_lr: float = MIN_LR,
+    max_lr: float = MAX_LR,
+    iterations: int = ITERATIONS,
+) -> RangeTest:
+    """Train a copy of the run that ``loaded`` describes while its LR grows.
+
+    Everything is made anew from the configuration and its seed, and thrown away: the run itself starts as if
+    there had been no test. The LR schedule and ZENITH's ratio play no part.
+
+    Args:
+        loaded: with the device resolved; left as it is.
+        make_probe: makes a function that takes an LR, does one iteration and returns the loss; of an engine's
+            ``stepping``.
+
+    Raises:
+        UserError: what a run of ``loaded`` would raise.
+    """
+    lrs = min_lr * (max_lr / min_lr) ** (np.arange(iterations) / (iterations - 1))
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="zenith_det_lr_") as folder, _quiet():
+        copy = replace(loaded, cfg=loaded.cfg.clone(), sources=dict(loaded.sources))
+        copy.cfg.defrost()
+        for key, value in {
+            "OUTPUT_DIR": folder,
+            "DATASETS.TEST": (),
+            "DATASETS.VAL_JSON": "",
+            "DATASETS.VAL_IMAGES": "",
+            "TEST.EVAL_PERIOD": 0,
+            "TEST.EARLY_STOPPING": "",
+            "SOLVER.MAX_ITER": _NEVER,
+            "SOLVER.CHECKPOINT_PERIOD": _NEVER,
+            "SOLVER.AVERAGE.KIND": "",
+            "SOLVER.ZENITH.MIN_RATIO": 1.0,
+            "SOLVER.ZENITH.UNTIL_SETTLED": False,
+        }.items():
+            copy.override(key, value, "the LR range test")
+        probe = make_probe(copy)
+        for lr in lrs:
+            losses.append(probe(float(lr)))
+            if not math.isfinite(losses[-1]) or losses[-1] > _DIVERGED * float(np.nanmax(losses[:10])):
+                break
+        del probe
+    gc.collect()
+    return RangeTest(lrs[: len(losses)], np.array(losses), len(losses) < iterations)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a range test's curve says.
+
+    Attributes:
+        lr: η₀, rounded to two digits.
+        lowest: the LR at which the smoothed loss is lowest.
+        edge: the LR from which it stays above by :data:`CLIMB` of its fall.
+        smooth: the smoothed losses.
+    """
+
+    lr: float
+    lowest: float
+    edge: float
+    smooth: npt.NDArray[np.float64]
+
+
+def choose(test: RangeTest) -> Choice:
+    """η₀: half the LR from which training loses what it has won.
+
+    Steeper rules (the steepest descent, a tenth of the lowest point) take what a detector's loss does in its
+    first hundred iterations, where classification alone is learnt, for what the LR does.
+
+    Raises:
+        NoLRFoundError: the loss doesn't fall, or doesn't climb again, or is too noisy to tell.
+    """
+    losses = test.losses
+    window = max(5, len(losses) // 15)
+    smooth = _smoothed(losses, window)
+    if len(losses) < 3 * window or not np.isfinite(smooth[: 2 * window]).all():
+        raise NoLRFoundError(
+            f"the LR range test ended after {len(losses)} iterations, at LR {test.lrs[-1]:.2g}: the loss is "
+            f"{losses[-1]:.4g}: start at a lower LR, or look at the data and the model first"
+        )
+    lowest = int(np.nanargmin(smooth))
+    start = float(np.mean(losses[: window // 2 + 1]))
+    fall = start - float(smooth[lowest])
+    # Of the smoothed curve: what is left of single losses' scatter in a mean of so many.
+    noise = float(np.nanstd((losses - smooth)[: lowest + 1])) / np.sqrt(window)
+    if fall < max(_NOISE * noise, _LEAST_FALL * start):
+        raise NoLRFoundError(
+            f"the LR range test shows no LR at which the loss falls: {start:.4g} at the start, "
+            f"{smooth[lowest]:.4g} at its lowest (noise {noise:.2g}); look at the data, or set SOLVER.BASE_LR"
+        )
+    # The last LR at which the loss was low, not the first one at which it climbed: a few hard images in a row
+    # look like a climb, but don't last.
+    low = np.flatnonzero(smooth <= smooth[lowest] + CLIMB * fall)
+    if low[-1] + 1 < len(losses):
+        edge = float(test.lrs[low[-1] + 1])
+    elif test.broke_off:
+        edge = float(test.lrs[-1])
+    else:
+        raise NoLRFoundError(
+            f"the LR range test saw no LR too high: the loss is lowest at {test.lrs[lowest]:.2g} and hasn't climbed "
+            f"at {test.lrs[-1]:.2g}: test up to a higher LR (tools/find_lr.py --max-lr)"
+        )
+    return Choice(float(f"{SHARE * edge:.2g}"), float(test.lrs[lowest]), edge, smooth)
+
+
+def _smoothed(losses: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """Centred medians of ``window`` values, which single images don't move, then their centred mean."""
+    half = window // 2
+    around = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
+    medians = np.array([np.median(a[np.isfinite(a)]) if np.isfinite(a).any() else np.nan for a in around])
+    around = [medians[max(0, i - half) : i + half + 1] for i in range(len(losses))]
+    return np.array([np.nanmean(a) if np.isfinite(a).any() else np.nan for a in around])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines that engines write about each model they make."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,133 @@
+"""Ending a run when going on brings nothing: early stopping, and training until ZENITH has settled.
+
+Both rules are functions of what ``metrics.json`` holds, so a resumed run comes to the decision that an
+uninterrupted one comes to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zenith_det.errors import UserError
+from zenith_det.report.metrics_file import Series, read_metrics
+from zenith_det.training import averaging, validation_loss
+from zenith_det.training.best_checkpoint import METRICS, scalar_named
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_LOSS = "validation loss"
+RATIO = "zenith/ratio"
+#: The ratio has settled when its mean over one patience is no less than this share of that over the one before.
+SETTLED_RATIO = 0.95
+#: The AP has settled when its mean over one patience is no more than this above that over the one before, percent.
+SETTLED_GAIN = 0.2
+
+
+class EndRule:
+    """Whether a run is to end before ``SOLVER.MAX_ITER``, asked after each evaluation.
+
+    Args:
+        cfg: ``TEST.EARLY_STOPPING``, ``TEST.PATIENCE``, ``SOLVER.ZENITH.UNTIL_SETTLED`` count.
+        output_dir: with the ``metrics.json`` of the run so far.
+        start: iterations done; what was logged beyond is of a past that no longer counts.
+    """
+
+    def __init__(self, cfg: Any, output_dir: Path, start: int) -> None:
+        self._metric: str = cfg.TEST.EARLY_STOPPING
+        self._patience: int = cfg.TEST.PATIENCE
+        self._until_settled: bool = cfg.SOLVER.ZENITH.UNTIL_SETTLED
+        self._folder = output_dir
+        self._scores: dict[int, float] = {}
+        self._aps: dict[int, float] = {}
+        if (self._metric or self._until_settled) and start > 0:
+            self._read(start)
+
+    def _read(self, start: int) -> None:
+        series = _metrics(self._folder)
+        at: dict[int, dict[str, float]] = {}
+        for name, one in series.items():
+            for iteration, value in zip(one.iterations.tolist(), one.values.tolist()):
+                at.setdefault(iteration, {})[name] = value
+        for iteration, scalars in at.items():
+            # The evaluation after the last of `start` iterations is logged at either number.
+            if iteration <= start and any(name.endswith("/AP") for name in scalars):
+                self.add(min(iteration, start - 1), scalars)
+
+    def add(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Take in an evaluation after ``iteration`` (counted from 0)."""
+        if self._metric == VALIDATION_LOSS:
+            loss = next(
+                (v for k, v in scalars.items() if k.endswith(f"{validation_loss.PREFIX}total_loss")), None
+            )
+            if loss is not None:
+                self._scores[iteration] = -loss
+        elif self._metric:
+            name = scalar_named(scalars, self._metric)
+            if name is not None:
+                self._scores[iteration] = scalars[name]
+        averaged = any(name.startswith(averaging.PREFIX) for name in scalars)
+        aps = [
+            scalars[name]
+            for metric in METRICS
+            if metric.startswith("averaged ") == averaged
+            and (name := scalar_named(scalars, metric)) is not None
+        ]
+        if aps:
+            self._aps[iteration] = float(np.mean(aps))
+
+    def reason(self) -> str | None:
+        """Why to end now; ``None``: go on."""
+        return self._early() or (self._settled() if self._until_settled else None)
+
+    def _early(self) -> str | None:
+        if not self._metric or len(self._scores) <= self._patience:
+            return None
+        iterations = sorted(self._scores)
+        best = max(iterations, key=lambda i: (self._scores[i], -i))
+        since = len([i for i in iterations if i > best])
+        if since < self._patience:
+            return None
+        value = abs(self._scores[best])
+        return (
+            f"{self._metric} has not been better than {value:.3f} at iteration {best} in {since} evaluations "
+            f"(TEST.EARLY_STOPPING, TEST.PATIENCE {self._patience})"
+        )
+
+    def _settled(self) -> str | None:
+        iterations = sorted(self._aps)
+        if len(iterations) < 2 * self._patience:
+            return None
+        newest, before = iterations[-self._patience :], iterations[-2 * self._patience : -self._patience]
+        gain = float(np.mean([self._aps[i] for i in newest]) - np.mean([self._aps[i] for i in before]))
+        if gain > SETTLED_GAIN:
+            return None
+        ratio = _metrics(self._folder).get(RATIO)
+        if ratio is None:
+            return None
+        first = iterations[-2 * self._patience - 1] if len(iterations) > 2 * self._patience else 0
+        late = _mean_between(ratio, before[-1], newest[-1])
+        early = _mean_between(ratio, first, before[-1])
+        if late is None or early is None or late < SETTLED_RATIO * early:
+            return None
+        return (
+            f"settled: over the last {self._patience} evaluations the LR ratio was {late:.3f}, {early:.3f} over "
+            f"the {self._patience} before, and the mean AP changed by {gain:+.2f} (SOLVER.ZENITH.UNTIL_SETTLED)"
+        )
+
+
+def _metrics(folder: Path) -> dict[str, Series]:
+    try:
+        return read_metrics(folder)
+    except UserError:
+        return {}
+
+
+def _mean_between(series: Series, after: int, to: int) -> float | None:
+    """The mean of the values logged in (after, to]."""
+    inside = (series.iterations > after) & (series.iterations <= to)
+    return float(series.values[inside].mean()) if inside.any() else None
