@@ -280,7 +280,7 @@ def _samples(comparison: Comparison) -> list[str]:
         if outcome is None:
             continue
         try:
-            shown.append((group, read_evaluated(outcome.run.folder)))
+            shown.append((group, read_evaluated(outcome.run.folder, averaged=arm.averaged)))
         except UserError as error:
             problems.append(f"{arm.label}: no pictures: {error}")
     if not shown:

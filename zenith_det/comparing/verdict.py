@@ -20,9 +20,11 @@ def verdict_lines(comparison: Comparison) -> list[str]:
         own = [arm for arm in zenith if arm in arms and comparison.best(arm).final(task)]
         if rivals and own:
             lines.append(_zenith_line(comparison, own, rivals, task))
-    missing = sum(not o.ok for o in comparison.outcomes)
+    # An arm and its averaged self share their runs.
+    missing = {o.run.folder for o in comparison.outcomes if not o.ok}
     if missing:
-        lines.append(f"{missing} of {len(comparison.outcomes)} runs have no result; see below.")
+        total = len({o.run.folder for o in comparison.outcomes})
+        lines.append(f"{len(missing)} of {total} runs have no result; see below.")
     return lines
 
 

@@ -25,7 +25,7 @@ class FalsePositive:
     Attributes:
         record: of its image.
         result: in COCO's result format.
-        reason: ``background``, ``poor box``, ``duplicate``, or ``it is a CLASS``.
+        reason: ``background``, ``poor box``, ``duplicate``, ``in truth: CLASS`` or ``near: CLASS``.
         iou: with the object that the reason speaks of.
     """
 
@@ -149,9 +149,12 @@ def _why_wrong(
     other = np.where(~same & ~crowd, overlaps, 0.0)
     if other.max() >= MATCH_IOU:
         index = int(other.argmax())
-        return f"it is a {metadata.thing_classes[classes[index]]}", float(other[index])
+        return f"in truth: {metadata.thing_classes[classes[index]]}", float(other[index])
     if own.max() >= NEAR_IOU:
         return "poor box", float(own.max())
+    if other.max() >= NEAR_IOU:
+        index = int(other.argmax())
+        return f"near: {metadata.thing_classes[classes[index]]}", float(other[index])
     return "background", float(max(own.max(), other.max()))
 
 

@@ -40,8 +40,12 @@ def run_config(folder: Path) -> Any:
     return load_config(str(folder / "config.yaml")).cfg
 
 
-def read_evaluated(folder: Path) -> Evaluated:
+def read_evaluated(folder: Path, *, averaged: bool = False) -> Evaluated:
     """The set that a run was last evaluated on, the first of several, and its detections.
+
+    Args:
+        folder: the run's OUTPUT_DIR.
+        averaged: the detections of its averaged weights, in place of those of the last.
 
     Raises:
         UserError: the config, the set or the detections are no longer there, or can't be read.
@@ -55,7 +59,8 @@ def read_evaluated(folder: Path) -> Evaluated:
     else:
         raise UserError(f"{folder}: its config names no set to evaluate on")
     several = not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1
-    results = read_detections(folder / str(source) / RESULTS_FILE if several else folder / RESULTS_FILE)
+    below = folder / "averaged" if averaged else folder
+    results = read_detections(below / str(source) / RESULTS_FILE if several else below / RESULTS_FILE)
     dataset = _load(source)
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     by_image: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}

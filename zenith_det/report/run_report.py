@@ -134,14 +134,17 @@ def _page(
 
 
 def _finals(metrics: Metrics) -> str:
-    told = []
-    for task, title in TASKS.items():
-        series = metrics.get(f"{task}/AP")
-        if series is not None:
-            told.append(f"{title} AP {series.values[-1]:.1f} (iteration {series.iterations[-1]})")
+    told, at = [], 0
+    for prefix, what in (("", ""), ("averaged/", " with averaged weights")):
+        for task, title in TASKS.items():
+            series = metrics.get(f"{prefix}{task}/AP")
+            if series is not None:
+                told.append(f"{title} AP {series.values[-1]:.1f}{what}")
+                at = int(series.iterations[-1])
     if not told:
         return "No AP yet: the run was not evaluated."
-    return ", ".join(told) + "."
+    text = ", ".join(told)
+    return f"{text[0].upper()}{text[1:]}, at iteration {at}."
 
 
 # ---- curves
@@ -264,7 +267,8 @@ def _class_table(metrics: Metrics, evaluated: Evaluated | None, findings: Findin
 def _false_positives(evaluated: Evaluated, findings: Findings) -> list[str]:
     kinds: dict[str, int] = {}
     for found in findings.false_positives:
-        kind = "another class" if found.reason.startswith("it is ") else found.reason
+        word, colon, _ = found.reason.partition(":")
+        kind = {"in truth": "another class", "near": "near another class"}[word] if colon else word
         kinds[kind] = kinds.get(kind, 0) + 1
     if not kinds:
         return [paragraph(f"None with a score of {findings.threshold:g} or more.")]
