@@ -69,9 +69,16 @@ def iteration(args: argparse.Namespace) -> list[Comparison]:
 
 
 def training(args: argparse.Namespace) -> list[Comparison]:
-    from zenith_det.benchmarking.loops import compare_training
+    from zenith_det.benchmarking.loops import TRAINING_KINDS, compare_training
 
-    settings = {"batch_sizes": args.batch_sizes, "size": args.size, "device": device_of(args)}
+    device = device_of(args)
+    unknown = [kind for kind in args.kinds or [] if kind not in TRAINING_KINDS]
+    if unknown:
+        raise UserError(f"--kinds {unknown[0]!r}: it must be one of {', '.join(map(repr, TRAINING_KINDS))}")
+    # float16 needs a GPU, and compiling takes minutes.
+    usual = [k for k in TRAINING_KINDS if "compiled" not in k and (device.type == "cuda" or "fp16" not in k)]
+    kinds = args.kinds or usual
+    settings = {"batch_sizes": args.batch_sizes, "kinds": kinds, "size": args.size, "device": device}
     comparisons = []
     for config in args.config_file or [CONFIGS[1]]:
         comparisons += compare_training(config, args.opts, rounds=args.rounds, warmup=args.warmup, **settings)
@@ -159,7 +166,16 @@ def argument_parser() -> argparse.ArgumentParser:
     add_size(command)
     add_config(command, "Mask R-CNN")
 
-    command = add("train", training, 10, 2, "images/s of both engines, loading included")
+    command = add(
+        "train", training, 10, 2, "images/s and peak memory of both engines, by precision and memory format"
+    )
+    command.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="such as fp32 'fp32 channels_last' bf16 'bf16 channels_last' fp16 'fp16 channels_last' 'fp32 compiled' "
+        "(default: all but the compiled ones; fp16 on CUDA alone)",
+    )
     command.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 2, 4], help="(default 1 2 4)")
     add_size(command)
     add_config(command, "Mask R-CNN")

@@ -103,12 +103,19 @@ def test_iteration(tmp_path: Path) -> None:
 
 
 def test_train(tmp_path: Path) -> None:
-    benchmark("train", *LOOP, *TINY, "--batch-sizes", "1", "2", "--output", str(tmp_path), *SMALL_OPTS)
-    comparisons = report(tmp_path, "train")["comparisons"]
-    for comparison, batch_size in zip(comparisons, (1, 2), strict=True):
-        case = comparison["cases"][0]
-        assert case["name"] == "built-in"
-        assert case["images/s"] == pytest.approx(batch_size / case["median_s"])
+    kinds = ["fp32", "fp32 channels_last"]
+    benchmark(
+        "train", *LOOP, *TINY, "--batch-sizes", "2", "--kinds", *kinds, "--output", str(tmp_path), *SMALL_OPTS
+    )
+    (comparison,) = report(tmp_path, "train")["comparisons"]
+    cases = {case["name"]: case for case in comparison["cases"]}
+    for kind in kinds:
+        case = cases[f"built-in, {kind}"]
+        assert case["images/s"] == pytest.approx(2 / case["median_s"])
+        # A process with torch in it, and not the whole machine.
+        assert 100 < case["peak memory, MB"] < 10_000
+    expected = {"of": "built-in, fp32 channels_last", "to": "built-in, fp32"}
+    assert expected in [{key: ratio[key] for key in ("of", "to")} for ratio in comparison["ratios"]]
 
 
 def test_data(tmp_path: Path) -> None:
@@ -122,12 +129,17 @@ def test_data(tmp_path: Path) -> None:
 
 def test_scale(tmp_path: Path) -> None:
     benchmark(
-        "scale", "--rounds", "2", "--parameters", "1000", "10000", "--windows", "10", "1000", "--images", "2", "5",
+        "scale", "--rounds", "2", "--parameters", "1000", "10000", "--windows", "10", "1000", "--images", "2", "400",
         "--device", "cpu", "--threads", "1", "--output", str(tmp_path),
     )  # fmt: skip
     comparisons = report(tmp_path, "scale")["comparisons"]
-    assert [c["x"] for c in comparisons] == [1000, 10000, 10, 1000, 2, 5]
+    assert [c["x"] for c in comparisons] == [1000, 10000, 10, 1000, 2, 400]
     assert comparisons[5]["facts"]["annotation file, MB"] > comparisons[4]["facts"]["annotation file, MB"]
+    kept = [
+        [case["name"].startswith("the same, kept") for case in c["cases"]].count(True)
+        for c in comparisons[4:]
+    ]
+    assert kept == [0, 1]  # a file of less than a megabyte is read each time
 
 
 def test_import(tmp_path: Path) -> None:
@@ -149,6 +161,7 @@ def test_detections_are_those_of_the_seed() -> None:
         (["optimizer", "--config-file", "no.yaml"], "no.yaml"),
         (["optimizer", "--rounds", "0"], "--rounds"),
         (["eval", "--tasks", "panoptic"], "panoptic"),
+        (["train", "--kinds", "fp8"], "--kinds 'fp8'"),
     ],
 )
 def test_a_mistake_is_one_line(args: list[str], message: str, tmp_path: Path) -> None:

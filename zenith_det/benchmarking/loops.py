@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from zenith_det.benchmarking.measuring import Case, Samples, interleave
+from zenith_det.benchmarking.memory import peak_memory
 from zenith_det.benchmarking.reporting import Comparison, Ratio
 from zenith_det.config import LoadedConfig, load_config
 from zenith_det.data.synthetic import generate, split_files
 from zenith_det.engines.selection import probe_detectron2
 
-__all__ = ["compare_iterations", "compare_training", "generated_images", "images_per_second", "loaded_config"]
+__all__ = [
+    "TRAINING_KINDS",
+    "compare_iterations",
+    "compare_training",
+    "generated_images",
+    "images_per_second",
+    "loaded_config",
+]
 
 BUILT_IN, DETECTRON2 = "built-in", "Detectron2"
 FIXED_BATCHES = 4
+_LAST, _COMPILED = ["MODEL.CHANNELS_LAST", "True"], ["MODEL.COMPILE_BACKBONE", "True"]
+_FP16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "float16"]
+_BF16 = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16"]
+#: What ``train`` compares, and the KEY VALUE pairs that make it.
+TRAINING_KINDS: dict[str, list[str]] = {
+    "fp32": ["SOLVER.AMP.ENABLED", "False"],
+    "fp32 channels_last": ["SOLVER.AMP.ENABLED", "False", *_LAST],
+    "bf16": _BF16,
+    "bf16 channels_last": [*_BF16, *_LAST],
+    "fp16": _FP16,
+    "fp16 channels_last": [*_FP16, *_LAST],
+    "fp32 compiled": ["SOLVER.AMP.ENABLED", "False", *_COMPILED],
+    "bf16 channels_last compiled": [*_BF16, *_LAST, *_COMPILED],
+}
 NEVER = 10**8
 
 
@@ -65,37 +88,80 @@ def compare_training(
     opts: Sequence[str] = (),
     *,
     batch_sizes: Sequence[int],
+    kinds: Sequence[str],
     size: int,
     rounds: int,
     warmup: int,
     device: torch.device,
 ) -> list[Comparison]:
-    """Iterations with the loader's part in them, for each batch size; on CUDA also under ``SOLVER.AMP``."""
+    """Iterations with the loader's part in them, for each batch size, each of ``kinds`` and each engine.
+
+    Beside the times stands the peak memory of two iterations in a process of their own.
+
+    Args:
+        kinds: names in :data:`TRAINING_KINDS`.
+    """
     engines, problem = _engines()
     comparisons = []
     for batch_size in batch_sizes:
         with generated_images(config_file, opts, batch_size * FIXED_BATCHES, size) as (images, folder):
-            cases = []
-            for amp in (False, True) if device.type == "cuda" else (False,):
+            cases: list[Case] = []
+            columns: dict[str, dict[str, float | str]] = {}
+            for kind in kinds:
                 for engine in engines:
-                    name = engine + (", AMP" if amp else "")
-                    loaded = loaded_config(config_file, opts, images, folder / name, batch_size, size, device)
-                    loaded.override("SOLVER.AMP.ENABLED", amp, "the benchmark")
-                    cases.append(Case(name, _one_iteration(engine, loaded, 0)))
+                    name = f"{engine}, {kind}"
+                    words = [*opts, *TRAINING_KINDS[kind]]
+                    how = (config_file, words, images, folder / name, batch_size, size, device)
+                    peak = peak_memory(_train_briefly, engine, how, device=device)
+                    columns[name] = {"peak memory, MB": round(peak / 1e6)}
+                    cases.append(Case(name, _one_iteration(engine, loaded_config(*how), 0)))
             samples = interleave(cases, rounds=rounds, warmup=warmup, device=device)
-        names = list(samples)
-        ratios = [Ratio(BUILT_IN, DETECTRON2, 1.00)] if DETECTRON2 in names else []
-        ratios += [Ratio(name, BUILT_IN) for name in names if name.endswith("AMP")]
+        for name, speed in images_per_second(samples, batch_size).items():
+            columns[name] |= speed
+        facts = {"without Detectron2": problem} if problem else memory_ratios(columns, kinds)
         comparisons.append(
             Comparison(
                 f"training: batches of {batch_size}, images of {size} pixels, {config_file}, {device}",
                 samples,
-                ratios,
-                images_per_second(samples, batch_size),
-                {"without Detectron2": problem} if problem else {},
+                training_ratios(engines, kinds),
+                columns,
+                facts,
             )
         )
     return comparisons
+
+
+def training_ratios(engines: Sequence[str], kinds: Sequence[str]) -> list[Ratio]:
+    """Each kind of both engines, and each kind beside the first one on the same engine."""
+    ratios = []
+    if DETECTRON2 in engines:
+        ratios = [Ratio(f"{BUILT_IN}, {kind}", f"{DETECTRON2}, {kind}", 1.00) for kind in kinds]
+        ratios += [
+            Ratio(f"{BUILT_IN}, {kind}", f"{DETECTRON2}, fp32", 0.75)
+            for kind in kinds
+            if kind in ("fp16 channels_last", "bf16 channels_last") and "fp32" in kinds
+        ]
+    ratios += [
+        Ratio(f"{engine}, {kind}", f"{engine}, {kinds[0]}") for engine in engines for kind in kinds[1:]
+    ]
+    return ratios
+
+
+def memory_ratios(columns: Mapping[str, Mapping[str, float | str]], kinds: Sequence[str]) -> dict[str, str]:
+    """The built-in engine's peak memory over Detectron2's, by kind."""
+    ratios = {}
+    for kind in kinds:
+        one, other = (
+            float(columns[f"{engine}, {kind}"]["peak memory, MB"]) for engine in (BUILT_IN, DETECTRON2)
+        )
+        ratios[f"peak memory, {kind}, {BUILT_IN} / {DETECTRON2}"] = f"{one / other:.2f} (at most 1.00)"
+    return ratios
+
+
+def _train_briefly(engine: str, how: tuple[Any, ...]) -> None:
+    iterate = _one_iteration(engine, loaded_config(*how), 0)
+    for _ in range(2):
+        iterate()
 
 
 def _engines() -> tuple[list[str], str]:
