@@ -202,11 +202,15 @@ def loaded_config(
     size: int,
     device: torch.device,
 ) -> LoadedConfig:
+    output_dir.mkdir(parents=True, exist_ok=True)  # for reports of bad steps
     settings = {
         "MODEL.DEVICE": str(device),
         "MODEL.WEIGHTS": "",
         "OUTPUT_DIR": str(output_dir),
         "SOLVER.IMS_PER_BATCH": batch_size,
+        # So little that all cases find about the same boxes, and none diverges.
+        "SOLVER.BASE_LR": 1e-5,
+        "SOLVER.AVERAGE.KIND": "",
         "SOLVER.MAX_ITER": NEVER,
         "SOLVER.CHECKPOINT_PERIOD": NEVER,
         "TEST.EVAL_PERIOD": 0,
