@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from zenith_det.config import LoadedConfig
 from zenith_det.errors import ConfigError, UserError
@@ -103,6 +104,17 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
         logger.info("SOLVER.ZENITH.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
     loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
     loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+
+
+def lr_setter(optimizer: torch.optim.Optimizer, base_lr: float) -> Callable[[float], None]:
+    """A function that sets the LR of all groups, in the proportions that they have at ``base_lr``."""
+    factors = [float(group["initial_lr"]) / base_lr for group in optimizer.param_groups]
+
+    def set_lr(lr: float) -> None:
+        for group, factor in zip(optimizer.param_groups, factors):
+            group["lr"] = lr * factor
+
+    return set_lr
 
 
 def choose_and_draw(test: RangeTest, path: Path) -> Choice:

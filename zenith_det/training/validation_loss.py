@@ -16,6 +16,17 @@ from zenith_det.training.seeding import derived_seed, seeded
 PREFIX = "validation/"
 
 
+def without_augmentation(cfg: Any) -> Any:
+    """A copy of the configuration whose training images are as evaluation has them."""
+    still = cfg.clone()
+    still.defrost()
+    still.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    still.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
+    still.INPUT.RANDOM_FLIP = "none"
+    still.INPUT.CROP.ENABLED = False
+    return still
+
+
 @torch.no_grad()
 def validation_losses(
     model: nn.Module,

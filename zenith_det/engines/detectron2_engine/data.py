@@ -36,6 +36,7 @@ from zenith_det.data import (
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
+from zenith_det.training.validation_loss import without_augmentation
 from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
@@ -278,14 +279,7 @@ def build_test_loader(cfg: Any, name: str) -> Any:
 
 def build_loss_loader(cfg: Any, name: str) -> Any:
     """The same images with what losses take, at the test size and without augmentation."""
-    still = cfg.clone()
-    still.defrost()
-    still.INPUT.MIN_SIZE_TRAIN, still.INPUT.MAX_SIZE_TRAIN = (
-        (cfg.INPUT.MIN_SIZE_TEST,),
-        cfg.INPUT.MAX_SIZE_TEST,
-    )
-    still.INPUT.RANDOM_FLIP = "none"
-    still.INPUT.CROP.ENABLED = False
+    still = without_augmentation(cfg)
     mapper = _UnstoppedInWorkers(mapper_for(still, [name], is_train=True))
     records = get_detection_dataset_dicts([name], filter_empty=False)
     return _Stoppable(

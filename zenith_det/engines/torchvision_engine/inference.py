@@ -32,7 +32,7 @@ from zenith_det.training.distributed import (
 )
 from zenith_det.training.progress import EvaluationProgress
 from zenith_det.training.stopping import EvaluationStopped
-from zenith_det.training.validation_loss import validation_losses
+from zenith_det.training.validation_loss import validation_losses, without_augmentation
 from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
@@ -114,13 +114,7 @@ def validation_loss(
     Raises:
         EvaluationStopped: any rank was told to stop; raised on all.
     """
-    still = cfg.clone()
-    still.defrost()
-    still.INPUT.MIN_SIZE_TRAIN, still.INPUT.MAX_SIZE_TRAIN = (
-        (cfg.INPUT.MIN_SIZE_TEST,),
-        cfg.INPUT.MAX_SIZE_TEST,
-    )
-    still.INPUT.RANDOM_FLIP = "none"
+    still = without_augmentation(cfg)
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     loader = build_loss_loader(
         still, records, TrainingMapper(still, dataset.metadata), rank=get_rank(), world_size=get_world_size()

@@ -10,6 +10,7 @@ import torch
 
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import SerializedList
+from zenith_det.engines.lr_range_test import lr_setter
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
@@ -39,12 +40,10 @@ def lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
     Groups keep the proportions of their LRs.
     """
     trainer = make_trainer(loaded)
-    base_lr = float(loaded.cfg.SOLVER.BASE_LR)
-    initial = [float(group["initial_lr"]) for group in trainer.optimizer.param_groups]
+    set_lr = lr_setter(trainer.optimizer, float(loaded.cfg.SOLVER.BASE_LR))
 
     def probe(lr: float) -> float:
-        for group, own in zip(trainer.optimizer.param_groups, initial):
-            group["lr"] = lr * own / base_lr
+        set_lr(lr)
         trainer.iterate()
         return trainer.take_loss()
 
