@@ -33,6 +33,11 @@ def talk(folder: Path) -> None:
     torch.distributed.all_reduce(total)
     assert total.item() == 3.0
     distributed.barrier()
+    with distributed.first_on_each_machine(True, rank):
+        found = (folder / "left behind").exists()
+        time.sleep(0.2 * (1 - rank))
+        (folder / "left behind").touch()
+    assert found == (rank == 1)
     (folder / f"said{rank}").write_text(distributed.process_line())
 
 

@@ -50,6 +50,8 @@ def _measure(
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
+    # A spawned process would spawn its loader's workers, too, and not fork them as a training run does.
+    multiprocessing.set_start_method(None, force=True)
     try:
         function(*args)
     except Exception:
