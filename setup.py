@@ -55,6 +55,8 @@ setup(
     extras_require={
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
+        "wandb": ["wandb>=0.16"],
+        "mlflow": ["mlflow>=2.10"],
         "classification": CLASSIFICATION,
         "test": [
             *OPTIMIZERS,

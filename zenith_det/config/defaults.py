@@ -356,6 +356,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "LR_FACTOR": 0.5,  # what the LR is multiplied by, each time
         "DIVERGENCE_FACTOR": 10.0,  # diverged: a median loss so many times the lowest; 0: only what isn't finite
     },
+    "LOGGERS": (),  # of "wandb", "mlflow": where scalars go besides metrics.json and TensorBoard
     "DETERMINISTIC": False,  # True: algorithms that give the same bits each time, on a GPU too (slower)
 }
 

@@ -32,6 +32,7 @@ _BETAS = (
 _AVERAGED = "averaged "
 _APS = tuple(prefix + name for prefix in ("", _AVERAGED) for name in ("box AP", "mask AP", "keypoint AP"))
 _VALIDATION_LOSS = "validation loss"
+_LOGGERS = ("wandb", "mlflow")
 
 _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.MAX_ITER": _FROM_1,
@@ -113,6 +114,9 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
+    for name in cfg.LOGGERS:
+        if name not in _LOGGERS:
+            raise _wrong("LOGGERS", cfg.LOGGERS, f"it may hold {' and '.join(map(repr, _LOGGERS))}", sources)
     for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
         _check_metric(cfg, key, sources)
     for key in ("TEST.EARLY_STOPPING", "SOLVER.ZENITH.UNTIL_SETTLED"):

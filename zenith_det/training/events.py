@@ -124,7 +124,7 @@ class Writer(Protocol):
         """Finish; nothing is written afterwards."""
 
 
-class _NewScalars:
+class NewScalars:
     """Picks out the scalars that one writer has not written yet."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class JsonWriter:
     ) -> None:
         self.path = Path(path)
         self._window = window
-        self._new = _NewScalars()
+        self._new = NewScalars()
         try:
             if start_iter is not None and self.path.exists():
                 self._supersede(start_iter)
@@ -253,7 +253,7 @@ class TensorBoardWriter:
                 f"TensorBoard events need the package 'tensorboard' ({error}): pip install tensorboard"
             ) from error
         self._window = window
-        self._new = _NewScalars()
+        self._new = NewScalars()
         try:
             self._writer = SummaryWriter(os.fspath(log_dir), purge_step=start_iter or None)
         except OSError as error:

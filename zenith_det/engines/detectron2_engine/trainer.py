@@ -33,7 +33,7 @@ from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_t
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
-from zenith_det.engines.detectron2_engine.writers import MetricsWriter
+from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
@@ -53,6 +53,7 @@ from zenith_det.training.distributed import (
 )
 from zenith_det.training.divergence import LossWatch
 from zenith_det.training.ending import EndRule
+from zenith_det.training.loggers import build_loggers
 from zenith_det.training.recovery import Diverged
 from zenith_det.training.resuming import configured_groups, reapply, shares_state
 from zenith_det.training.seeding import seed_all, seed_step
@@ -546,7 +547,9 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         """Detectron2's writers, with a ``metrics.json`` that stays one run's when it is resumed."""
         path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
         ours = self._metrics_writer = MetricsWriter(path, weakref.proxy(self))
-        return [ours if isinstance(writer, JSONWriter) else writer for writer in super().build_writers()]
+        theirs = [ours if isinstance(writer, JSONWriter) else writer for writer in super().build_writers()]
+        loggers = build_loggers(self.cfg, self.cfg.OUTPUT_DIR) if "LOGGERS" in self.cfg else []
+        return [*theirs, *(LoggerWriter(logger) for logger in loggers)]
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:

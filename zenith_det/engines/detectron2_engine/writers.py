@@ -1,4 +1,4 @@
-"""``metrics.json`` of a Detectron2 run."""
+"""``metrics.json`` of a Detectron2 run, and services that are told the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from zenith_det.training.events import JsonWriter
+from zenith_det.training.loggers import ServiceWriter
 
 
 class MetricsWriter(EventWriter):
@@ -37,8 +38,26 @@ class MetricsWriter(EventWriter):
             self._writer.close()
 
 
+class LoggerWriter(EventWriter):
+    """Hand Detectron2's scalars to one of this toolkit's writers.
+
+    Args:
+        writer: of a service, see :mod:`zenith_det.training.loggers`.
+    """
+
+    def __init__(self, writer: ServiceWriter) -> None:
+        self._writer = writer
+
+    def write(self) -> None:
+        """Send what is new in the current storage."""
+        self._writer.write(_Scalars())  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class _Scalars:
-    """Detectron2's storage as :class:`JsonWriter` asks for it."""
+    """Detectron2's storage as this toolkit's writers ask for it."""
 
     def latest_smoothed(self, window: int) -> dict[str, tuple[float, int]]:
         smoothed: dict[str, tuple[float, int]] = get_event_storage().latest_with_smoothing_hint(window)

@@ -55,6 +55,7 @@ from zenith_det.training.distributed import (
 )
 from zenith_det.training.ending import EndRule
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
+from zenith_det.training.loggers import build_loggers
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
@@ -409,7 +410,7 @@ def resume(trainer: Trainer, start: Start) -> None:
 
 
 def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images: int) -> list[Writer]:
-    """Progress on the console, ``metrics.json`` and TensorBoard events."""
+    """Progress on the console, ``metrics.json`` and TensorBoard events, and what ``LOGGERS`` names."""
     return [
         ConsoleWriter(
             cfg.SOLVER.MAX_ITER,
@@ -419,6 +420,7 @@ def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images
         ),
         JsonWriter(output_dir / "metrics.json", start_iter=progress.iteration),
         TensorBoardWriter(output_dir, start_iter=progress.iteration),
+        *build_loggers(cfg, output_dir),
     ]
 
 

@@ -64,6 +64,7 @@ HONOURED = (
     "TEST.PATIENCE",
     "CHECKPOINT.",
     "RECOVERY.",
+    "LOGGERS",
     "DETERMINISTIC",
     "OUTPUT_DIR",
     "SEED",
