@@ -35,7 +35,7 @@ OPTS = [
     for key, value in {
         **KEYS, "SOLVER.MAX_ITER": 6, "DATALOADER.NUM_WORKERS": 0, "CHECKPOINT.BEST": "", "TEST.MAX_IMAGES": 4,
     }.items()
-    if key not in ("TEST.EVAL_PERIOD", "SEED", "SOLVER.BASE_LR")
+    if key not in ("TEST.EVAL_PERIOD", "SEED", "SOLVER.BASE_LR", "SOLVER.AVERAGE.KIND", "SOLVER.AVERAGE.DECAY")
     for word in (key, value)
 ]  # fmt: skip
 
@@ -54,8 +54,8 @@ class Compared:
             "--evaluations", "2", "--jobs", "2", "--threads", "1", "--output", str(self.output),
         ]  # fmt: skip
 
-    def start(self, *arms: str) -> subprocess.Popen[str]:
-        words = ["--arms", *arms, "--seeds", "0", "1", *OPTS]
+    def start(self, *arms: str, seeds: str = "0 1") -> subprocess.Popen[str]:
+        words = ["--arms", *arms, "--seeds", *seeds.split(), *OPTS]
         return subprocess.Popen(
             [*self.command, *words],
             cwd=ROOT,
@@ -77,7 +77,7 @@ class Compared:
 @pytest.fixture(scope="module")
 def compared(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     made = Compared(shapes, tmp_path_factory.mktemp("compare"))
-    process = made.start("zenith")
+    process = made.start("zenith", seeds="0")
     deadline = time.monotonic() + 200
     # Interrupted while the first runs train; then the whole, with what is there already.
     while not list(made.output.glob("runs/zenith/*/seed0/metrics.json")):
