@@ -72,13 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     curve = args.output / lr_range_test.CURVE_FILE
     found = lr_range_test.choose_and_draw(test, curve)
     record = {
-        "lr": found.lr, "lowest": found.lowest, "too_high": found.edge, "batch": loaded.cfg.SOLVER.IMS_PER_BATCH,
+        "lr": found.lr, "too_high": found.edge, "batch": loaded.cfg.SOLVER.IMS_PER_BATCH,
         "lrs": test.lrs.tolist(), "losses": [float(x) if x == x else None for x in test.losses],
     }  # fmt: skip
     curve.with_suffix(".json").write_text(json.dumps(record))
     print(
-        f"SOLVER.BASE_LR {found.lr:g} for {loaded.cfg.SOLVER.IMS_PER_BATCH} images a batch: half of {found.edge:.2g}, "
-        f"from which the loss climbs; curve: {curve}"
+        f"SOLVER.BASE_LR {found.lr:g} for {loaded.cfg.SOLVER.IMS_PER_BATCH} images a batch: "
+        f"{lr_range_test.SHARE:g} of {found.edge:.2g}, from which the loss climbs; curve: {curve}"
     )
     return 0
 

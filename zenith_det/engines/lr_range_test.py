@@ -31,7 +31,9 @@ _DIVERGED = 4.0
 #: The part of its fall that the smoothed loss climbs back where the LR is too high.
 CLIMB = 0.25
 #: η₀ as a part of that LR.
-SHARE = 0.5
+SHARE = 0.4
+#: The quantile of the smoothed losses that counts as low.
+LOW = 0.25
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
 _NOISE, _LEAST_FALL = 4.0, 0.03
 _NEVER = 10**8
@@ -197,19 +199,17 @@ class Choice:
 
     Attributes:
         lr: η₀, rounded to two digits.
-        lowest: the LR at which the smoothed loss is lowest.
         edge: the LR from which it stays above by :data:`CLIMB` of its fall.
         smooth: the smoothed losses.
     """
 
     lr: float
-    lowest: float
     edge: float
     smooth: npt.NDArray[np.float64]
 
 
 def choose(test: RangeTest) -> Choice:
-    """η₀: half the LR from which training loses what it has won.
+    """η₀: four tenths of the LR from which training loses what it has won.
 
     Steeper rules (the steepest descent, a tenth of the lowest point) take what a detector's loss does in its
     first hundred iterations, where classification alone is learnt, for what the LR does.
@@ -225,29 +225,31 @@ def choose(test: RangeTest) -> Choice:
             f"the LR range test ended after {len(losses)} iterations, at LR {test.lrs[-1]:.2g}: the loss is "
             f"{losses[-1]:.4g}: start at a lower LR, or look at the data and the model first"
         )
-    lowest = int(np.nanargmin(smooth))
+    # A quartile, not the minimum: a few easy images in a row make a dip that means nothing.
+    low = float(np.nanquantile(smooth, LOW))
     start = float(np.mean(losses[: window // 2 + 1]))
-    fall = start - float(smooth[lowest])
+    fall = start - low
     # Of the smoothed curve: what is left of single losses' scatter in a mean of so many.
-    noise = float(np.nanstd((losses - smooth)[: lowest + 1])) / np.sqrt(window)
+    settled = int(np.flatnonzero(smooth <= low)[0])
+    noise = float(np.nanstd((losses - smooth)[: settled + 1])) / np.sqrt(window)
     if fall < max(_NOISE * noise, _LEAST_FALL * start):
         raise NoLRFoundError(
             f"the LR range test shows no LR at which the loss falls: {start:.4g} at the start, "
-            f"{smooth[lowest]:.4g} at its lowest (noise {noise:.2g}); look at the data, or set SOLVER.BASE_LR"
+            f"{low:.4g} at its low (noise {noise:.2g}); look at the data, or set SOLVER.BASE_LR"
         )
     # The last LR at which the loss was low, not the first one at which it climbed: a few hard images in a row
     # look like a climb, but don't last.
-    low = np.flatnonzero(smooth <= smooth[lowest] + CLIMB * fall)
-    if low[-1] + 1 < len(losses):
-        edge = float(test.lrs[low[-1] + 1])
+    last_low = int(np.flatnonzero(smooth <= low + CLIMB * fall)[-1])
+    if last_low + 1 < len(losses):
+        edge = float(test.lrs[last_low + 1])
     elif test.broke_off:
         edge = float(test.lrs[-1])
     else:
         raise NoLRFoundError(
-            f"the LR range test saw no LR too high: the loss is lowest at {test.lrs[lowest]:.2g} and hasn't climbed "
-            f"at {test.lrs[-1]:.2g}: test up to a higher LR (tools/find_lr.py --max-lr)"
+            f"the LR range test saw no LR too high: the loss hasn't climbed at {test.lrs[-1]:.2g}: test up to a "
+            "higher LR (tools/find_lr.py --max-lr)"
         )
-    return Choice(float(f"{SHARE * edge:.2g}"), float(test.lrs[lowest]), edge, smooth)
+    return Choice(float(f"{SHARE * edge:.2g}"), edge, smooth)
 
 
 def _smoothed(losses: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
