@@ -133,4 +133,4 @@ def test_the_tool_says_and_writes_what_it_found(
     assert (tmp_path / "lr_range_test.png").stat().st_size > 5000
 
     with pytest.raises(ConfigError, match="the first must be the lower"):
-        tool.main(["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--min-lr", "2"])
+        tool.main(["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--min-lr", "20"])
