@@ -79,7 +79,7 @@ def test_own_arms(tmp_path: Path) -> None:
     runs = plan(["large_window", "late_step"], tmp_path, path, seeds=(0,))
     assert [run.lr for run in runs] == [0.08, 0.04]
     assert runs[0].optimizer == "ZENITH"  # the config's
-    assert runs[1].keys["SOLVER.STEPS"] == "(3420,)"
+    assert runs[1].keys["SOLVER.STEPS"] == f"({round(0.9 * runs[1].max_iter)},)"
     assert default_reference(runs).name == "late_step"
 
 
