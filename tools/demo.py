@@ -48,8 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     inputs = collect(args.input)
     loaded = load_config(args.config_file, args.opts)
-    if not loaded.cfg.MODEL.WEIGHTS:
-        trained = Path(args.config_file).parent / "model_final.pth"
+    if "MODEL.WEIGHTS" not in args.opts:
+        # The result of the run that the config is of, not what the run started from.
+        folder = Path(args.config_file).parent
+        averaged = folder / "model_final_averaged.pth"
+        trained = averaged if averaged.exists() else folder / "model_final.pth"
         if trained.exists():
             loaded.override("MODEL.WEIGHTS", str(trained), "beside the config")
     engine = select_engine(args.engine).name

@@ -11,6 +11,7 @@ import torch
 
 from tests.conftest import SmallSet, load_tool
 from tests.engines.torchvision_engine.small_models import small_config
+from zenith_det.config import load_config
 from zenith_det.data import load_coco_dataset
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.errors import CheckpointError, UserError
@@ -43,6 +44,24 @@ def test_a_folder_of_images(trained: Path, shapes: SmallSet, tmp_path: Path) -> 
     demo(trained, tmp_path, folder)
     pictures = sorted(p.stem for p in tmp_path.glob("*.png"))
     assert pictures == sorted(p.stem for p in folder.glob("*.png"))
+
+
+def test_a_runs_result_is_taken_and_not_what_it_started_from(
+    trained: Path, shapes: SmallSet, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    cfg = load_config(str(trained)).cfg
+    cfg.MODEL.WEIGHTS = "imagenet_that_is_not_there.pth"
+    (folder / "config.yaml").write_text(cfg.dump())
+    state = torch.load(trained.parent / "model_final.pth", weights_only=True)
+    torch.save(state, folder / "model_final_averaged.pth")
+    (folder / "model_final.pth").write_bytes(b"the trained weights, which averaged ones go before")
+    image = next(Path(shapes.val[1]).glob("*.png"))
+    demo(folder / "config.yaml", tmp_path / "found", image)
+    demo(trained, tmp_path / "expected", image)
+    found, expected = (cv2.imread(str(tmp_path / name / image.name)) for name in ("found", "expected"))
+    assert (found == expected).all()
 
 
 def test_the_threshold_decides_what_is_drawn(trained: Path, shapes: SmallSet, tmp_path: Path) -> None:
