@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tmp_path.joinpath("cache").write_text("")
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger=annotation_cache.logger.name):
         assert len(read(write(tmp_path, content())).records) == 3
     assert "cache of annotation files" in caplog.text
     assert not [r for r in caplog.records if r.levelno > logging.INFO]

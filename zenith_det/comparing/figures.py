@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from zenith_det.comparing.results import TASKS, Comparison, Group
 from zenith_det.comparing.statistics import t_975
-from zenith_det.report.curves import smooth
-from zenith_det.report.figures import INK, Picture, draw, line_style, svg_dashes
+from zenith_det.report.curves import line_style, smooth
+from zenith_det.report.figures import INK, Picture, draw, svg_dashes
 from zenith_det.report.metrics_file import Series
 
 if TYPE_CHECKING:
@@ -197,17 +197,8 @@ def _signals(comparison: Comparison) -> Picture | None:
         columns = figure.subplots(len(there), 1, sharex=True, squeeze=False)
         for axes, (key, title, smoothing) in zip(columns[:, 0], there):
             axes.set_title(title)
-            highs = []
-            for group in groups:
-                iterations, values = over_seeds(group, _picker(key))
-                if not len(iterations):
-                    continue
-                color, dashes = line_style(style_of(comparison, group))
-                mean = values.mean(axis=0)
-                if smoothing:
-                    mean = smooth(mean, max(smoothing, len(mean) // 25))
-                axes.plot(iterations, mean, color=color, linestyle=dashes, linewidth=1.6)
-                highs.append(float(mean.max()))
+            means = _draw_means(axes, comparison, groups, key, (smoothing, 25) if smoothing else None)
+            highs = [float(mean.max()) for mean in means]
             if key == "lr" and highs and 0 < min(highs) < max(highs) / 8:
                 axes.set_yscale("log")  # AdamW's beside SGD's
                 axes.set_ylim(min(highs) / 1000, max(highs) * 2)
@@ -238,17 +229,8 @@ def _losses(comparison: Comparison) -> Picture | None:
         columns = figure.subplots(len(there), 1, sharex=True, squeeze=False)
         for axes, (key, title) in zip(columns[:, 0], there):
             axes.set_title(title)
-            tops = []
-            for group in groups:
-                iterations, values = over_seeds(group, _picker(key))
-                if not len(iterations):
-                    continue
-                color, dashes = line_style(style_of(comparison, group))
-                mean = values.mean(axis=0)
-                if key == "total_loss":
-                    mean = smooth(mean, max(3, len(mean) // 15))
-                axes.plot(iterations, mean, color=color, linestyle=dashes, linewidth=1.6)
-                tops.append(float(np.quantile(mean, 0.97)))
+            means = _draw_means(axes, comparison, groups, key, (3, 15) if key == "total_loss" else None)
+            tops = [float(np.quantile(mean, 0.97)) for mean in means]
             axes.set_ylim(0, max(tops) * 1.15 or 1.0)
             axes.set_xlim(left=0)
         columns[-1, 0].set_xlabel("iteration")
@@ -261,6 +243,29 @@ def _losses(comparison: Comparison) -> Picture | None:
             ends.append(f"{group.arm.label} ends at {last:.2f}")
     alt = f"{' and '.join(title for _, title in there)} over iterations: {'; '.join(ends)}."
     return draw("loss", alt, paint, width=5.6, height=2.2 * len(there) + 0.4)
+
+
+def _draw_means(
+    axes: Axes, comparison: Comparison, groups: Sequence[Group], key: str, smoothing: tuple[int, int] | None
+) -> list[FloatArray]:
+    """Draw the mean over seeds of a scalar, a line for each group that has it; the lines' values.
+
+    Args:
+        smoothing: over at least so many values, and over such a part of all: ``(3, 15)`` is a fifteenth.
+    """
+    means = []
+    for group in groups:
+        iterations, values = over_seeds(group, _picker(key))
+        if not len(iterations):
+            continue
+        color, dashes = line_style(style_of(comparison, group))
+        mean = values.mean(axis=0)
+        if smoothing is not None:
+            least, part = smoothing
+            mean = smooth(mean, max(least, len(mean) // part))
+        axes.plot(iterations, mean, color=color, linestyle=dashes, linewidth=1.6)
+        means.append(mean)
+    return means
 
 
 def _picker(key: str) -> Callable[[Mapping[str, Series]], Series | None]:

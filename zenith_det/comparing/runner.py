@@ -24,6 +24,7 @@ import psutil
 
 from zenith_det.comparing.plan import Run
 from zenith_det.errors import RunStopped, UserError, one_line
+from zenith_det.report.metrics_file import read_metrics
 
 RESULT_FILE = "result.json"
 LOG_FILE = "train.log"
@@ -313,20 +314,15 @@ class Runner:
 
 def final_metrics(folder: Path) -> dict[str, float]:
     """The last finite value of each evaluation metric in a run's metrics.json."""
-    found: dict[str, float] = {}
     try:
-        lines = (folder / "metrics.json").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            names = [name for name in record if re.search(r"(^|/)(bbox|segm|keypoints)/", name)]
-            found |= {name: float(record[name]) for name in names if isinstance(record[name], (int, float))}
-    return found
+        metrics = read_metrics(folder)
+    except UserError:
+        return {}
+    return {
+        name: float(series.values[-1])
+        for name, series in metrics.items()
+        if re.search(r"(^|/)(bbox|segm|keypoints)/", name)
+    }
 
 
 def failure_reason(log: Path, code: int) -> str:

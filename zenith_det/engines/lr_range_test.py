@@ -176,6 +176,7 @@ def measure(
             "DATASETS.VAL_IMAGES": "",
             "TEST.EVAL_PERIOD": 0,
             "TEST.EARLY_STOPPING": "",
+            "LOGGERS": (),  # a service would show the test as a run
             "SOLVER.MAX_ITER": _NEVER,
             "SOLVER.CHECKPOINT_PERIOD": _NEVER,
             "SOLVER.AVERAGE.KIND": "",

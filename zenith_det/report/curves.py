@@ -214,13 +214,13 @@ def draw_total_loss(axes: Axes, metrics: Metrics) -> None:
 def draw_components(axes: Axes, metrics: Metrics, keys: Sequence[str]) -> None:
     for index, key in enumerate(keys):
         label = key.removeprefix("loss_").replace("_", " ")
-        color, dashes = _line(index)
+        color, dashes = line_style(index)
         _draw_noisy(axes, metrics[key], color, label, 1.6, dashes)
     _limit_spikes(axes, [metrics[key] for key in keys])
     axes.legend(loc="upper right", ncols=2 if len(keys) > 3 else 1)
 
 
-def _line(index: int) -> tuple[str, Any]:
+def line_style(index: int) -> tuple[str, Any]:
     """Colour and dashes of the n-th line: the colours first, then the same dashed."""
     return CYCLE[index % len(CYCLE)], DASHES[index // len(CYCLE) % len(DASHES)]
 
@@ -329,7 +329,7 @@ def _draw_overlay(axes: Axes, key: str, runs: Mapping[str, Metrics], noisy: bool
         series = metrics.get(key)
         if series is None:
             continue
-        color, dashes = _line(index)
+        color, dashes = line_style(index)
         if noisy:
             _draw_noisy(axes, series, color, name, 1.8, dashes)
         else:

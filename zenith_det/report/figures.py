@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from zenith_det.report.curves import BLACK, CYCLE, DASHES
+from zenith_det.report.curves import BLACK, line_style
 
 #: What is drawn in this colour is drawn in the page's text colour, light or dark.
 INK = BLACK
@@ -107,12 +107,7 @@ def _element(document: str) -> str:
     return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
 
 
-def line_style(index: int) -> tuple[str, Any]:
-    """Colour and dashes of the n-th of several things: colours first, then the same dashed."""
-    return CYCLE[index % len(CYCLE)], DASHES[index // len(CYCLE) % len(DASHES)]
-
-
 def svg_dashes(index: int) -> str:
-    """The dashes of :func:`line_style` as SVG writes them, for a line 3 wide."""
+    """The dashes of :func:`~zenith_det.report.curves.line_style` as SVG writes them, for a line 3 wide."""
     _, dashes = line_style(index)
     return "" if dashes == "-" else " ".join(f"{3 * part:g}" for part in dashes[1])
