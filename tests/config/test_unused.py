@@ -32,6 +32,7 @@ OPTIMIZERS = ("SOLVER.MOMENTUM", "0.8", "SOLVER.ZENITH.WINDOW", "10", "SOLVER.AD
     [
         ("WarmupZenithLR", ["BASE_LR_END", "GAMMA", "NUM_DECAYS", "STEPS"]),
         ("WarmupConstantLR", ["BASE_LR_END", "GAMMA", "NUM_DECAYS", "STEPS"]),
+        ("WarmupPlateauLR", ["BASE_LR_END", "NUM_DECAYS", "STEPS"]),
         ("WarmupMultiStepLR", ["BASE_LR_END", "NUM_DECAYS"]),
         ("WarmupCosineLR", ["GAMMA", "NUM_DECAYS", "STEPS"]),
         ("WarmupStepWithFixedGammaLR", ["BASE_LR_END", "STEPS"]),

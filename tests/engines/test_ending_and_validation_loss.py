@@ -1,4 +1,4 @@
-"""Validation loss and early stopping in real runs of both engines."""
+"""Validation loss, early stopping and LRs that follow the evaluations, in real runs of both engines."""
 
 from __future__ import annotations
 
@@ -70,3 +70,26 @@ def test_early_stopping_ends_a_run_and_more_patience_goes_on(engine: str, data: 
     assert code == 0, printed
     assert torch.load(whole / "model_final.pth", weights_only=True)["iteration"] == 11
     runs.assert_same_result(output, whole)
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_plateau_lowers_the_lr_and_a_resumed_run_remembers_it(
+    engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    # The AP is 0 from the first evaluation on, so that every second one after it lowers the LR.
+    keys = {
+        "SOLVER__LR_SCHEDULER_NAME": "WarmupPlateauLR", "SOLVER__PLATEAU_PATIENCE": 1, "SOLVER__GAMMA": 0.5,
+        "SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.01, "SOLVER__WARMUP_ITERS": 0, "TEST__EVAL_PERIOD": 2,
+        "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.99, "CHECKPOINT__BEST": "''",
+    }  # fmt: skip
+    parted, whole = tmp_path / "parted", tmp_path / "whole"
+    for output, resume, length in ((parted, False, 8), (parted, True, 12), (whole, False, 12)):
+        code, printed = runs.run(
+            runs.arguments(engine, data, output, resume=resume, SOLVER__MAX_ITER=length, **keys)
+        )
+        assert code == 0, printed
+    assert "the LR is 0.25 times BASE_LR from here on" in printed
+    lrs = [line["lr"] for line in lines_of(whole) if "lr" in line]
+    assert lrs[-1] == pytest.approx(0.0025)
+    runs.assert_same_result(parted, whole)

@@ -123,6 +123,42 @@ def test_values_that_make_no_schedule(settings: dict[str, Any], message: str) ->
         start(cfg)
 
 
+def test_a_plateau_lowers_the_lr_as_torchs_own_rule_does() -> None:
+    cfg = schedule("WarmupPlateauLR", GAMMA=0.1, PLATEAU_PATIENCE=1)
+    cfg.TEST.EVAL_PERIOD = 4
+    optimizer, scheduler = start(cfg)
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, mode="max", factor=0.1, patience=1, eps=0.0)
+    scores: dict[int, float] = {}
+    lrs = []
+    for iteration in range(40):
+        optimizer.step()
+        scheduler.step()
+        if iteration % 4 == 3:
+            scores[iteration] = [1.0, 3.0, 2.0, 2.0, 2.5, 9.0, 8.0, 8.0, 9.0, 9.0][iteration // 4]
+            scheduler.follow(scores)  # type: ignore[attr-defined]
+            theirs.step(scores[iteration])
+        expected = WARMUP[iteration + 1] if iteration < 4 else reference.param_groups[0]["lr"]
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        lrs.append(optimizer.param_groups[0]["lr"])
+    assert min(lrs) == pytest.approx(0.005)  # lowered three times, so that the loop above says something
+
+    # A later history is no part of an earlier state: a run that goes back has its LR back.
+    scheduler.follow({})  # type: ignore[attr-defined]
+    assert optimizer.param_groups[0]["lr"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("gamma", "period", "message"),
+    [(1.0, 10, "SOLVER.GAMMA is 1.0: .* below 1"), (0.1, 0, "set TEST.EVAL_PERIOD")],
+)
+def test_a_plateau_that_could_lower_nothing(gamma: float, period: int, message: str) -> None:
+    cfg = schedule("WarmupPlateauLR", GAMMA=gamma)
+    cfg.TEST.EVAL_PERIOD = period
+    with pytest.raises(ConfigError, match=message):
+        start(cfg)
+
+
 def test_groups_keep_their_proportions() -> None:
     optimizer, scheduler = start(schedule("WarmupCosineLR"), lrs=(5.0, 10.0, 1.0))
     for _ in range(30):

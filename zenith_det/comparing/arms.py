@@ -46,6 +46,15 @@ class Arm:
         """Its own η₀ under a config with this SOLVER.BASE_LR."""
         return self.lr if self.lr is not None else config_lr * self.lr_factor
 
+    @property
+    def finds_lr(self) -> bool:
+        """Whether a range test before the run chooses η₀, whatever is asked for."""
+        return bool(self.overrides.get("SOLVER.ZENITH.AUTO_LR"))
+
+    def lr_text(self, lr: float) -> str:
+        """``lr``, its η₀, for a table."""
+        return "auto" if self.finds_lr else f"{lr:g}"
+
     def keys(self, max_iter: int) -> dict[str, Any]:
         """Its config keys, the learning rate left out, for a run of this length."""
         steps = {}
@@ -65,6 +74,7 @@ def _solver(optimizer: str, schedule: str, **more: Any) -> dict[str, Any]:
 _ZENITH = _solver("ZENITH", "WarmupZenithLR")
 _STEP = _solver("SGD", "WarmupMultiStepLR", GAMMA=0.1)
 _COSINE = _solver("SGD", "WarmupCosineLR")
+_PLATEAU = _solver("SGD", "WarmupPlateauLR", GAMMA=0.1, PLATEAU_PATIENCE=1)
 _CONSTANT = _solver("SGD", "WarmupConstantLR")
 _EMA = {"SOLVER.AVERAGE.KIND": "ema"}
 _TAIL = {"SOLVER.AVERAGE.KIND": "tail"}
@@ -75,12 +85,19 @@ BUILT_IN: tuple[Arm, ...] = (
     Arm("zenith", "ZENITH", _ZENITH),
     Arm("zenith_average", "ZENITH averaged", _ZENITH | _EMA, averaged=True),
     Arm("zenith_tail_average", "ZENITH tail-averaged", _ZENITH | _TAIL, averaged=True),
+    Arm(
+        "zenith_auto_lr",
+        "ZENITH tail-averaged, η₀ by range test",
+        _ZENITH | _TAIL | {"SOLVER.ZENITH.AUTO_LR": True},
+        averaged=True,
+    ),
     Arm("zenith_momentum", "ZENITH momentum norm", _ZENITH | {"SOLVER.ZENITH.NORM_SOURCE": "momentum"}),
     Arm("zenith_window_25", "ZENITH W = 25", _ZENITH | {"SOLVER.ZENITH.WINDOW": 25}),
     Arm("sgd_step", "SGD step", _STEP, steps_at=STEPS_AT),
     Arm("sgd_step_average", "SGD step averaged", _STEP | _EMA, steps_at=STEPS_AT, averaged=True),
     Arm("sgd_cosine", "SGD cosine", _COSINE),
     Arm("sgd_cosine_average", "SGD cosine averaged", _COSINE | _EMA, averaged=True),
+    Arm("sgd_plateau", "SGD reduced on plateau", _PLATEAU),
     Arm("sgd_constant", "SGD constant", _CONSTANT),
     Arm("sgd_constant_average", "SGD constant averaged", _CONSTANT | _EMA, averaged=True),
     Arm("sgd_constant_tail_average", "SGD constant tail-averaged", _CONSTANT | _TAIL, averaged=True),

@@ -280,7 +280,7 @@ def _sensitivity(comparison: Comparison, task: str) -> Picture:
         rates: set[float] = set()
         for arm in comparison.arms:
             points = [(g.lr, final) for g in comparison.groups_of(arm) if (final := g.final(task))]
-            if not points:
+            if not points or arm.finds_lr:
                 continue
             color, dashes = line_style(style_of(comparison, comparison.best(arm)))
             lrs, means = [lr for lr, _ in points], [final.mean for _, final in points]
@@ -305,7 +305,7 @@ def _sensitivity(comparison: Comparison, task: str) -> Picture:
     for arm in comparison.arms:
         groups = [g for g in comparison.groups_of(arm) if g.final(task)]
         if groups:
-            told.append(f"{arm.label} best at {comparison.best(arm).lr:g}")
+            told.append(f"{arm.label} best at {arm.lr_text(comparison.best(arm).lr)}")
     alt = f"Final {TASKS[task]} of each arm at each learning rate tried: {'; '.join(told)}."
     return draw(f"sensitivity_{task}", alt, paint)
 

@@ -135,7 +135,7 @@ def _results_table(comparison: Comparison) -> Html:
     for n, arm in enumerate(comparison.arms):
         group = comparison.best(arm)
         ok = sum(o.ok for o in group.outcomes)
-        row: list[str] = [arm.label, f"{group.lr:g}", f"{ok}/{len(group.outcomes)}"]
+        row: list[str] = [arm.label, arm.lr_text(group.lr), f"{ok}/{len(group.outcomes)}"]
         for task in tasks:
             if arm == comparison.reference:
                 shown: str = "reference"
@@ -212,7 +212,7 @@ def _sensitivity_table(comparison: Comparison) -> Html:
             best = "best" if group is comparison.best(arm) else ""
             ok = sum(o.ok for o in group.outcomes)
             finals = [show(group.final(task)) for task in comparison.tasks]
-            rows.append([arm.label, f"{group.lr:g}", f"{ok}/{len(group.outcomes)}", *finals, best])
+            rows.append([arm.label, arm.lr_text(group.lr), f"{ok}/{len(group.outcomes)}", *finals, best])
     header = ["arm", "η₀", "runs", *[TASKS[task] for task in comparison.tasks], ""]
     return table("Final AP at each learning rate tried", header, rows)
 
@@ -253,7 +253,7 @@ def _failed_table(comparison: Comparison) -> Html:
         rows.append(
             [
                 run.arm.label,
-                f"{run.lr:g}",
+                run.arm.lr_text(run.lr),
                 run.seed,
                 result.status if result else "not started",
                 "–" if last is None else int(last.iterations[-1]) + 1,
@@ -349,7 +349,7 @@ def _made(comparison: Comparison, facts: Mapping[str, Any]) -> Sequence[str]:
         run = group.outcomes[0].run
         keys = " ".join(f"{key} {run.keys[key]}" for key in arm.keys(run.max_iter))
         weights = "averaged" if arm.averaged else "last"
-        tried = ", ".join(f"{g.lr:g}" for g in comparison.groups_of(arm))
+        tried = ", ".join(arm.lr_text(g.lr) for g in comparison.groups_of(arm))
         arms.append([arm.label, arm.name, keys or "–", tried, weights])
     return [
         code(str(facts.get("command", ""))),

@@ -48,7 +48,7 @@ class Run:
     @property
     def title(self) -> str:
         """For a line about it."""
-        return f"{self.arm.name} lr {self.lr:g} seed {self.seed}"
+        return f"{self.arm.name} lr {self.arm.lr_text(self.lr)} seed {self.seed}"
 
 
 def plan_runs(
@@ -87,6 +87,9 @@ def plan_runs(
             raise ConfigError(
                 f"{key} {shared[key]}: arm {arm.name} sets it itself: make an arm of it in an --arms-file"
             )
+    for arm in arms:
+        if arm.finds_lr and arm.name in (lrs or {}):
+            raise ConfigError(f"--lrs {arm.name}=…: its learning rate comes from a range test")
     unknown = set(lrs or {}) - {arm.name for arm in arms}
     if unknown:
         raise ConfigError(f"--lrs {sorted(unknown)[0]}=…: no such arm among --arms")
@@ -99,7 +102,7 @@ def plan_runs(
     for seed in seeds:
         for arm in arms:
             own = arm.base_lr(float(base.cfg.SOLVER.BASE_LR))
-            for lr in (lrs or {}).get(arm.name) or [own * scale for scale in lr_scales]:
+            for lr in [own] if arm.finds_lr else (lrs or {}).get(arm.name) or [own * s for s in lr_scales]:
                 trained = trained_as[arm.name]
                 keys = shared | period | {key: str(value) for key, value in trained.keys(max_iter).items()}
                 keys |= {"SOLVER.BASE_LR": f"{lr:.6g}", "SEED": str(seed)}

@@ -52,7 +52,7 @@ def text_table(comparison: Comparison) -> str:
     for arm in comparison.arms:
         group = comparison.best(arm)
         done = [o for o in group.outcomes if o.ok]
-        row = [arm.name, f"{group.lr:g}", f"{len(done)}/{len(group.outcomes)}"]
+        row = [arm.name, group.arm.lr_text(group.lr), f"{len(done)}/{len(group.outcomes)}"]
         for task in tasks:
             is_reference = arm == comparison.reference
             difference = "reference" if is_reference else _shown_difference(comparison.difference(arm, task))

@@ -312,6 +312,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "AMP": {
             "DTYPE": "float16",  # or "bfloat16", which needs no loss scaling and works on the CPU, too
         },
+        "PLATEAU_PATIENCE": 2,  # WarmupPlateauLR: evaluations without a better AP that leave the LR as it is
         "GRADIENT_ACCUMULATION": 1,  # parts that a batch of IMS_PER_BATCH is taken in, per step
         "ZENITH": {
             "WINDOW": 100,  # W: gradient norms that are averaged, in iterations

@@ -12,6 +12,7 @@ _WARMUP = frozenset({"WARMUP_FACTOR", "WARMUP_ITERS", "WARMUP_METHOD"})
 _SCHEDULE_KEYS: dict[str, frozenset[str]] = {
     "WarmupZenithLR": _WARMUP,
     "WarmupConstantLR": _WARMUP,
+    "WarmupPlateauLR": _WARMUP | {"GAMMA", "PLATEAU_PATIENCE"},
     "WarmupMultiStepLR": _WARMUP | {"RESCALE_INTERVAL", "STEPS", "GAMMA"},
     "WarmupCosineLR": _WARMUP | {"RESCALE_INTERVAL", "BASE_LR_END"},
     "WarmupStepWithFixedGammaLR": _WARMUP | {"RESCALE_INTERVAL", "GAMMA", "NUM_DECAYS"},

@@ -1,9 +1,9 @@
-"""LR schedules: warm-up, then constant for ZENITH, or one of Detectron2's."""
+"""LR schedules: warm-up, then constant for ZENITH, lowered on plateaus, or one of Detectron2's."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fvcore.common.param_scheduler import (
     MultiStepParamScheduler,
     ParamScheduler,
 )
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH
@@ -91,6 +91,49 @@ class MultiplierLR(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
+class PlateauLR(MultiplierLR):
+    """Lowers the LR when evaluations stop improving, as torch's ``ReduceLROnPlateau`` decides.
+
+    A function of the iteration and of the evaluations so far, which :meth:`follow` is told. It has no other
+    state, so that a resumed run that knows its evaluations goes on as the uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        multiplier: Callable[[int], float],
+        *,
+        factor: float,
+        patience: int,
+    ) -> None:
+        """
+        Args:
+            multiplier: see :class:`MultiplierLR`; of the warm-up.
+            factor: on the LR, each time.
+            patience: so many evaluations without a better one are borne.
+        """
+        self._factor = factor
+        self._patience = patience
+        self._lowered = 1.0
+        super().__init__(optimizer, lambda iteration: multiplier(iteration) * self._lowered)
+
+    def follow(self, scores: Mapping[int, float]) -> None:
+        """Set the LRs by the whole history of evaluations.
+
+        Args:
+            scores: iteration -> score; a higher one is better.
+        """
+        unit = torch.optim.SGD([torch.zeros(())], lr=1.0)
+        rule = ReduceLROnPlateau(unit, mode="max", factor=self._factor, patience=self._patience, eps=0.0)
+        for iteration in sorted(scores):
+            rule.step(scores[iteration])
+        lowered, before = float(unit.param_groups[0]["lr"]), self._lowered
+        self._lowered = lowered
+        self._write_lrs()
+        if lowered < before:
+            logger.info("the LR is %g times BASE_LR from here on: the AP has stopped rising", lowered)
+
+
 @LR_SCHEDULER_REGISTRY.register()
 def WarmupZenithLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
     """Warm-up, then constant. ``MAX_ITER`` plays no part: any run can be made longer."""
@@ -101,6 +144,27 @@ def WarmupZenithLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
 def WarmupConstantLR(cfg: Any, optimizer: torch.optim.Optimizer) -> MultiplierLR:
     """The same as ``WarmupZenithLR``, for the optimizers that aren't ZENITH. ``WARMUP_ITERS 0``: constant."""
     return MultiplierLR(optimizer, _warmup_then_constant(cfg))
+
+
+@LR_SCHEDULER_REGISTRY.register()
+def WarmupPlateauLR(cfg: Any, optimizer: torch.optim.Optimizer) -> PlateauLR:
+    """Warm-up, then constant, times ``GAMMA`` after ``PLATEAU_PATIENCE`` + 1 evaluations without a better AP.
+
+    Raises:
+        ConfigError: a ``GAMMA`` that lowers nothing, or no evaluations to go by.
+    """
+    if cfg.SOLVER.GAMMA >= 1:
+        raise ConfigError(
+            f"SOLVER.GAMMA is {cfg.SOLVER.GAMMA}: WarmupPlateauLR lowers the LR by it, so it must be below 1"
+        )
+    if not cfg.TEST.EVAL_PERIOD:
+        raise ConfigError("SOLVER.LR_SCHEDULER_NAME WarmupPlateauLR goes by evaluations: set TEST.EVAL_PERIOD")
+    return PlateauLR(
+        optimizer,
+        _warmup_then_constant(cfg),
+        factor=cfg.SOLVER.GAMMA,
+        patience=cfg.SOLVER.PLATEAU_PATIENCE,
+    )
 
 
 @LR_SCHEDULER_REGISTRY.register()

@@ -37,7 +37,7 @@ from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWr
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
-from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
+from zenith_det.solver import PlateauLR, build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
 from zenith_det.training import averaging
 from zenith_det.training.agreement import check_steps_agree
@@ -49,10 +49,9 @@ from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
-    broadcast_object,
 )
 from zenith_det.training.divergence import LossWatch
-from zenith_det.training.ending import EndRule
+from zenith_det.training.evaluations import Evaluations, follow_evaluations
 from zenith_det.training.loggers import build_loggers
 from zenith_det.training.recovery import Diverged
 from zenith_det.training.resuming import configured_groups, reapply, shares_state
@@ -169,7 +168,13 @@ class ZenithTrainerMixin:
                 cfg, optimizer
             )
             return scheduler
-        return build_lr_scheduler(cfg, optimizer)
+        built = build_lr_scheduler(cfg, optimizer)
+        if isinstance(built, PlateauLR) and not issubclass(cls, ZenithTrainer):
+            raise ConfigError(
+                f"SOLVER.LR_SCHEDULER_NAME {name} follows the evaluations, of which ZenithTrainer tells it and "
+                f"{cls.__name__} does not"
+            )
+        return built
 
     def run_step(self) -> None:
         """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""
@@ -261,7 +266,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         )
         self.watch = LossWatch(self.cfg.RECOVERY.DIVERGENCE_FACTOR)
         self.average = WeightAverage.of(self.cfg, self._plain_model())
-        self._ending: EndRule | None = None
+        self._evaluations: Evaluations | None = None
         self._end_reason: str | None = None
         self.checkpointer.live_facts = self._facts
 
@@ -353,8 +358,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 with starting_workers():
                     _ = self._trainer._data_loader_iter  # made when it is first asked for
                 if comm.is_main_process():
-                    self._ending = EndRule(self.cfg, Path(self.cfg.OUTPUT_DIR), self.start_iter)
-                self._end_reason = broadcast_object(self._ending and self._ending.reason())
+                    self._evaluations = Evaluations(self.cfg, Path(self.cfg.OUTPUT_DIR), self.start_iter)
+                self._end_reason = follow_evaluations(self._evaluations, self.scheduler)
                 if evaluate_first:
                     self.iter = self.start_iter - 1
                     for hook in self._hooks:
@@ -404,7 +409,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         self._unwritten = False
 
     def _end(self, last: int) -> None:
-        """End the run before ``SOLVER.MAX_ITER``, as :class:`EndRule` found."""
+        """End the run before ``SOLVER.MAX_ITER``, as the evaluations ask for."""
         logger.info("the run ends after iteration %d: %s", last, self._end_reason)
         self.iter = last
         self.guard.inspect()
@@ -483,9 +488,9 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                 results = {**(results or {}), **self._validation_losses()}
             if self.average is not None:
                 results = self._last_eval_results = {**results, **self._test_averaged()}
-            if self._ending is not None and comm.is_main_process():
-                self._ending.add(self.iter, flatten_results_dict(results or {}))
-            self._end_reason = broadcast_object(self._ending and self._ending.reason())
+            if self._evaluations is not None:
+                self._evaluations.add(self.iter, flatten_results_dict(results or {}))
+            self._end_reason = follow_evaluations(self._evaluations, self.scheduler)
             self._unwritten = True
             if comm.is_main_process():
                 if best is None:

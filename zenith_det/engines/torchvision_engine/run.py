@@ -53,7 +53,7 @@ from zenith_det.training.distributed import (
     is_main_process,
     process_line,
 )
-from zenith_det.training.ending import EndRule
+from zenith_det.training.evaluations import Evaluations
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.loggers import build_loggers
 from zenith_det.training.logging_setup import setup_logging
@@ -354,7 +354,7 @@ def train_from(
         build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
         evaluate,
         average,
-        EndRule(cfg, output_dir, progress.iteration) if main else None,
+        Evaluations(cfg, output_dir, progress.iteration) if main else None,
     )
     if start is not None:
         resume(trainer, start)

@@ -30,11 +30,10 @@ from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
-    broadcast_object,
     is_main_process,
 )
 from zenith_det.training.divergence import LossWatch
-from zenith_det.training.ending import EndRule
+from zenith_det.training.evaluations import Evaluations, follow_evaluations
 from zenith_det.training.events import EventStorage, Writer
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged
@@ -88,7 +87,7 @@ class Trainer:
             whether to break it off, upon which it raises ``EvaluationStopped``, and whether the model has
             its averaged weights.
         average: of the model's weights.
-        ending: whether to end before ``SOLVER.MAX_ITER``; of the main process.
+        evaluations: of this run so far; of the main process.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Trainer:
         writers: list[Writer],
         evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
         average: WeightAverage | None = None,
-        ending: EndRule | None = None,
+        evaluations: Evaluations | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model
@@ -118,7 +117,7 @@ class Trainer:
         self.writers = writers
         self.evaluate = evaluate
         self.average = average
-        self.ending = ending
+        self.evaluations = evaluations
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.storage = EventStorage(progress.iteration)
@@ -143,7 +142,7 @@ class Trainer:
     def train(self, stop: StopRequest, *, evaluate_first: bool = False) -> dict[str, float]:
         """Train to the end and return the scalars of the last evaluation.
 
-        The end is at ``SOLVER.MAX_ITER``, or where ``ending`` finds it.
+        The end is at ``SOLVER.MAX_ITER``, or where ``evaluations`` finds it.
 
         Args:
             stop: asked after each iteration whether the run has to end.
@@ -160,7 +159,7 @@ class Trainer:
         try:
             if evaluate_first:
                 results = self._evaluate(stop)
-            ended = self._ends_here(stop)
+            ended = self._follow(stop)
             while self.progress.iteration < self.max_iter and not ended:
                 started = time.perf_counter()
                 self.iterate()
@@ -180,15 +179,15 @@ class Trainer:
                     self._stop(why)
                 if self.evaluation_due():
                     results = self._evaluate(stop)
-                    ended = not last and self._ends_here(stop)
+                    ended = not last and self._follow(stop)
         finally:
             for writer in self.writers:
                 writer.close()
         return results
 
-    def _ends_here(self, stop: StopRequest) -> bool:
-        """End the run if ``ending`` says so."""
-        reason: str | None = broadcast_object(self.ending.reason() if self.ending else None)
+    def _follow(self, stop: StopRequest) -> bool:
+        """Do what the evaluations so far ask for; whether they end the run."""
+        reason = follow_evaluations(self.evaluations, self.scheduler)
         if reason is None:
             return False
         logger.info("the run ends after iteration %d: %s", self.progress.iteration - 1, reason)
@@ -331,8 +330,8 @@ class Trainer:
             if writer is not self._console:
                 writer.write(self.storage)
         if is_main_process():
-            if self.ending is not None:
-                self.ending.add(self.progress.iteration - 1, results)
+            if self.evaluations is not None:
+                self.evaluations.add(self.progress.iteration - 1, results)
             self.best.offer(results, self.progress.iteration - 1, self._save_best)
         return results
 

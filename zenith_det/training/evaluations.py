@@ -1,6 +1,6 @@
-"""Ending a run when going on brings nothing: early stopping, and training until ZENITH has settled.
+"""What evaluations decide about a run: early stopping, training until ZENITH has settled, LRs that follow them.
 
-Both rules are functions of what ``metrics.json`` holds, so a resumed run comes to the decision that an
+All of it is a function of what ``metrics.json`` holds, so a resumed run comes to the decision that an
 uninterrupted one comes to.
 """
 
@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.errors import UserError
 from zenith_det.report.metrics_file import Series, read_metrics
 from zenith_det.training import averaging, validation_loss
 from zenith_det.training.best_checkpoint import METRICS, scalar_named
+from zenith_det.training.distributed import broadcast_object
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ SETTLED_RATIO = 0.95
 SETTLED_GAIN = 0.2
 
 
-class EndRule:
-    """Whether a run is to end before ``SOLVER.MAX_ITER``, asked after each evaluation.
+class Evaluations:
+    """A run's evaluations so far, and whether it is to end before ``SOLVER.MAX_ITER``; asked after each.
 
     Args:
         cfg: ``TEST.EARLY_STOPPING``, ``TEST.PATIENCE``, ``SOLVER.ZENITH.UNTIL_SETTLED`` count.
@@ -44,7 +46,7 @@ class EndRule:
         self._folder = output_dir
         self._scores: dict[int, float] = {}
         self._aps: dict[int, float] = {}
-        if (self._metric or self._until_settled) and start > 0:
+        if start > 0:
             self._read(start)
 
     def _read(self, start: int) -> None:
@@ -79,6 +81,11 @@ class EndRule:
         ]
         if aps:
             self._aps[iteration] = float(np.mean(aps))
+
+    @property
+    def aps(self) -> dict[int, float]:
+        """Iteration -> mean AP over the tasks, percent; of the averaged weights where there are any."""
+        return dict(self._aps)
 
     def reason(self) -> str | None:
         """Why to end now; ``None``: go on."""
@@ -118,6 +125,21 @@ class EndRule:
             f"settled: over the last {self._patience} evaluations the LR ratio was {late:.3f}, {early:.3f} over "
             f"the {self._patience} before, and the mean AP changed by {gain:+.2f} (SOLVER.ZENITH.UNTIL_SETTLED)"
         )
+
+
+def follow_evaluations(evaluations: Evaluations | None, scheduler: LRScheduler) -> str | None:
+    """Let the schedule follow the evaluations, if it is one that does; why to end the run now, or ``None``.
+
+    Called by all processes of a run.
+
+    Args:
+        evaluations: of the main process; ``None`` on the others.
+    """
+    found = None if evaluations is None else (evaluations.reason(), evaluations.aps)
+    reason, aps = broadcast_object(found)
+    if callable(follow := getattr(scheduler, "follow", None)):
+        follow(aps)
+    return cast("str | None", reason)
 
 
 def _metrics(folder: Path) -> dict[str, Series]:

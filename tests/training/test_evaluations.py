@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zenith_det.config import load_config
-from zenith_det.training.ending import EndRule
+from zenith_det.training.evaluations import Evaluations
 
 
 def config(**keys: Any) -> Any:
@@ -22,7 +22,7 @@ def early(metric: str, patience: int = 2) -> Any:
                   SOLVER__AVERAGE__KIND="ema")  # fmt: skip
 
 
-def first_end(rule: EndRule, evaluations: list[dict[str, float]], period: int = 10) -> int | None:
+def first_end(rule: Evaluations, evaluations: list[dict[str, float]], period: int = 10) -> int | None:
     """After which evaluation (from 1) the rule ends the run."""
     for number, scalars in enumerate(evaluations, start=1):
         rule.add(number * period - 1, scalars)
@@ -32,7 +32,7 @@ def first_end(rule: EndRule, evaluations: list[dict[str, float]], period: int = 
 
 
 def test_it_ends_after_so_many_evaluations_without_a_new_best(tmp_path: Path) -> None:
-    rule = EndRule(early("mask AP"), tmp_path, 0)
+    rule = Evaluations(early("mask AP"), tmp_path, 0)
     aps = [10.0, 20.0, 19.0, 21.0, 20.9, 21.0, 30.0]
     assert first_end(rule, [{"bbox/AP": 50.0 + i, "segm/AP": ap} for i, ap in enumerate(aps)]) == 6
     assert rule.reason() is not None
@@ -40,20 +40,20 @@ def test_it_ends_after_so_many_evaluations_without_a_new_best(tmp_path: Path) ->
 
 
 def test_a_loss_is_better_when_it_is_lower(tmp_path: Path) -> None:
-    rule = EndRule(early("validation loss"), tmp_path, 0)
+    rule = Evaluations(early("validation loss"), tmp_path, 0)
     losses = [2.0, 1.5, 1.2, 1.3, 1.25, 1.0]
     assert first_end(rule, [{"bbox/AP": 1.0, "validation/total_loss": loss} for loss in losses]) == 5
     assert "better than 1.200" in str(rule.reason())
 
 
 def test_averaged_weights_are_judged_by_their_own_ap(tmp_path: Path) -> None:
-    rule = EndRule(early("averaged box AP", patience=1), tmp_path, 0)
+    rule = Evaluations(early("averaged box AP", patience=1), tmp_path, 0)
     evaluations = [{"bbox/AP": 5.0, "averaged/bbox/AP": 1.0}, {"bbox/AP": 4.0, "averaged/bbox/AP": 2.0}]
     assert first_end(rule, evaluations) is None
 
 
 def test_off_by_default(tmp_path: Path) -> None:
-    rule = EndRule(config(), tmp_path, 0)
+    rule = Evaluations(config(), tmp_path, 0)
     assert first_end(rule, [{"bbox/AP": 10.0 - i} for i in range(9)]) is None
 
 
@@ -84,7 +84,7 @@ def test_settled_means_ratio_and_ap(
     tmp_path: Path, aps: list[float], ratios: list[float], ends: bool
 ) -> None:
     write_metrics(tmp_path, aps, ratios)
-    rule = EndRule(config(SOLVER__ZENITH__UNTIL_SETTLED=True, TEST__PATIENCE=2), tmp_path, 70)
+    rule = Evaluations(config(SOLVER__ZENITH__UNTIL_SETTLED=True, TEST__PATIENCE=2), tmp_path, 70)
     assert (rule.reason() is not None) == ends
     if ends:
         assert "LR ratio was 0.500, 0.497 over the 2 before" in str(rule.reason())
@@ -95,8 +95,8 @@ def test_a_resumed_run_comes_to_the_same_decision(tmp_path: Path) -> None:
     aps = [10.0, 20.0, 19.0, 18.0, 30.0]
     write_metrics(tmp_path, aps, [0.5] * 10)
     cfg = early("box AP")
-    assert EndRule(cfg, tmp_path, 30).reason() is None
-    resumed = EndRule(cfg, tmp_path, 40)
-    whole = EndRule(cfg, tmp_path, 0)
+    assert Evaluations(cfg, tmp_path, 30).reason() is None
+    resumed = Evaluations(cfg, tmp_path, 40)
+    whole = Evaluations(cfg, tmp_path, 0)
     assert first_end(whole, [{"bbox/AP": ap} for ap in aps]) == 4
     assert resumed.reason() == whole.reason() is not None
