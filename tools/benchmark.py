@@ -21,6 +21,7 @@ from zenith_det.errors import UserError
 from zenith_det.evaluation import TASKS
 
 CONFIGS = [f"configs/{task}_rcnn_zenith.yaml" for task in ("faster", "mask", "keypoint")]
+QUICKSTART = "configs/quickstart/mask_rcnn_small.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,13 +105,25 @@ def imports(args: argparse.Namespace) -> list[Comparison]:
 
 
 def scale(args: argparse.Namespace) -> list[Comparison]:
-    from zenith_det.benchmarking.scaling import scale_images, scale_parameters, scale_window
+    from zenith_det.benchmarking.scaling import (
+        scale_images,
+        scale_parameters,
+        scale_processes,
+        scale_window,
+    )
 
     counts, device = {"rounds": args.rounds, "warmup": args.warmup}, device_of(args)
     return [
         *scale_parameters(args.parameters, device=device, **counts),
         *scale_window(args.windows, device=device, **counts),
         *scale_images(args.images, **counts),
+        *scale_processes(
+            args.processes,
+            Path(__file__).with_name("train_net.py"),
+            QUICKSTART,
+            images=max(args.images),
+            **counts,
+        ),
     ]
 
 
@@ -192,11 +205,12 @@ def argument_parser() -> argparse.ArgumentParser:
 
     add("import", imports, 10, 1, "import zenith_det beside import torch")
 
-    command = add("scale", scale, 5, 1, "how times grow with parameters, W and images")
+    command = add("scale", scale, 5, 1, "how times grow with parameters, W, images and processes")
     millions = [10**6, 4 * 10**6, 16 * 10**6, 64 * 10**6]
     command.add_argument("--parameters", type=positive, nargs="+", default=millions)
     command.add_argument("--windows", type=positive, nargs="+", default=[10, 100, 1000, 10_000, 100_000])
     command.add_argument("--images", type=positive, nargs="+", default=[100, 400, 1600])
+    command.add_argument("--processes", type=positive, nargs="+", default=[1, 2])
     return parser
 
 

@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError(
             f"--min-lr {args.min_lr:g} --max-lr {args.max_lr:g}: the first must be the lower, above 0"
         )
-    if args.iterations < 30:
-        raise ConfigError(f"--iterations {args.iterations}: at least 30 are needed to see anything")
+    least = 5 * lr_range_test.CYCLE
+    if args.iterations < least:
+        raise ConfigError(f"--iterations {args.iterations}: at least {least} are needed to see anything")
     loaded = load_config_file(args.config_file, args.opts)
     for key in ("TRAIN_JSON", "TRAIN_IMAGES"):
         if getattr(args, key.lower()):

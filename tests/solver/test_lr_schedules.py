@@ -128,7 +128,9 @@ def test_a_plateau_lowers_the_lr_as_torchs_own_rule_does() -> None:
     cfg.TEST.EVAL_PERIOD = 4
     optimizer, scheduler = start(cfg)
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference, mode="max", factor=0.1, patience=1, eps=0.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        reference, mode="max", factor=0.1, patience=1, eps=0.0
+    )
     scores: dict[int, float] = {}
     lrs = []
     for iteration in range(40):

@@ -129,15 +129,15 @@ def test_data(tmp_path: Path) -> None:
 
 def test_scale(tmp_path: Path) -> None:
     benchmark(
-        "scale", "--rounds", "2", "--parameters", "1000", "10000", "--windows", "10", "1000", "--images", "2", "400",
-        "--device", "cpu", "--threads", "1", "--output", str(tmp_path),
+        "scale", "--rounds", "1", "--warmup", "0", "--parameters", "1000", "10000", "--windows", "10", "1000",
+        "--images", "2", "400", "--processes", "2", "--device", "cpu", "--threads", "1", "--output", str(tmp_path),
     )  # fmt: skip
     comparisons = report(tmp_path, "scale")["comparisons"]
-    assert [c["x"] for c in comparisons] == [1000, 10000, 10, 1000, 2, 400]
+    assert [c["x"] for c in comparisons] == [1000, 10000, 10, 1000, 2, 400, 2]
     assert comparisons[5]["facts"]["annotation file, MB"] > comparisons[4]["facts"]["annotation file, MB"]
     kept = [
         [case["name"].startswith("the same, kept") for case in c["cases"]].count(True)
-        for c in comparisons[4:]
+        for c in comparisons[4:6]
     ]
     assert kept == [0, 1]  # a file of less than a megabyte is read each time
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,10 +189,23 @@ def generated_images(
     task = "keypoints" if keypoints else "instances"
     with tempfile.TemporaryDirectory(prefix="zenith_det_benchmark_") as name:
         folder = Path(name)
-        # Some to spare: images without objects are left out, and batches hold one orientation.
-        generate(folder / "set", train=2 * count + 8, val=0, size=size, task=task)
-        json_file, images = map(str, split_files(folder / "set", "train", task))
-        yield ["DATASETS.TRAIN_JSON", json_file, "DATASETS.TRAIN_IMAGES", images], folder
+        # Some to spare: images without objects are left out.
+        generate(folder / "set", train=6 * count + 8, val=0, size=size, task=task)
+        json_file, images = split_files(folder / "set", "train", task)
+        _keep_one_shape(json_file)
+        yield ["DATASETS.TRAIN_JSON", str(json_file), "DATASETS.TRAIN_IMAGES", str(images)], folder
+
+
+def _keep_one_shape(json_file: Path) -> None:
+    """Leave the images of the most frequent height and width: the engines draw them in orders of their own,
+    and larger ones would count as slower training."""
+    content = json.loads(json_file.read_text())
+    shapes = Counter((image["height"], image["width"]) for image in content["images"])
+    ((shape, _),) = shapes.most_common(1)
+    content["images"] = [i for i in content["images"] if (i["height"], i["width"]) == shape]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    json_file.write_text(json.dumps(content))
 
 
 def loaded_config(

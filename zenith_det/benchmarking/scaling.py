@@ -1,10 +1,12 @@
-"""How the step, the history, the evaluation and the start of a run grow with what they work on."""
+"""How the step, the history, the evaluation and the start of a run grow with what they work on, and on how many."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +20,12 @@ from zenith_det.benchmarking.detections import coco_like
 from zenith_det.benchmarking.measuring import Case, interleave
 from zenith_det.benchmarking.reporting import Comparison, Ratio
 from zenith_det.data import annotation_cache, load_coco_dataset
+from zenith_det.data.synthetic import generate, split_files
+from zenith_det.errors import UserError
 from zenith_det.evaluation import evaluate_coco
 from zenith_det.optim import ZENITH
 
-__all__ = ["scale_images", "scale_parameters", "scale_window"]
+__all__ = ["scale_images", "scale_parameters", "scale_processes", "scale_window"]
 
 TENSORS = 80  # as many as a Mask R-CNN R50-FPN has
 KEPT = "the same, kept from the last time (DATASETS.CACHE)"
@@ -94,6 +98,55 @@ def _scale_images(count: int, rounds: int, warmup: int) -> Comparison:
             samples = interleave(cases, rounds=rounds, warmup=warmup)
         facts = {"x": "images", "annotation file, MB": file.stat().st_size / 1e6}
     return Comparison(f"images: {count:,}", samples, ratios, facts=facts, x=count)
+
+
+def scale_processes(
+    counts: Sequence[int], train_net: Path, config_file: str, *, images: int, rounds: int, warmup: int
+) -> list[Comparison]:
+    """An evaluation shared by so many processes, and a run of so many from its start to its first iteration.
+
+    Args:
+        train_net: ``tools/train_net.py``.
+        config_file: of the run; on the CPU, by the built-in engine.
+        images: with 100 boxes each, to evaluate.
+
+    Raises:
+        UserError: a run failed; with its last line.
+    """
+    ground_truth, results = coco_like("bbox", images, 100)
+    comparisons = []
+    with tempfile.TemporaryDirectory(prefix="zenith_det_benchmark_") as name:
+        folder = Path(name)
+        most = max(counts)
+        generate(folder / "set", train=8 * most, val=0, size=64)
+        json_file, pictures = map(str, split_files(folder / "set", "train", "instances"))
+        keys = {
+            "MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "DATASETS.TEST": "()", "SOLVER.MAX_ITER": 1,
+            "SOLVER.IMS_PER_BATCH": most, "SOLVER.AVERAGE.KIND": "", "DATALOADER.NUM_WORKERS": 0,
+            "CHECKPOINT.BEST": "", "OUTPUT_DIR": folder / "run",
+        }  # fmt: skip
+        words = [str(word) for pair in keys.items() for word in pair]
+        for count in counts:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+            command = [
+                sys.executable, *(launcher if count > 1 else []), str(train_net), "--engine", "torchvision",
+                "--config-file", config_file, "--train-json", json_file, "--train-images", pictures, *words,
+            ]  # fmt: skip
+            cases = [
+                Case("evaluating boxes", lambda n=count: evaluate_coco(ground_truth, results, ["bbox"], processes=n)),  # type: ignore[misc]
+                Case("a run of one iteration", lambda c=command: _run(c)),  # type: ignore[misc]
+            ]  # fmt: skip
+            samples = interleave(cases, rounds=rounds, warmup=warmup)
+            facts = {"x": "processes"}
+            comparisons.append(Comparison(f"processes: {count}", samples, facts=facts, x=count))
+    return comparisons
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise UserError(f"{' '.join(command[:8])} … failed with exit code {done.returncode}: {lines[-1]}")
 
 
 def _parameters(count: int, device: torch.device) -> list[Parameter]:

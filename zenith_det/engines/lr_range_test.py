@@ -28,12 +28,12 @@ CURVE_FILE = "lr_range_test.png"
 MIN_LR, MAX_LR, ITERATIONS = 1e-4, 10.0, 180
 #: It ends where the loss is so many times its lowest.
 _DIVERGED = 4.0
-#: The part of its fall that the smoothed loss climbs back where the LR is too high.
+#: The part of its fall that the loss climbs back where the LR is too high.
 CLIMB = 0.25
 #: η₀ as a part of that LR.
-SHARE = 0.4
-#: The quantile of the smoothed losses that counts as low.
-LOW = 0.25
+SHARE = 0.6
+#: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
+CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
 _NOISE, _LEAST_FALL = 4.0, 0.03
 _NEVER = 10**8
@@ -210,39 +210,36 @@ class Choice:
 
 
 def choose(test: RangeTest) -> Choice:
-    """η₀: four tenths of the LR from which training loses what it has won.
+    """η₀: :data:`SHARE` of the LR from which training loses what it has won.
 
     Steeper rules (the steepest descent, a tenth of the lowest point) take what a detector's loss does in its
-    first hundred iterations, where classification alone is learnt, for what the LR does.
+    first hundred iterations, where classification alone is learnt, for what the LR does. And the first climb
+    counts, not the lowest point of all: a model that a high LR has ruined says "background" to everything, at
+    a loss that a good one has only after many more iterations.
 
     Raises:
         NoLRFoundError: the loss doesn't fall, or doesn't climb again, or is too noisy to tell.
     """
     losses = test.losses
-    window = max(5, len(losses) // 15)
-    smooth = _smoothed(losses, window)
-    if len(losses) < 3 * window or not np.isfinite(smooth[: 2 * window]).all():
+    if len(losses) < 3 * CYCLE or not np.isfinite(losses[: 2 * CYCLE]).all():
         raise NoLRFoundError(
             f"the LR range test ended after {len(losses)} iterations, at LR {test.lrs[-1]:.2g}: the loss is "
             f"{losses[-1]:.4g}: start at a lower LR, or look at the data and the model first"
         )
-    # A quartile, not the minimum: a few easy images in a row make a dip that means nothing.
-    low = float(np.nanquantile(smooth, LOW))
-    start = float(np.mean(losses[: window // 2 + 1]))
-    fall = start - low
-    # Of the smoothed curve: what is left of single losses' scatter in a mean of so many.
-    settled = int(np.flatnonzero(smooth <= low)[0])
-    noise = float(np.nanstd((losses - smooth)[: settled + 1])) / np.sqrt(window)
-    if fall < max(_NOISE * noise, _LEAST_FALL * start):
+    start = float(np.mean(losses[:CYCLE]))
+    smooth = _over_cycles(losses, _DIVERGED * start)
+    noise = _noise_of(losses, start)
+    low = np.minimum.accumulate(smooth)
+    fell = start - low >= max(_NOISE * noise, _LEAST_FALL * start)
+    if not fell.any():
         raise NoLRFoundError(
             f"the LR range test shows no LR at which the loss falls: {start:.4g} at the start, "
-            f"{low:.4g} at its low (noise {noise:.2g}); look at the data, or set SOLVER.BASE_LR"
+            f"{low[-1]:.4g} at its low (noise {noise:.2g}); look at the data, or set SOLVER.BASE_LR"
         )
-    # The last LR at which the loss was low, not the first one at which it climbed: a few hard images in a row
-    # look like a climb, but don't last.
-    last_low = int(np.flatnonzero(smooth <= low + CLIMB * fall)[-1])
-    if last_low + 1 < len(losses):
-        edge = float(test.lrs[last_low + 1])
+    climbed = fell & (smooth - low >= np.maximum(CLIMB * (start - low), _NOISE * noise))
+    edges = [i for i in np.flatnonzero(climbed) if climbed[i : i + CYCLE].all()]
+    if edges:
+        edge = float(test.lrs[edges[0]])
     elif test.broke_off:
         edge = float(test.lrs[-1])
     else:
@@ -253,13 +250,22 @@ def choose(test: RangeTest) -> Choice:
     return Choice(float(f"{SHARE * edge:.2g}"), edge, smooth)
 
 
-def _smoothed(losses: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Centred medians of ``window`` values, which single images don't move, then their centred mean."""
-    half = window // 2
-    around = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
-    medians = np.array([np.median(a[np.isfinite(a)]) if np.isfinite(a).any() else np.nan for a in around])
-    around = [medians[max(0, i - half) : i + half + 1] for i in range(len(losses))]
-    return np.array([np.nanmean(a) if np.isfinite(a).any() else np.nan for a in around])
+def _over_cycles(losses: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.float64]:
+    """Means over the whole cycle around each iteration, or nearest to it: over the same batches everywhere.
+
+    Args:
+        most: what counts for a loss that is higher or not finite.
+    """
+    bounded = np.minimum(np.nan_to_num(losses, nan=most, posinf=most), most)
+    first = np.clip(np.arange(len(losses)) - CYCLE // 2, 0, len(losses) - CYCLE)
+    return np.array([bounded[i : i + CYCLE].mean() for i in first])
+
+
+def _noise_of(losses: npt.NDArray[np.float64], most: float) -> float:
+    """The standard deviation of a cycle's mean, from how much losses of the same batch change between visits."""
+    bounded = np.minimum(np.nan_to_num(losses, nan=most, posinf=most), most)
+    changes = bounded[CYCLE:] - bounded[:-CYCLE]
+    return float(np.std(np.diff(changes)) / np.sqrt(4 * CYCLE))
 
 
 @contextlib.contextmanager

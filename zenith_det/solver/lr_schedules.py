@@ -158,7 +158,9 @@ def WarmupPlateauLR(cfg: Any, optimizer: torch.optim.Optimizer) -> PlateauLR:
             f"SOLVER.GAMMA is {cfg.SOLVER.GAMMA}: WarmupPlateauLR lowers the LR by it, so it must be below 1"
         )
     if not cfg.TEST.EVAL_PERIOD:
-        raise ConfigError("SOLVER.LR_SCHEDULER_NAME WarmupPlateauLR goes by evaluations: set TEST.EVAL_PERIOD")
+        raise ConfigError(
+            "SOLVER.LR_SCHEDULER_NAME WarmupPlateauLR goes by evaluations: set TEST.EVAL_PERIOD"
+        )
     return PlateauLR(
         optimizer,
         _warmup_then_constant(cfg),

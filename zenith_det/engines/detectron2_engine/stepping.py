@@ -14,7 +14,7 @@ from zenith_det.config import LoadedConfig
 from zenith_det.engines.detectron2_engine.data import register_datasets
 from zenith_det.engines.detectron2_engine.run import to_detectron2
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
-from zenith_det.engines.lr_range_test import lr_setter
+from zenith_det.engines.lr_range_test import CYCLE, lr_setter
 from zenith_det.solver import train_mode
 
 __all__ = ["lr_probe", "one_iteration"]
@@ -31,7 +31,7 @@ def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], 
 
 def lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
     """As :func:`zenith_det.engines.torchvision_engine.stepping.lr_probe`, by Detectron2's trainer."""
-    trainer = make_trainer(loaded)
+    trainer = make_trainer(loaded, CYCLE)
     set_lr = lr_setter(trainer.optimizer, float(trainer.cfg.SOLVER.BASE_LR))
 
     def probe(lr: float) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import SerializedList
-from zenith_det.engines.lr_range_test import lr_setter
+from zenith_det.engines.lr_range_test import CYCLE, lr_setter
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
@@ -37,9 +37,10 @@ def one_iteration(loaded: LoadedConfig, fixed_batches: int = 0) -> Callable[[], 
 def lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
     """A training run as ``loaded`` says; each call is one iteration with the LR given, and returns its loss.
 
-    Groups keep the proportions of their LRs.
+    It goes round the same :data:`~zenith_det.engines.lr_range_test.CYCLE` batches. Groups keep the proportions
+    of their LRs.
     """
-    trainer = make_trainer(loaded)
+    trainer = make_trainer(loaded, CYCLE)
     set_lr = lr_setter(trainer.optimizer, float(loaded.cfg.SOLVER.BASE_LR))
 
     def probe(lr: float) -> float:
