@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,13 @@ def test_the_best_learning_rate_is_one_that_does_not_fail(tmp_path: Path) -> Non
 def test_nothing_yet(tmp_path: Path) -> None:
     run = Run(STEP, 0.1, 0, tmp_path / "none", {}, "f", 100, "SGD")
     assert verdict_lines(compared([run])) == ["No run has come to its end yet: there is nothing to conclude."]
+
+
+def test_what_another_config_gave_is_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [a_run(tmp_path, STEP, 0, [40.0]), a_run(tmp_path, ZENITH, 0, [90.0])]
+    found = compared([runs[0], replace(runs[1], fingerprint="another")])
+    assert found.best(ZENITH).final("bbox") is None
+    assert "zenith lr 0.1 seed 0: what is in" in caplog.text
+    assert "is of another config: left out" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from zenith_det.comparing.runner import LOG_FILE, Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
 from zenith_det.errors import UserError
 from zenith_det.report.metrics_file import Series, read_metrics
+
+logger = logging.getLogger(__name__)
 
 TASKS = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
 AVERAGED = "averaged/"
@@ -85,7 +88,11 @@ class Outcome:
 
 
 def read_outcome(run: Run) -> Outcome:
-    """Read what a run has left so far."""
+    """Read what a run has left so far; nothing where what lies there is of another config."""
+    result = read_result(run.folder)
+    if result is not None and result.fingerprint != run.fingerprint:
+        logger.warning("%s: what is in %s is of another config: left out", run.title, run.folder)
+        return Outcome(run, None)
     try:
         metrics = read_metrics(run.folder)
     except UserError:
@@ -98,7 +105,7 @@ def read_outcome(run: Run) -> Outcome:
             continue
         found = [float(number) for number in re.findall(r"max_mem: (\d+)M", text)]
         peak = max([*found, peak or 0.0]) or None
-    return Outcome(run, read_result(run.folder), metrics, peak)
+    return Outcome(run, result, metrics, peak)
 
 
 @dataclass(frozen=True)
