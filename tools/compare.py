@@ -40,7 +40,6 @@ examples:
 
 The same command again goes on where it was interrupted.
 """
-DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -81,8 +80,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="cpu, cuda:0, cuda:1 …: the runs at once take these in turn (default: the config's)",
     )  # fmt: skip
     parser.add_argument("--num-gpus", type=int, help="of each run, as for tools/train_net.py")
-    for flag in DATA_FLAGS:
-        parser.add_argument("--" + flag.replace("_", "-"), metavar="PATH", help="as for tools/train_net.py")
+    cli.add_data_flags(parser)
     parser.add_argument("--retry-failed", action="store_true", help="start failed runs again")
     parser.add_argument(
         "--report-only", action="store_true", help="start nothing: tables of what is there so far"
@@ -161,9 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.reference and args.reference not in args.arms:
         raise ConfigError(f"--reference {args.reference}: it is not among --arms")
     opts = list(args.opts)
-    for flag in DATA_FLAGS:
-        if getattr(args, flag):
-            opts += [f"DATASETS.{flag.upper()}", getattr(args, flag)]
+    for key, value, _ in cli.data_overrides(args):
+        opts += [key, value]
     output = args.output.absolute()
     runs = plan_runs(
         load_config_file, args.config_file, arms, args.seeds, output,

@@ -25,8 +25,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="as for tools/train_net.py")
     parser.add_argument("--engine", choices=("auto", "detectron2", "torchvision"), default="auto")
-    parser.add_argument("--train-json", metavar="FILE", help="COCO-format annotations to train on")
-    parser.add_argument("--train-images", metavar="DIR", help="where their images are")
+    cli.add_data_flags(parser, val=False)
     parser.add_argument("--min-lr", type=float, default=lr_range_test.MIN_LR, metavar="LR")
     parser.add_argument("--max-lr", type=float, default=lr_range_test.MAX_LR, metavar="LR")
     parser.add_argument(
@@ -54,11 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.iterations < least:
         raise ConfigError(f"--iterations {args.iterations}: at least {least} are needed to see anything")
     loaded = load_config_file(args.config_file, args.opts)
-    for key in ("TRAIN_JSON", "TRAIN_IMAGES"):
-        if getattr(args, key.lower()):
-            loaded.override(
-                f"DATASETS.{key}", getattr(args, key.lower()), "--" + key.lower().replace("_", "-")
-            )
+    for key, value, flag in cli.data_overrides(args):
+        loaded.override(key, value, flag)
     validate_config(loaded.cfg, loaded.sources)
     resolve_device(loaded)
     choice = select_engine(args.engine)

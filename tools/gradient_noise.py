@@ -33,8 +33,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batches", type=int, default=64, metavar="N", help="gradients of each size (default 64)"
     )
-    parser.add_argument("--train-json", metavar="FILE", help="as for tools/train_net.py")
-    parser.add_argument("--train-images", metavar="DIR", help="as for tools/train_net.py")
+    cli.add_data_flags(parser, val=False)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there as well")
     return parser
 
@@ -60,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         for size in sizes:
             words = ["SOLVER.IMS_PER_BATCH", str(size), "SOLVER.AVERAGE.KIND", "", "SEED", "0"]
             words += ["MODEL.WEIGHTS", checkpoint] if checkpoint else []
-            for key in ("train_json", "train_images"):
-                words += [f"DATASETS.{key.upper()}", getattr(args, key)] if getattr(args, key) else []
             loaded = load_config_file(args.config_file, words)
+            for key, value, flag in cli.data_overrides(args):
+                loaded.override(key, value, flag)
             validate_config(loaded.cfg, loaded.sources)
             resolve_device(loaded)
             found = gradient_noise.measure(loaded, args.batches)

@@ -31,12 +31,6 @@ examples:
 
 exit codes: 0 done, 2 a mistake to mend (one line says which), 75 stopped on request and saved: go on with --resume
 """
-DATA_FLAGS = {
-    "train_json": "DATASETS.TRAIN_JSON",
-    "train_images": "DATASETS.TRAIN_IMAGES",
-    "val_json": "DATASETS.VAL_JSON",
-    "val_images": "DATASETS.VAL_IMAGES",
-}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -83,10 +77,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help="save and end within this time (3h30m, 90m, 3:30:00), for --resume to go on; exit code 75",
     )
-    parser.add_argument("--train-json", metavar="FILE", help="COCO-format annotations to train on")
-    parser.add_argument("--train-images", metavar="DIR", help="where their images are")
-    parser.add_argument("--val-json", metavar="FILE", help="COCO-format annotations to evaluate on")
-    parser.add_argument("--val-images", metavar="DIR", help="where their images are")
+    cli.add_data_flags(parser)
     parser.add_argument(
         "--strict", action="store_true", help="refuse a dataset with annotations that had to be dropped"
     )
@@ -128,9 +119,8 @@ def command_start() -> float:
 def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float | None = None) -> int:
     """Load the configuration and hand it to the engine chosen, in as many processes as asked for."""
     loaded = load_config_file(args.config_file, args.opts, zenith=args.zenith)
-    for flag, key in DATA_FLAGS.items():
-        if getattr(args, flag):
-            loaded.override(key, getattr(args, flag), "--" + flag.replace("_", "-"))
+    for key, value, flag in cli.data_overrides(args):
+        loaded.override(key, value, flag)
     if args.strict:
         loaded.override("DATASETS.STRICT", True, "--strict")
     if args.num_gpus == 0:

@@ -1,13 +1,38 @@
-"""What every command-line tool shares: a user's mistake is one line and an exit code."""
+"""What command-line tools share: a user's mistake is one line and an exit code; flags for datasets."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from zenith_det.errors import UserError
 
 EXIT_INTERRUPTED = 130
+
+_DATA_FLAGS = {
+    "train_json": "COCO-format annotations to train on",
+    "train_images": "where their images are",
+    "val_json": "COCO-format annotations to evaluate on",
+    "val_images": "where their images are",
+}
+
+
+def add_data_flags(parser: argparse.ArgumentParser, *, val: bool = True) -> None:
+    """Add ``--train-json``, ``--train-images`` and, with ``val``, the same for evaluation."""
+    for name, text in _DATA_FLAGS.items():
+        if val or name.startswith("train"):
+            metavar = "FILE" if name.endswith("json") else "DIR"
+            parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+
+
+def data_overrides(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """The (key, value, flag) of each flag of :func:`add_data_flags` that was given."""
+    return [
+        (f"DATASETS.{name.upper()}", value, f"--{name.replace('_', '-')}")
+        for name in _DATA_FLAGS
+        if (value := getattr(args, name, None))
+    ]
 
 
 def run(main: Callable[[], int | None]) -> None:
