@@ -212,6 +212,8 @@ class Choice:
 def choose(test: RangeTest) -> Choice:
     """η₀: :data:`SHARE` of the LR from which training loses what it has won.
 
+    :data:`CLIMB` and :data:`SHARE` are by a sweep of η₀ beside seven recorded curves (docs/RESULTS.md).
+
     Steeper rules (the steepest descent, a tenth of the lowest point) take what a detector's loss does in its
     first hundred iterations, where classification alone is learnt, for what the LR does. And the first climb
     counts, not the lowest point of all: a model that a high LR has ruined says "background" to everything, at
@@ -228,7 +230,7 @@ def choose(test: RangeTest) -> Choice:
         )
     start = float(np.mean(losses[:CYCLE]))
     smooth = _over_cycles(losses, _DIVERGED * start)
-    noise = _noise_of(losses, start)
+    noise = _noise_of(losses)
     low = np.minimum.accumulate(smooth)
     fell = start - low >= max(_NOISE * noise, _LEAST_FALL * start)
     if not fell.any():
@@ -261,11 +263,12 @@ def _over_cycles(losses: npt.NDArray[np.float64], most: float) -> npt.NDArray[np
     return np.array([bounded[i : i + CYCLE].mean() for i in first])
 
 
-def _noise_of(losses: npt.NDArray[np.float64], most: float) -> float:
+def _noise_of(losses: npt.NDArray[np.float64]) -> float:
     """The standard deviation of a cycle's mean, from how much losses of the same batch change between visits."""
-    bounded = np.minimum(np.nan_to_num(losses, nan=most, posinf=most), most)
-    changes = bounded[CYCLE:] - bounded[:-CYCLE]
-    return float(np.std(np.diff(changes)) / np.sqrt(4 * CYCLE))
+    finite = losses[np.isfinite(losses)]
+    jumps = np.abs(np.diff(finite[CYCLE:] - finite[:-CYCLE]))
+    # By the median: at the end the losses explode. 1.4826 makes it a standard deviation; four losses are in each.
+    return float(1.4826 * np.median(jumps) / np.sqrt(4 * CYCLE))
 
 
 @contextlib.contextmanager
