@@ -31,7 +31,7 @@ _DIVERGED = 4.0
 #: The part of its fall that the loss climbs back where the LR is too high.
 CLIMB = 0.25
 #: η₀ as a part of that LR.
-SHARE = 1 / 3
+SHARE = 0.25
 #: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
 CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
