@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -117,12 +118,12 @@ def scale_processes(
     comparisons = []
     with tempfile.TemporaryDirectory(prefix="zenith_det_benchmark_") as name:
         folder = Path(name)
-        most = max(counts)
-        generate(folder / "set", train=8 * most, val=0, size=64)
+        batch = math.lcm(*counts)  # so that it divides by each
+        generate(folder / "set", train=8 * batch, val=0, size=64)
         json_file, pictures = map(str, split_files(folder / "set", "train", "instances"))
         keys = {
             "MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": "", "DATASETS.TEST": "()", "SOLVER.MAX_ITER": 1,
-            "SOLVER.IMS_PER_BATCH": most, "SOLVER.AVERAGE.KIND": "", "DATALOADER.NUM_WORKERS": 0,
+            "SOLVER.IMS_PER_BATCH": batch, "SOLVER.AVERAGE.KIND": "", "DATALOADER.NUM_WORKERS": 0,
             "CHECKPOINT.BEST": "", "OUTPUT_DIR": folder / "run",
         }  # fmt: skip
         words = [str(word) for pair in keys.items() for word in pair]

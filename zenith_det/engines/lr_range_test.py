@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: The curve of a run's range test, in its output directory.
 CURVE_FILE = "lr_range_test.png"
 MIN_LR, MAX_LR, ITERATIONS = 1e-4, 10.0, 180
-#: It ends where the loss is so many times its lowest.
+#: It ends where the loss is so many times the highest of the first ones; no loss counts for more in the curve.
 _DIVERGED = 4.0
 #: The part of its fall that the loss climbs back where the LR is too high.
 CLIMB = 0.25
