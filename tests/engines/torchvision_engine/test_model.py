@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from tests.engines.torchvision_engine.small_models import no_targets, samples, small_config, square_targets
+from zenith_det.engines.torchvision_engine.backbone import NORM_LAYERS
 from zenith_det.engines.torchvision_engine.masks import crop_and_resize, paste_masks, polygons_to_bitmap
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler, Targets
@@ -132,6 +133,31 @@ def test_frozen_stages_and_norms() -> None:
     assert isinstance(body.bn1, FrozenBatchNorm2d)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in body.layer1.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in body.layer2.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_frozen_norm_computes_torchvisions_and_keeps_precision(
+    dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theirs = FrozenBatchNorm2d(6)
+    for buffer in theirs.buffers():
+        buffer.uniform_(0.5, 2.0, generator=generator)
+    ours = NORM_LAYERS["FrozenBN"](6)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 6, 5, 7, generator=generator).to(dtype=dtype, memory_format=memory_format)
+    x.requires_grad_()
+    y, expected = ours(x), theirs(x.detach().double())
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(
+        y.double(), expected.double(), rtol=4 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps
+    )
+    y.sum().backward()
+    scale = theirs.weight * (theirs.running_var + theirs.eps).rsqrt()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, scale.to(dtype).view(1, 6, 1, 1).expand_as(x), check_stride=False)
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])

@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.torchvision_engine.frozen_batch_norm import FrozenBatchNorm2d
 
 NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "FrozenBN": FrozenBatchNorm2d,

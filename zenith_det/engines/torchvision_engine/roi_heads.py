@@ -120,7 +120,8 @@ class AlignedPooler(nn.Module):
         for i, (feature, stride) in enumerate(zip(features, self.strides)):
             index = (level == i).nonzero().squeeze(1)
             crops = self._pool(feature, rois[index], stride)
-            pooled = pooled.index_put((index,), crops.to(pooled.dtype))
+            # In place: a copy for each level would double what the largest tensor of the second stage takes.
+            pooled.index_put_((index,), crops.to(pooled.dtype))
         return pooled
 
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
