@@ -15,6 +15,7 @@ from zenith_det.errors import ConfigError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 
 CONFIG = str(ROOT / "configs" / "quickstart" / "mask_rcnn_zenith.yaml")
+BASE_LR = load_config(CONFIG).cfg.SOLVER.BASE_LR
 
 
 def plan(names: list[str], tmp_path: Path, arms_file: Path | None = None, **options: object) -> list[Run]:
@@ -26,7 +27,7 @@ def plan(names: list[str], tmp_path: Path, arms_file: Path | None = None, **opti
 def test_seeds_are_outermost_so_that_half_a_comparison_is_balanced(tmp_path: Path) -> None:
     runs = plan(["zenith", "sgd_step"], tmp_path, lr_scales=(0.5, 1.0))
     assert [(run.seed, run.arm.name, run.lr) for run in runs] == [
-        (seed, arm, lr) for seed in (0, 1) for arm in ("zenith", "sgd_step") for lr in (0.02, 0.04)
+        (seed, arm, lr) for seed in (0, 1) for arm in ("zenith", "sgd_step") for lr in (BASE_LR / 2, BASE_LR)
     ]
     assert len({run.folder for run in runs}) == 8
 
@@ -42,9 +43,9 @@ def test_steps_and_evaluations_follow_the_length(tmp_path: Path) -> None:
 def test_learning_rates(tmp_path: Path) -> None:
     lrs = {"zenith": [0.1, 0.2]}
     runs = plan(["zenith", "schedule_free", "adamw_cosine"], tmp_path, seeds=(0,), lrs=lrs, lr_scales=(2.0,))
-    # One's own list; ten times the config's 0.04, doubled; an absolute one, doubled.
+    # One's own list; ten times the config's, doubled; an absolute one, doubled.
     assert [(run.arm.name, run.lr) for run in runs] == [
-        ("zenith", 0.1), ("zenith", 0.2), ("schedule_free", 0.8), ("adamw_cosine", 0.002),
+        ("zenith", 0.1), ("zenith", 0.2), ("schedule_free", BASE_LR * 20), ("adamw_cosine", 0.002),
     ]  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_own_arms(tmp_path: Path) -> None:
         "  steps_at: [0.9]\n"
     )
     runs = plan(["large_window", "late_step"], tmp_path, path, seeds=(0,))
-    assert [run.lr for run in runs] == [0.08, 0.04]
+    assert [run.lr for run in runs] == [2 * BASE_LR, BASE_LR]
     assert runs[0].optimizer == "ZENITH"  # the config's
     assert runs[1].keys["SOLVER.STEPS"] == f"({round(0.9 * runs[1].max_iter)},)"
     assert default_reference(runs).name == "late_step"

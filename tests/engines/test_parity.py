@@ -94,12 +94,28 @@ def cfg_without_keypoints(cfg: Any) -> Any:
     return plain
 
 
+_trained: dict[str, dict[str, torch.Tensor]] = {}
+
+
 def trained_pair(task: str, dataset: CocoDataset, **overrides: Any) -> tuple[Any, Any, LoadedConfig, Any]:
     """Our model after a few steps, Detectron2's with the same weights, and both configurations."""
     loaded, theirs_cfg = configs(task, dataset, **overrides)
     torch.manual_seed(0)
     ours = build_model(loaded.cfg)
-    optimizer = torch.optim.SGD(ours.parameters(), lr=0.02, momentum=0.9)
+    if task not in _trained:
+        _trained[task] = weights_after_steps(ours, loaded, dataset)
+    ours.load_state_dict(_trained[task])
+    theirs = build_detectron2_model(theirs_cfg)
+    connect_top_level(theirs)
+    converted = conversion.to_detectron2(ours.state_dict())
+    missing = theirs.load_state_dict(converted, strict=True)
+    assert not missing.missing_keys
+    return ours, theirs, loaded, theirs_cfg
+
+
+def weights_after_steps(model: Any, loaded: LoadedConfig, dataset: CocoDataset) -> dict[str, torch.Tensor]:
+    """Enough of them for detections that can be told apart."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     loader = build_train_loader(
         loaded.cfg,
         [r for r in dataset.records if any(not a["iscrowd"] for a in r["annotations"])],
@@ -111,15 +127,11 @@ def trained_pair(task: str, dataset: CocoDataset, **overrides: Any) -> tuple[Any
     )
     for batch in islice(loader, 40):
         optimizer.zero_grad()
-        sum(ours(batch).values()).backward()
-        torch.nn.utils.clip_grad_norm_(ours.parameters(), 5.0)
+        sum(model(batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-    theirs = build_detectron2_model(theirs_cfg)
-    connect_top_level(theirs)
-    converted = conversion.to_detectron2(ours.state_dict())
-    missing = theirs.load_state_dict(converted, strict=True)
-    assert not missing.missing_keys
-    return ours, theirs, loaded, theirs_cfg
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
 
 
 def first_of(n: int, **_: Any) -> torch.Tensor:
