@@ -30,7 +30,7 @@ def final_loss(output: Path) -> float:
     return float([line["total_loss"] for line in lines if "total_loss" in line][-1])
 
 
-def check(output: Path, poisoned: dict[int, str], rank: int | None) -> list[dict[str, Any]]:
+def check(output: Path, poisoned: dict[int, str], rank: int | None, batch_size: int) -> list[dict[str, Any]]:
     """Nothing non-finite was learned, and each poisoned step is in the file, with its images."""
     for path in output.glob("model_*.pth"):
         state = torch.load(path, weights_only=True)
@@ -39,7 +39,7 @@ def check(output: Path, poisoned: dict[int, str], rank: int | None) -> list[dict
     assert [event["iteration"] for event in found] == list(poisoned)
     for event in found:
         images = [image for part in event["ranks"] for image in part["images"]]
-        assert len(images) == 4
+        assert len(images) == batch_size
         assert all(Path(path).is_file() and isinstance(number, int) for number, path in images)
         assert event["lr"] > 0
         kind = poisoned[event["iteration"]]
@@ -62,7 +62,7 @@ def test_50_poisoned_steps_leave_the_result_within_noise(engine: str, data: Path
     runs.need(engine)
     poisoned = poison(50, seed=1)
     common = {
-        "SOLVER__MAX_ITER": ITERATIONS, "SOLVER__IMS_PER_BATCH": 4, "SOLVER__CHECKPOINT_PERIOD": 50,
+        "SOLVER__MAX_ITER": ITERATIONS, "SOLVER__IMS_PER_BATCH": 2, "SOLVER__CHECKPOINT_PERIOD": 50,
         "TEST__EVAL_PERIOD": 0, "CHECKPOINT__KEEP": 0,
     }  # fmt: skip
     code, printed = runs.run(runs.arguments(engine, data, tmp_path / "clean", **common))
@@ -71,7 +71,7 @@ def test_50_poisoned_steps_leave_the_result_within_noise(engine: str, data: Path
         runs.arguments(engine, data, tmp_path / "poisoned", **common), {"poison": poisoned}
     )
     assert code == 0, printed
-    check(tmp_path / "poisoned", poisoned, None)
+    check(tmp_path / "poisoned", poisoned, None, 2)
     assert runs.events(tmp_path / "clean") == []
     state = torch.load(tmp_path / "poisoned" / "model_final.pth", weights_only=True)
     assert state["guard"] == {"streak": 0, "skipped": 50}
@@ -84,14 +84,14 @@ def test_50_poisoned_steps_leave_the_result_within_noise(engine: str, data: Path
 @pytest.mark.parametrize("engine", runs.ENGINES)
 def test_a_poisoned_rank_of_two_makes_both_skip(engine: str, data: Path, tmp_path: Path) -> None:
     runs.need(engine)
-    poisoned = {at: kind for at, kind in poison(50, seed=2).items() if at < 70}
+    poisoned = {at: kind for at, kind in poison(50, seed=2).items() if at < 40}
     words = runs.arguments(
-        engine, data, tmp_path, SOLVER__MAX_ITER=75, SOLVER__IMS_PER_BATCH=4,
+        engine, data, tmp_path, SOLVER__MAX_ITER=45, SOLVER__IMS_PER_BATCH=4,
         SOLVER__CHECKPOINT_PERIOD=30, TEST__EVAL_PERIOD=0,
     )  # fmt: skip
     code, printed = runs.run(words, {"rank": 1, "poison": poisoned}, runs.TORCHRUN)
     assert code == 0, printed
-    check(tmp_path, poisoned, rank=1)
+    check(tmp_path, poisoned, 1, 4)
 
 
 class Cube(torch.nn.Module):
