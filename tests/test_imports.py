@@ -63,9 +63,19 @@ def test_only_engines_import_engine_libraries(path: Path) -> None:
         assert not {name.split(".")[0] for name in imports(path)} & ENGINE_LIBRARIES
 
 
-@pytest.mark.parametrize("module", ["zenith_det", "zenith_det.optim"])
-def test_import_is_light(module: str) -> None:
-    heavy = ("torchvision", "detectron2", "cv2", "fvcore")
+HEAVY = ("torchvision", "detectron2", "cv2", "fvcore")
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("zenith_det", HEAVY),
+        ("zenith_det.optim", HEAVY),
+        # Half a second, and memory on each rank that draws nothing.
+        ("zenith_det.engines.torchvision_engine.run", ("matplotlib",)),
+    ],
+)
+def test_import_is_light(module: str, heavy: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from zenith_det.errors import UserError
-from zenith_det.report import curves, plot_curves, plot_curves_compare, read_metrics
-from zenith_det.report.curves import smooth
+from zenith_det.report import curves
+from zenith_det.report.curves import plot_curves, plot_curves_compare, smooth
+from zenith_det.report.metrics_file import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

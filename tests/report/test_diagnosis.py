@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from zenith_det.optim import ZENITH
-from zenith_det.report import read_metrics
 from zenith_det.report.diagnosis import diagnose
+from zenith_det.report.metrics_file import read_metrics
 from zenith_det.training.zenith_metrics import optimizer_scalars
 
 WINDOW = 50

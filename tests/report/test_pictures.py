@@ -12,8 +12,14 @@ from PIL import Image
 
 from zenith_det.data.metadata import DatasetMetadata
 from zenith_det.errors import UserError
-from zenith_det.report import Instances, SheetRow, draw_instances, prediction_sheet
-from zenith_det.report.pictures import _nth_color, _place
+from zenith_det.report.pictures import (
+    Instances,
+    SheetRow,
+    _nth_color,
+    _place,
+    draw_instances,
+    prediction_sheet,
+)
 
 GREY = 128
 LEFT, RIGHT, MIDDLE = (230, 159, 0), (86, 180, 233), (240, 240, 240)

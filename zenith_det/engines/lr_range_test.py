@@ -17,7 +17,6 @@ import torch
 
 from zenith_det.config import LoadedConfig
 from zenith_det.errors import ConfigError, UserError
-from zenith_det.report.lr_curve import lr_curve
 from zenith_det.training.distributed import get_world_size
 from zenith_det.training.starting import Start
 
@@ -126,6 +125,8 @@ def choose_and_draw(test: RangeTest, path: Path) -> Choice:
         NoLRFoundError: see :func:`choose`.
         UserError: the picture cannot be written.
     """
+    from zenith_det.report.lr_curve import lr_curve  # it imports matplotlib; few runs need it
+
     try:
         choice = choose(test)
     except NoLRFoundError as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.data import CocoDataset, read_image
-from zenith_det.report import Instances, SheetRow, plot_curves, prediction_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +31,10 @@ def draw_run(
     Returns:
         The pictures made; a line in the log names them.
     """
+    # Here and not above: it imports matplotlib, for which a run that draws nothing need not wait.
+    from zenith_det.report.curves import plot_curves
+    from zenith_det.report.pictures import Instances, SheetRow, prediction_sheet
+
     pictures = []
     if (output_dir / "metrics.json").exists():
         pictures.append(plot_curves(output_dir))
