@@ -153,7 +153,7 @@ def _differences(comparison: Comparison, task: str) -> Picture | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.set_title(f"{TASKS[task]}: difference from {comparison.reference.label}")
+        axes.set_title(TASKS[task])
         axes.axvline(0, color=INK, linewidth=1)
         limit = max(1.0, *(abs(value.mean) for _, value in rows)) * 1.2
         widest = [value.half_width + abs(value.mean) for _, value in rows if value.n >= MIN_BAND]
@@ -166,7 +166,11 @@ def _differences(comparison: Comparison, task: str) -> Picture | None:
         axes.set_yticks(range(len(rows)), [arm.label for arm, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-limit, limit)
-        axes.set_xlabel("AP, percentage points")
+        # The figure's, not the axes': beside the arms' names these may be too narrow for it.
+        figure.supxlabel(
+            f"difference from {comparison.reference.label}, percentage points",
+            fontsize=axes.xaxis.label.get_fontsize(),
+        )
         axes.grid(axis="y", visible=False)
 
     told = [

@@ -186,7 +186,8 @@ def _targets(comparison: Comparison) -> Html:
         for arm in comparison.arms:
             reaching = comparison.reaching(arm, task)
             if reaching is None:
-                rows.append([TASKS[task], f"{target:.1f}", arm.label, "never", "–", "–"])
+                ran = comparison.best(arm).final(task) is not None
+                rows.append([TASKS[task], f"{target:.1f}", arm.label, "never" if ran else "–", "–", "–"])
                 continue
             iterations, seconds, missed = reaching
             share = f"{seconds.mean / reference[1].mean:.2f}" if reference and reference[1].mean > 0 else "–"
