@@ -119,8 +119,8 @@ def test_a_failed_arm_is_a_row(compared: Any) -> None:
     ok = [row for row in rows if row["status"] == "ok"]
     assert all(float(row["seconds_per_iteration"]) > 0 and row["bbox/AP"] and row["segm/AP"] for row in ok)
     table = compared.finished[1]
-    assert re.search(r"^zenith +0\.04 +2/2 ", table, re.MULTILINE)
-    assert re.search(r"^sgd_step +0\.04 +2/2 .*reference", table, re.MULTILINE)
+    assert re.search(r"^zenith +0\.02 +2/2 ", table, re.MULTILINE)  # the config's BASE_LR
+    assert re.search(r"^sgd_step +0\.02 +2/2 .*reference", table, re.MULTILINE)
 
 
 def test_the_json_has_what_the_table_has(compared: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zenith_det.training.ddp import settle_buckets
-from zenith_det.training.distributed import get_rank, launch
+from zenith_det.training.distributed import barrier, get_rank, launch
 
 
 class Backwards(nn.Module):
@@ -46,16 +46,20 @@ def train(folder: str, start: int, stop: int, settle: bool) -> None:
         torch.save(model.state_dict(), Path(folder, f"{stop}.pth"))
 
 
+def train_twice(whole: str, halves: str, settle: bool) -> None:
+    """4 iterations in one go, and in two; each begins with a DDP of its own, as a process would."""
+    for folder, start, stop in ((whole, 0, 4), (halves, 0, 2), (halves, 2, 4)):
+        train(folder, start, stop, settle)
+        barrier()  # the others read what the first writes
+
+
 def weights(folder: Path, settle: bool) -> tuple[Tensor, Tensor]:
-    """After 4 iterations in one go, and in two."""
-    whole, halves = folder / f"whole{settle}", folder / f"halves{settle}"
-    results = []
-    for run, spans in ((whole, [(0, 4)]), (halves, [(0, 2), (2, 4)])):
+    runs = [folder / f"whole{settle}", folder / f"halves{settle}"]
+    for run in runs:
         run.mkdir()
-        for span in spans:
-            launch(train, 3, args=(str(run), *span, settle), device="cpu")
-        results.append(torch.cat([w.flatten() for w in torch.load(run / "4.pth").values()]))
-    return results[0], results[1]
+    launch(train_twice, 3, args=(*map(str, runs), settle), device="cpu")
+    whole, halves = (torch.cat([w.flatten() for w in torch.load(run / "4.pth").values()]) for run in runs)
+    return whole, halves
 
 
 @pytest.mark.slow
