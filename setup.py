@@ -64,7 +64,7 @@ setup(
             *CLASSIFICATION,
             "pytest>=8",
             "pytest-timeout>=2.2",
-            "pytest-xdist>=3.5",
+            "pytest-xdist>=3.8",  # --no-loadscope-reorder
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.13",

@@ -13,6 +13,12 @@ from zenith_det.data.annotation_cache import FOLDER_VARIABLE
 from zenith_det.data.synthetic import generate, split_files
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Files that take minutes start first: begun last, one of them would keep a single core busy at the end.
+LONG = (
+    "test_kill.py", "test_two_processes.py", "test_several_processes.py", "test_resuming.py", "test_train_net.py",
+    "test_stopping.py", "test_real_coco.py", "test_compare.py", "test_benchmark.py", "test_bad_steps.py",
+    "test_rollback.py", "test_ending_and_validation_loss.py", "test_lr_range_test.py", "test_run.py",
+)  # fmt: skip
 
 
 def load_tool(name: str) -> ModuleType:
@@ -31,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="30",
         help="how often the kill test kills each engine's runs (200: the long version)",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of :data:`LONG` first (with ``--no-loadscope-reorder``)."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,12 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import ROOT, SmallSet
+from tests.reliability import runs
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = [
     "MODEL.DEVICE", "cpu",
@@ -36,20 +40,26 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def train_net(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A run in a process of its own, forked after the imports."""
+    return runs.forked(["--engine", "torchvision", *arguments], cwd=cwd, one_stream=False)
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as people type it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "train_net.py"), "--engine", "torchvision", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
 def small_run(
-    data: SmallSet, task: str, output: Path, max_iter: int, *more: str
+    data: SmallSet, task: str, output: Path, max_iter: int, *more: str, command: Command = train_net
 ) -> subprocess.CompletedProcess[str]:
     """A run of a small model; ``more`` is flags, then KEY VALUE pairs, which win over :data:`SMALL`."""
     config = str(ROOT / "configs" / "quickstart" / f"{task}_rcnn_zenith.yaml")
     split = next((i for i, word in enumerate(more) if "." in word and word[0].isupper()), len(more))
-    return train_net(
+    return command(
         "--config-file", config, *data.flags, *more[:split], *SMALL,
         "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(max_iter), *more[split:],
     )  # fmt: skip
@@ -68,7 +78,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 def mask_run(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Six iterations of Mask R-CNN: the output folder and what was printed."""
     output = tmp_path_factory.mktemp("mask_run")
-    done = small_run(shapes, "mask", output, 6)
+    done = small_run(shapes, "mask", output, 6, command=typed)
     assert done.returncode == 0, done.stderr
     return output, done.stdout
 
@@ -149,7 +159,7 @@ def test_keypoint_run_and_epochs(figures: SmallSet, tmp_path: Path) -> None:
 
 
 def test_two_processes_train_the_same_model_on_the_same_images(shapes: SmallSet, tmp_path: Path) -> None:
-    done = small_run(shapes, "faster", tmp_path, 3, "--num-gpus", "2")
+    done = small_run(shapes, "faster", tmp_path, 3, "--num-gpus", "2", command=typed)
     assert done.returncode == 0, done.stderr
     assert "over 2 processes" in done.stdout
     assert metrics(tmp_path)[0]["zenith/ratio"] <= 1
@@ -196,7 +206,7 @@ def edited(data: SmallSet, tmp_path: Path, change: object) -> SmallSet:
 
 
 def test_mistake_no_config() -> None:
-    expect_one_line(train_net(), "--config-file is missing")
+    expect_one_line(typed(), "--config-file is missing")
 
 
 def test_mistake_typo_in_a_key(tmp_path: Path) -> None:
@@ -218,7 +228,7 @@ def test_mistake_missing_image(shapes: SmallSet, tmp_path: Path) -> None:
     def rename(content: dict) -> None:
         content["images"][4]["file_name"] = "nowhere.png"
 
-    done = small_run(edited(shapes, tmp_path, rename), "mask", tmp_path / "out", 1)
+    done = small_run(edited(shapes, tmp_path, rename), "mask", tmp_path / "out", 1, command=typed)
     expect_one_line(done, "nowhere.png", "missing")
 
 

@@ -1,6 +1,11 @@
 """``tools/train_net.py`` with faults put into it, to be run by itself or by torchrun.
 
     python tests/reliability/faulty_run.py FAULTS ARGUMENT…
+    python tests/reliability/faulty_run.py --serve
+
+The second form imports once and forks a process for each line of its standard input, a JSON object with
+``"arguments"``, ``"faults"``, ``"cwd"`` and ``"logs"`` (files for its standard output and error); it answers
+with the exit code.
 
 FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every rank):
 
@@ -32,7 +37,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.reliability.kill_runs import before_call, evaluated_image, train_net  # noqa: E402
+from tests.reliability.kill_runs import attempt, before_call, evaluated_image, train_net  # noqa: E402
 from zenith_det import cli  # noqa: E402
 from zenith_det.training import bad_steps  # noqa: E402
 from zenith_det.training.distributed import restart_count  # noqa: E402
@@ -124,13 +129,42 @@ class Faults:
             guard.optimizer._history.zenith.mul_(2)
 
 
+def put_in(faults: dict[str, Any], arguments: list[str]) -> list[str]:
+    """Put the faults for this rank into this process; the arguments, with what the faults add to them."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank != faults.get("rank", rank):
+        return arguments
+    Faults(faults).install(engine_of(arguments))
+    return [*arguments, *faults.get("config", [])]
+
+
+def engine_of(arguments: list[str]) -> str:
+    return arguments[arguments.index("--engine") + 1]
+
+
+def serve() -> None:
+    """Fork a run for each line that asks for one."""
+    module = train_net()
+    for name in ("curves", "pictures"):  # a run imports them when it draws
+        importlib.import_module(f"zenith_det.report.{name}")
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        importlib.import_module(f"zenith_det.engines.{engine_of(wanted['arguments'])}_engine.run")
+
+        def faulty(wanted: dict[str, Any] = wanted) -> int | None:
+            os.chdir(wanted["cwd"])
+            code: int | None = module.main(put_in(wanted["faults"], wanted["arguments"]))
+            return code
+
+        print(attempt(faulty, *map(Path, wanted["logs"])), flush=True)
+
+
 def main() -> None:
-    faults = json.loads(sys.argv[1])
-    arguments = sys.argv[2:]
-    if int(os.environ.get("RANK", "0")) == faults.get("rank", int(os.environ.get("RANK", "0"))):
-        Faults(faults).install(arguments[arguments.index("--engine") + 1])
-        arguments += faults.get("config", [])
     torch.set_num_threads(1)
+    if sys.argv[1] == "--serve":
+        serve()
+        return
+    arguments = put_in(json.loads(sys.argv[1]), sys.argv[2:])
     cli.run(lambda: train_net().main(arguments))
 
 

@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -116,11 +117,11 @@ def at_call(number: int) -> Callable[[], None]:
     return lambda: kill_me() if next(calls) == number and os.getpid() == main else None
 
 
-def arm(phase: str, engine: str, rng: random.Random) -> None:
-    """Prepare this process's end."""
+def arm(phase: str, engine: str, moment: float) -> None:
+    """Prepare this process's end, at a moment of the phase between 0 and 1."""
     if phase == "step":
         # From the first step on: anywhere in the steps that follow, or what comes between them.
-        timer = threading.Timer(rng.uniform(0.0, 1.5), kill_me)
+        timer = threading.Timer(1.5 * moment, kill_me)
         timer.daemon = True
         started: list[bool] = []
 
@@ -131,12 +132,20 @@ def arm(phase: str, engine: str, rng: random.Random) -> None:
 
         before_call(bad_steps.StepGuard, "before_forward", start)
     elif phase == "save":
-        kill = at_call(rng.randint(1, WRITES))
+        kill = at_call(1 + int(moment * WRITES))
         before_call(checkpoint._KeepsFirstError, "write", kill)
         for name in ("replace", "fsync"):
             before_call(checkpoint.os, name, kill)
     else:
-        before_call(*evaluated_image(engine), at_call(rng.randint(1, IMAGES)))
+        before_call(*evaluated_image(engine), at_call(1 + int(moment * IMAGES)))
+
+
+def armed(module: Any, words: list[str], phase: str | None, engine: str, moment: float) -> int | None:
+    """``tools/train_net.py`` that will be killed in that phase, if any."""
+    if phase:
+        arm(phase, engine, moment)
+    code: int | None = module.main(words)
+    return code
 
 
 def evaluated_image(engine: str) -> tuple[Any, str]:
@@ -150,20 +159,21 @@ def evaluated_image(engine: str) -> tuple[Any, str]:
     return CocoEvaluator, "process"
 
 
-def attempt(module: Any, arguments: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Run the command in a forked process group; its exit code, or minus the signal that ended it."""
+def attempt(main: Callable[[], int | None], log: Path, error_log: Path | None = None) -> int:
+    """Run a command in a forked process group; its exit code, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
         os.setsid()
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        with log.open("a") as out, (error_log or log).open("a") as err:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
         code = 1
         try:
-            prepare()
-            cli.run(lambda: module.main(arguments))
+            cli.run(main)
         except SystemExit as end:
             code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -223,7 +233,7 @@ def main() -> None:
 
     whole = args.output / "undisturbed"
     log = args.output / "log.txt"
-    code = attempt(module, command(args.engine, args.data, whole, resume=False), log)
+    code = attempt(lambda: module.main(command(args.engine, args.data, whole, resume=False)), log)
     if code != 0:
         raise SystemExit(f"the undisturbed run ended with {code}: see {log}")
     expected = state_of(whole)
@@ -237,9 +247,10 @@ def main() -> None:
         while True:
             attempts += 1
             phase = PHASES[attempts % len(PHASES)] if sum(kills.values()) < args.kills else None
-            prepare = functools.partial(arm, phase, args.engine, rng) if phase else lambda: None
             # The first attempt of a run is resumed too: from nothing.
-            code = attempt(module, command(args.engine, args.data, output, resume=True), log, prepare)
+            words = command(args.engine, args.data, output, resume=True)
+            # Drawn here: what a forked process draws, the next one draws again.
+            code = attempt(functools.partial(armed, module, words, phase, args.engine, rng.random()), log)
             if code == 0:
                 break
             if code != -signal.SIGKILL or phase is None:
