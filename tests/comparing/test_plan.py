@@ -62,6 +62,16 @@ def test_every_built_in_arm_trains_with_what_it_says(tmp_path: Path) -> None:
         assert type(optimizer).__name__.lower().startswith(("zenith", "sgd", "adamw", "prodigy", "dadapt"))
 
 
+def test_every_arm_of_the_settings_study_trains_with_its_own_settings(tmp_path: Path) -> None:
+    file = ROOT / "docs" / "zenith_settings.yaml"
+    seen = set()
+    for arm in read_arms(file):
+        (run,) = plan([arm.name], tmp_path, file, seeds=(0,))
+        zenith = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER.ZENITH
+        seen.add((zenith.WINDOW, zenith.RECORD_AFTER, zenith.MIN_RATIO))
+    assert seen == {(25, 0, 0.0), (100, 0, 0.0), (400, 0, 0.0), (100, 50, 0.0), (100, 0, 0.7)}
+
+
 def test_the_fingerprint_is_of_what_is_trained(tmp_path: Path) -> None:
     (first,) = plan(["zenith"], tmp_path, seeds=(0,))
     (elsewhere,) = plan(["zenith"], tmp_path / "other", seeds=(0,), opts=["MODEL.DEVICE", "cpu"])
