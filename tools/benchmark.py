@@ -12,13 +12,16 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from zenith_det import cli
-from zenith_det.benchmarking.reporting import Comparison, Report
 from zenith_det.errors import UserError
 from zenith_det.evaluation import TASKS
+
+if TYPE_CHECKING:  # torch takes seconds, which a wrong flag need not wait for
+    import torch
+
+    from zenith_det.benchmarking.reporting import Comparison
 
 CONFIGS = [f"configs/{task}_rcnn_zenith.yaml" for task in ("faster", "mask", "keypoint")]
 QUICKSTART = "configs/quickstart/mask_rcnn_small.yaml"
@@ -27,8 +30,12 @@ QUICKSTART = "configs/quickstart/mask_rcnn_small.yaml"
 def main(argv: list[str] | None = None) -> int:
     """Measure, show, save."""
     args = argument_parser().parse_args(argv)
+    from zenith_det.benchmarking.reporting import Report
+
     logging.disable(logging.INFO)  # of the engines, which describe every model they make
     if args.threads:
+        import torch
+
         torch.set_num_threads(args.threads)
     comparisons: list[Comparison] = args.measure(args)
     settings = {k: v for k, v in vars(args).items() if k not in ("measure", "output", "command")}
@@ -129,6 +136,8 @@ def scale(args: argparse.Namespace) -> list[Comparison]:
 
 def device_of(args: argparse.Namespace) -> torch.device:
     """The device asked for, or CUDA where it is."""
+    import torch
+
     there = torch.cuda.is_available()
     if args.device == "cuda" and not there:
         raise UserError("--device cuda: PyTorch sees no CUDA device, use cpu")
