@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -99,13 +100,15 @@ def fuzz(target: str, corpus: Path, work: Path, seconds: int) -> None:
         changed = mutate_json(data, max_size, rng) if target == "annotations" and rng.random() < 0.7 else None
         return changed if changed is not None else atheris.Mutate(data, max_size)
 
+    # libFuzzer reads the peak, and a peak outlives exec: that of the process that started this one counts along.
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     arguments = [
         sys.argv[0],
         str(work / "inputs"),
         str(corpus),
         f"-max_total_time={seconds}",
         f"-timeout={SECONDS_PER_INPUT}",
-        f"-rss_limit_mb={MEMORY_MIB}",
+        f"-rss_limit_mb={peak_mib + MEMORY_MIB}",
         "-max_len=4096",
         f"-dict={Path(__file__).parent / 'words' / target}.txt",
         f"-artifact_prefix={corpus}/",
