@@ -6,9 +6,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TASK ?= mask
-# One process more than cores, as tests that start processes wait for them; the tests of one file stay together, as
-# they share what is slow to make, and keep the order in which tests/conftest.py puts the files.
-PYTEST_FLAGS ?= -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist loadfile --no-loadscope-reorder
+# The tests of one file stay together, as they share what is slow to make, and keep the order in which
+# tests/conftest.py puts the files.
+PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
 OUTPUT ?= output/$(TASK)_rcnn_zenith
 
 BIN := $(VENV)/bin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -39,17 +38,16 @@ SMALL = [
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def train_net(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def train_net(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, forked after the imports."""
-    return runs.forked(["--engine", "torchvision", *arguments], cwd=cwd, one_stream=False)
+    return runs.forked(["--engine", "torchvision", *arguments], one_stream=False)
 
 
 def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as people type it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "train_net.py"), "--engine", "torchvision", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=runs.environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@
     python tests/reliability/faulty_run.py --serve
 
 The second form imports once and forks a process for each line of its standard input, a JSON object with
-``"arguments"``, ``"faults"``, ``"cwd"`` and ``"logs"`` (files for its standard output and error); it answers
-with the exit code.
+``"arguments"``, ``"faults"``, ``"logs"`` (files for its standard output and error) and ``"limit"``
+(seconds, after which SIGALRM ends it); it answers with the exit code.
 
 FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every rank):
 
@@ -152,7 +152,7 @@ def serve() -> None:
         importlib.import_module(f"zenith_det.engines.{engine_of(wanted['arguments'])}_engine.run")
 
         def faulty(wanted: dict[str, Any] = wanted) -> int | None:
-            os.chdir(wanted["cwd"])
+            signal.alarm(wanted["limit"])
             code: int | None = module.main(put_in(wanted["faults"], wanted["arguments"]))
             return code
 

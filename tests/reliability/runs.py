@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,7 +89,7 @@ def run(
 
 
 def forked(
-    words: list[str], faults: dict[str, Any] | None = None, *, cwd: Path = ROOT, one_stream: bool = True
+    words: list[str], faults: dict[str, Any] | None = None, *, one_stream: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """A run in a process forked from :func:`fork_server`'s; its errors in its output unless asked for apart."""
     with (
@@ -97,17 +97,16 @@ def forked(
         tempfile.NamedTemporaryFile("r", suffix=".err") as errors,
     ):
         logs = [printed.name, printed.name if one_stream else errors.name]
-        wanted = {"arguments": words, "faults": faults or {}, "cwd": str(cwd), "logs": logs}
+        wanted = {"arguments": words, "faults": faults or {}, "logs": logs, "limit": LIMIT}
         server = fork_server()
         server.stdin.write(json.dumps(wanted) + "\n")
         server.stdin.flush()
-        if not select.select([server.stdout], [], [], LIMIT)[0]:
-            server.kill()
-            fork_server.cache_clear()
-            raise TimeoutError(f"still running after {LIMIT} s:\n{printed.read()}{errors.read()}")
         answer = server.stdout.readline()
-        assert answer, f"the process that forks the runs has ended:\n{printed.read()}{errors.read()}"
-        return subprocess.CompletedProcess(words, int(answer), printed.read(), errors.read())
+        output, error = printed.read(), errors.read()
+        assert answer, f"the process that forks the runs has ended:\n{output}{error}"
+        if int(answer) == -signal.SIGALRM:
+            raise TimeoutError(f"still running after {LIMIT} s:\n{output}{error}")
+        return subprocess.CompletedProcess(words, int(answer), output, error)
 
 
 @functools.cache
