@@ -28,9 +28,9 @@ MIN_LR, MAX_LR, ITERATIONS = 1e-4, 10.0, 180
 #: It ends where the loss is so many times the highest of the first ones; no loss counts for more in the curve.
 _DIVERGED = 4.0
 #: The part of its fall that the loss climbs back where the LR is too high.
-CLIMB = 0.25
+CLIMB = 0.5
 #: η₀ as a part of that LR.
-SHARE = 0.25
+SHARE = 0.125
 #: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
 CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
@@ -213,7 +213,9 @@ class Choice:
 def choose(test: RangeTest) -> Choice:
     """η₀: :data:`SHARE` of the LR from which training loses what it has won.
 
-    :data:`CLIMB` and :data:`SHARE` are by a sweep of η₀ beside seven recorded curves (docs/RESULTS.md).
+    :data:`CLIMB` and :data:`SHARE` are by sweeps of η₀ beside recorded curves (docs/RESULTS.md). Half of the fall,
+    as a loss that climbs by less need not mean the LR: once a detector tells objects from background, boxes and
+    masks add to its loss (0.4 of the fall, in one seed of eight).
 
     Steeper rules (the steepest descent, a tenth of the lowest point) take what a detector's loss does in its
     first hundred iterations, where classification alone is learnt, for what the LR does. And the first climb
