@@ -157,7 +157,7 @@ def test_keypoint_run_and_epochs(figures: SmallSet, tmp_path: Path) -> None:
 
 
 def test_two_processes_train_the_same_model_on_the_same_images(shapes: SmallSet, tmp_path: Path) -> None:
-    done = small_run(shapes, "faster", tmp_path, 3, "--num-gpus", "2", command=typed)
+    done = small_run(shapes, "faster", tmp_path, 3, "--num-gpus", "2")
     assert done.returncode == 0, done.stderr
     assert "over 2 processes" in done.stdout
     assert metrics(tmp_path)[0]["zenith/ratio"] <= 1

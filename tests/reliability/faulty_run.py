@@ -4,8 +4,8 @@
     python tests/reliability/faulty_run.py --serve
 
 The second form imports once and forks a process for each line of its standard input, a JSON object with
-``"arguments"``, ``"faults"``, ``"logs"`` (files for its standard output and error) and ``"limit"``
-(seconds, after which SIGALRM ends it); it answers with the exit code.
+``"arguments"``, ``"faults"``, ``"logs"`` (files for its standard output and error), ``"limit"``
+(seconds, after which SIGALRM ends it) and ``"processes"``; it answers with the exit code.
 
 FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every rank):
 
@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.reliability.kill_runs import attempt, before_call, evaluated_image, train_net  # noqa: E402
+from tests.reliability.ranks import ranks  # noqa: E402
 from zenith_det import cli  # noqa: E402
 from zenith_det.training import bad_steps  # noqa: E402
 from zenith_det.training.distributed import restart_count  # noqa: E402
@@ -153,6 +154,9 @@ def serve() -> None:
 
         def faulty(wanted: dict[str, Any] = wanted) -> int | None:
             signal.alarm(wanted["limit"])
+            return ranks(wanted["processes"], run)
+
+        def run(wanted: dict[str, Any] = wanted) -> int | None:
             code: int | None = module.main(put_in(wanted["faults"], wanted["arguments"]))
             return code
 

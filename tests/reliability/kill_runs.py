@@ -159,29 +159,45 @@ def evaluated_image(engine: str) -> tuple[Any, str]:
     return CocoEvaluator, "process"
 
 
+def fork(main: Callable[[], int | None]) -> int:
+    """Run a command in a forked process, which ends with its exit code; the process's id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        cli.run(main)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_code(child: int) -> int:
+    """Wait for a forked process; its exit code, or minus the signal that ended it."""
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
 def attempt(main: Callable[[], int | None], log: Path, error_log: Path | None = None) -> int:
     """Run a command in a forked process group; its exit code, or minus the signal that ended it."""
-    child = os.fork()
-    if child == 0:
+
+    def in_its_group() -> int | None:
         os.setsid()
         with log.open("a") as out, (error_log or log).open("a") as err:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-        code = 1
-        try:
-            cli.run(main)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
+        return main()
+
+    child = fork(in_its_group)
+    code = exit_code(child)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # loader workers that have lost their parent
-    return os.waitstatus_to_exitcode(status)
+    return code
 
 
 def same(one: Any, other: Any) -> bool:

@@ -76,28 +76,38 @@ def finish(process: Any) -> tuple[int, str]:
 
 
 def run(
-    words: list[str], faults: dict[str, Any] | None = None, launcher: list[str] | None = None
+    words: list[str],
+    faults: dict[str, Any] | None = None,
+    launcher: list[str] | None = None,
+    *,
+    processes: int = 1,
 ) -> tuple[int, str]:
     """Run to the end; the exit code and what it printed.
 
-    Without a launcher the process is forked from one that has done the imports, which take longer than the run.
+    Without a launcher the processes are forked from one that has done the imports, which take longer than the run.
     """
     if launcher:
         return finish(start(words, faults, launcher))
-    done = forked(words, faults)
+    done = forked(words, faults, processes=processes)
     return done.returncode, done.stdout
 
 
 def forked(
-    words: list[str], faults: dict[str, Any] | None = None, *, one_stream: bool = True
+    words: list[str],
+    faults: dict[str, Any] | None = None,
+    *,
+    one_stream: bool = True,
+    processes: int = 1,
 ) -> subprocess.CompletedProcess[str]:
-    """A run in a process forked from :func:`fork_server`'s; its errors in its output unless asked for apart."""
+    """A run in processes forked from :func:`fork_server`'s; its errors in its output unless asked for apart."""
     with (
         tempfile.NamedTemporaryFile("r", suffix=".out") as printed,
         tempfile.NamedTemporaryFile("r", suffix=".err") as errors,
     ):
         logs = [printed.name, printed.name if one_stream else errors.name]
-        wanted = {"arguments": words, "faults": faults or {}, "logs": logs, "limit": LIMIT}
+        wanted = {
+            "arguments": words, "faults": faults or {}, "logs": logs, "limit": LIMIT, "processes": processes,
+        }  # fmt: skip
         server = fork_server()
         server.stdin.write(json.dumps(wanted) + "\n")
         server.stdin.flush()

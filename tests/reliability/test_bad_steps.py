@@ -89,7 +89,7 @@ def test_a_poisoned_rank_of_two_makes_both_skip(engine: str, data: Path, tmp_pat
         engine, data, tmp_path, SOLVER__MAX_ITER=45, SOLVER__IMS_PER_BATCH=4,
         SOLVER__CHECKPOINT_PERIOD=30, TEST__EVAL_PERIOD=0,
     )  # fmt: skip
-    code, printed = runs.run(words, {"rank": 1, "poison": poisoned}, runs.TORCHRUN)
+    code, printed = runs.run(words, {"rank": 1, "poison": poisoned}, processes=2)
     assert code == 0, printed
     check(tmp_path, poisoned, 1, 4)
 

@@ -17,7 +17,7 @@ def test_torchrun_restarts_a_killed_process_and_the_result_is_right(
 ) -> None:
     runs.need(engine)
     keys = {"SOLVER__MAX_ITER": 12, "TEST__EVAL_PERIOD": 0}
-    code, printed = runs.run(runs.arguments(engine, data, tmp_path / "whole", **keys), launcher=runs.TORCHRUN)
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path / "whole", **keys), processes=2)
     assert code == 0, printed
     # An older run's checkpoint lies there: the restarted processes must not take it for theirs.
     output = tmp_path / "killed"
@@ -35,9 +35,7 @@ def test_a_restart_before_the_first_save_begins_anew_and_takes_no_other_runs_che
     data: Path, tmp_path: Path
 ) -> None:
     keys = {"SOLVER__MAX_ITER": 6, "TEST__EVAL_PERIOD": 0}
-    code, printed = runs.run(
-        runs.arguments("torchvision", data, tmp_path / "whole", **keys), launcher=runs.TORCHRUN
-    )
+    code, printed = runs.run(runs.arguments("torchvision", data, tmp_path / "whole", **keys), processes=2)
     assert code == 0, printed
     output = tmp_path / "killed"
     code, printed = runs.run(runs.arguments("torchvision", data, output, **{**keys, "SOLVER__MAX_ITER": 3}))
@@ -54,7 +52,7 @@ def test_a_restart_before_the_first_save_begins_anew_and_takes_no_other_runs_che
 def test_processes_with_different_settings_are_named(engine: str, data: Path, tmp_path: Path) -> None:
     runs.need(engine)
     faults = {"rank": 1, "config": ["SOLVER.BASE_LR", "0.01"]}
-    code, printed = runs.run(runs.arguments(engine, data, tmp_path), faults, runs.TORCHRUN)
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path), faults, processes=2)
     assert code != 0
     told = re.findall(
         r"^error: the processes of this run would not train the same: .*", printed, re.MULTILINE
@@ -67,7 +65,7 @@ def test_processes_with_different_settings_are_named(engine: str, data: Path, tm
 def test_processes_that_drift_apart_are_named(engine: str, data: Path, tmp_path: Path) -> None:
     runs.need(engine)
     words = runs.arguments(engine, data, tmp_path, SOLVER__MAX_ITER=40, TEST__EVAL_PERIOD=0)
-    code, printed = runs.run(words, {"rank": 1, "drift": 10}, runs.TORCHRUN)
+    code, printed = runs.run(words, {"rank": 1, "drift": 10}, processes=2)
     assert code != 0
     told = re.findall(r"^error: iteration 19: the processes have drifted apart: .*", printed, re.MULTILINE)
     assert len(told) == 1, printed

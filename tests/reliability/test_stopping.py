@@ -44,8 +44,7 @@ def expect_stop(engine: str, name: str, data: Path, output: Path) -> None:
 def test_a_second_signal_ends_at_once(data: Path, tmp_path: Path) -> None:
     # Two before the iteration ends: nothing is saved.
     faults = {"kill": {3: int(signal.SIGTERM)}, "kill_twice": True}
-    process = runs.start(runs.arguments("torchvision", data, tmp_path), faults)
-    code, printed = runs.finish(process)
+    code, printed = runs.run(runs.arguments("torchvision", data, tmp_path), faults)
     assert code == -signal.SIGTERM, printed
     assert not list(tmp_path.glob("*.pth"))
 

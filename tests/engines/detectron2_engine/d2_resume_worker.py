@@ -1,19 +1,26 @@
-"""A run of the small R-CNN over several processes, resumed from what is in OUTPUT; run by test_two_processes.py.
+"""Runs of the small R-CNN, one after the other, each resumed from what is in its folder; run by test_two_processes.py.
 
-python d2_resume_worker.py DATA OUTPUT PROCESSES ITERATIONS [KEY VALUE ...]
+python d2_resume_worker.py DATA RUNS
+
+RUNS is a JSON list of objects with ``"output"``, ``"copy"`` (a folder to begin with a copy of), ``"processes"``,
+``"iterations"`` and ``"keys"``. The processes of each are forked from this one, after its imports.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from d2_helpers import rcnn_opts, record_images
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from tests.reliability.kill_runs import exit_code, fork
+from tests.reliability.ranks import ranks
 from zenith_det.data import load_coco_dataset
 from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file, register_checked_dataset
@@ -21,7 +28,7 @@ from zenith_det.engines.detectron2_engine.run import join_machine, to_detectron2
 from zenith_det.training import distributed
 
 
-def main(data: str, output: str, iterations: str, keys: list[str]) -> None:
+def main(data: str, output: str, iterations: int, keys: list[str]) -> None:
     join_machine()
     seed_all_rng(os.getpid())  # no two processes draw the same by themselves
     files = split_files(data, "train", "instances")
@@ -43,6 +50,19 @@ def main(data: str, output: str, iterations: str, keys: list[str]) -> None:
         Path(output, "seen.json").write_text(json.dumps(by_rank))
 
 
+def run(data: str, wanted: dict[str, Any]) -> None:
+    output = wanted["output"]
+    if wanted["copy"]:
+        shutil.copytree(wanted["copy"], output)
+    Path(output).mkdir(exist_ok=True)
+    args = (data, output, wanted["iterations"], wanted["keys"])
+    code = exit_code(
+        fork(lambda: ranks(wanted["processes"], lambda: distributed.launch(main, args=args, device="cpu")))
+    )
+    if code:
+        raise SystemExit(f"the run in {output} ended with {code}")
+
+
 if __name__ == "__main__":
-    data, output, processes, iterations, *keys = sys.argv[1:]
-    distributed.launch(main, int(processes), args=(data, output, iterations, keys), device="cpu")
+    for wanted in json.loads(sys.argv[2]):
+        run(sys.argv[1], wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,8 @@ pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see 
 import torch
 from d2_helpers import same, synthetic_set
 
+from tests.conftest import ROOT
+
 pytestmark = pytest.mark.detectron2
 
 WORKER = str(Path(__file__).with_name("d2_worker.py"))
@@ -25,12 +26,17 @@ WORKER = str(Path(__file__).with_name("d2_worker.py"))
 RESUME_WORKER = str(Path(__file__).with_name("d2_resume_worker.py"))
 
 
-def start(command: list[str], output: Path, result: str = "record.json") -> Any:
-    output.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(command: list[str]) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads((output / result).read_text())
+
+
+def losses(command: list[str], output: Path) -> Any:
+    """What each iteration of a run of ``d2_worker.py`` logged."""
+    output.mkdir()
+    start(command)
+    return json.loads((output / "record.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def alone(data: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     output = tmp_path_factory.mktemp("runs") / "alone"
-    return start([sys.executable, WORKER, data, str(output), "1"], output)
+    return losses([sys.executable, WORKER, data, str(output), "1"], output)
 
 
 @pytest.mark.parametrize("launcher", ["detectron2", "torchrun"])
@@ -54,7 +60,7 @@ def test_two_processes_are_one(data: str, alone: Any, tmp_path: Path, launcher: 
         "detectron2": [sys.executable, WORKER, data, str(output), "2"],
         "torchrun": [*torchrun, WORKER, data, str(output), "torchrun"],
     }[launcher]
-    together = start(command, output)
+    together = losses(command, output)
     assert len(together) == len(alone) == 5
     for one, two in zip(alone, together):
         assert len(two["ratios"]) == 2
@@ -70,10 +76,17 @@ def test_two_processes_are_one(data: str, alone: Any, tmp_path: Path, launcher: 
 # ---- resuming
 
 
-def go_on(data: str, output: Path, iterations: int, *keys: Any, processes: int = 2) -> list[list[list[int]]]:
-    """Train from the checkpoint in ``output``, if any; the image ids by process and batch."""
-    command = [sys.executable, RESUME_WORKER, data, str(output), str(processes), str(iterations)]
-    return start([*command, *map(str, keys)], output, "seen.json")
+def wanted(output: Path, iterations: int, *keys: Any, processes: int = 2, copy: Path | None = None) -> Any:
+    """A run for ``d2_resume_worker.py``: from the checkpoint in ``output`` or its copy, if any."""
+    return {
+        "output": str(output), "copy": copy and str(copy), "processes": processes, "iterations": iterations,
+        "keys": list(map(str, keys)),
+    }  # fmt: skip
+
+
+def images_seen(output: Path) -> Any:
+    """Ids by process and batch."""
+    return json.loads((output / "seen.json").read_text())
 
 
 def last_checkpoint(output: Path) -> dict[str, Any]:
@@ -89,20 +102,24 @@ def last_checkpoint(output: Path) -> dict[str, Any]:
 def test_a_resumed_run_of_two_processes_is_bit_equal(
     data: str, tmp_path: Path, grouped: bool, before: int, after: int
 ) -> None:
-    keys = ("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.ASPECT_RATIO_GROUPING", grouped)
-    seen = go_on(data, tmp_path / "whole", 6, *keys, "DATALOADER.NUM_WORKERS", before)
+    keys = ("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.ASPECT_RATIO_GROUPING", grouped, "DATALOADER.NUM_WORKERS")
+    whole, first, resumed, alone = (tmp_path / name for name in ("whole", "first", "resumed", "alone"))
+    runs = [
+        wanted(whole, 6, *keys, before),
+        wanted(first, 3, *keys, before),
+        wanted(resumed, 6, *keys, after, copy=first),
+    ]
+    if not grouped:
+        runs.append(wanted(alone, 6, *keys, before, processes=1, copy=first))
+    start([sys.executable, RESUME_WORKER, data, json.dumps(runs)])
+    seen = images_seen(whole)
     assert all(len(batch) == 2 for rank in seen for batch in rank)
-    first = go_on(data, tmp_path / "first", 3, *keys, "DATALOADER.NUM_WORKERS", before)
-    output = shutil.copytree(tmp_path / "first", tmp_path / "resumed")
-    rest = go_on(data, output, 6, *keys, "DATALOADER.NUM_WORKERS", after)
-    assert [one + two for one, two in zip(first, rest)] == seen
-    assert same(last_checkpoint(output), last_checkpoint(tmp_path / "whole"))
+    assert [one + two for one, two in zip(images_seen(first), images_seen(resumed))] == seen
+    assert same(last_checkpoint(resumed), last_checkpoint(whole))
     if grouped:
         return
     # One process goes on with the images of two.
-    output = tmp_path / "first"
-    (alone,) = go_on(data, output, 6, *keys, processes=1)
     together = [sorted(a + b) for a, b in zip(*seen)]
-    assert [sorted(batch) for batch in alone] == together[3:]
+    assert [sorted(batch) for batch in images_seen(alone)[0]] == together[3:]
     told = "Resumed with number of processes 1 (was 2): the training images go on after the 12 seen"
-    assert told in (output / "log.txt").read_text()
+    assert told in (alone / "log.txt").read_text()
