@@ -146,8 +146,6 @@ def engine_of(arguments: list[str]) -> str:
 def serve() -> None:
     """Fork a run for each line that asks for one."""
     module = train_net()
-    for name in ("curves", "pictures"):  # a run imports them when it draws
-        importlib.import_module(f"zenith_det.report.{name}")
     for line in sys.stdin:
         wanted = json.loads(line)
         importlib.import_module(f"zenith_det.engines.{engine_of(wanted['arguments'])}_engine.run")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -33,12 +34,13 @@ sys.path.insert(0, str(ROOT))
 
 from zenith_det import cli  # noqa: E402
 from zenith_det.data.synthetic import split_files  # noqa: E402
+from zenith_det.engines import run_pictures  # noqa: E402
 from zenith_det.training import bad_steps, checkpoint  # noqa: E402
 
 PHASES = ("step", "save", "evaluation")
 MAX_ITER, SAVE_PERIOD, EVAL_PERIOD = 24, 4, 8
 # A run makes so many writes to save a small model's checkpoint, and evaluates so many images.
-WRITES, IMAGES = 150, 8
+WRITES, IMAGES = 150, 4
 
 KEYS = {
     "MODEL.DEVICE": "cpu",
@@ -50,6 +52,7 @@ KEYS = {
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
     "TEST.DETECTIONS_PER_IMAGE": 20,
+    "TEST.MAX_IMAGES": IMAGES,
     "INPUT.MIN_SIZE_TRAIN": "(48, 64)",
     "INPUT.MIN_SIZE_TEST": 64,
     "DATALOADER.NUM_WORKERS": 2,
@@ -85,7 +88,13 @@ def command(engine: str, data: Path, output: Path, *, resume: bool) -> list[str]
 
 
 def train_net() -> Any:
-    """``tools/train_net.py`` as a module, with all that it and both engines import."""
+    """``tools/train_net.py`` as a module, with all that it and both engines import; its runs draw one image.
+
+    Drawing more would take as long as the training does here.
+    """
+    for name in ("curves", "pictures"):  # a run imports them when it draws
+        importlib.import_module(f"zenith_det.report.{name}")
+    run_pictures.PICTURED_IMAGES = 1
     spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
     assert spec is not None
     assert spec.loader is not None

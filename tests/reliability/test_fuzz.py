@@ -17,7 +17,7 @@ from tests.data.builders import content
 from .fuzz_targets import CORPUS, RUN, prepare
 
 INPUTS = sorted(path for path in CORPUS.rglob("*") if path.is_file())
-SECONDS = 15
+SECONDS = 8
 
 
 @pytest.mark.timeout(60)
