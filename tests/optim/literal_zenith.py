@@ -1,7 +1,8 @@
 """The literal ZENITH: plain Python floats, one line per formula, no speed: what tests compare against.
 
 A parameter is a list of floats, a gradient too (None: no gradient), a group a dict with "params" (a list of
-parameters) and "lr", "momentum", "nesterov", "weight_decay", "maximize".
+parameters) and "lr", "momentum", "nesterov", "weight_decay", "maximize"; or, for AdamW's update, "betas" and "eps" in
+place of the momentum's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class LiteralZenith:
         self.max_norm = max_norm
         self.clip = clip
         self.bufs: list[list[Vector | None]] = [[None] * len(group["params"]) for group in groups]
+        self.squares: list[list[Vector]] = [[[0.0] * len(p) for p in group["params"]] for group in groups]
+        self.updates: list[list[int]] = [[0] * len(group["params"]) for group in groups]
         self.norms: list[float] = []
         self.zenith = 0.0
         self.ratio = 1.0
@@ -89,12 +92,25 @@ class LiteralZenith:
             group, param = self.groups[i], self.groups[i]["params"][j]
             sign = -1.0 if group.get("maximize") else 1.0
             mu, decay, lr = group.get("momentum", 0.0), group.get("weight_decay", 0.0), self.effective_lrs[i]
+            if "betas" in group:
+                self.adamw(i, j, [sign * x for x in g[i, j]])
+                continue
             d = [sign * x + decay * p for x, p in zip(g[i, j], param)]
             if mu:
                 buf = self.bufs[i][j] or [0.0] * len(param)
                 b = self.bufs[i][j] = [mu * old + x for old, x in zip(buf, d)]
                 d = [x + mu * y for x, y in zip(d, b)] if group.get("nesterov") else b
             param[:] = [p - lr * x for p, x in zip(param, d)]
+
+    def adamw(self, i: int, j: int, g: Vector) -> None:
+        group, lr = self.groups[i], self.effective_lrs[i]
+        param, (beta1, beta2) = group["params"][j], group["betas"]
+        a = self.bufs[i][j] or [0.0] * len(param)
+        t = self.updates[i][j] = self.updates[i][j] + 1
+        a = self.bufs[i][j] = [beta1 * old + (1 - beta1) * x for old, x in zip(a, g)]
+        v = self.squares[i][j] = [beta2 * old + (1 - beta2) * x * x for old, x in zip(self.squares[i][j], g)]
+        step = [(x / (1 - beta1**t)) / (math.sqrt(y / (1 - beta2**t)) + group["eps"]) for x, y in zip(a, v)]
+        param[:] = [(1 - lr * group["weight_decay"]) * p - lr * x for p, x in zip(param, step)]
 
     def reset_history(self) -> None:
         self.norms, self.zenith, self.ratio, self.recorded = [], 0.0, 1.0, 0

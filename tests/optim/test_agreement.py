@@ -1,4 +1,4 @@
-"""ZENITH against its literal twin, and against torch's SGD where the adaptation is off."""
+"""ZENITH against its literal twin, and against torch's SGD and AdamW where the adaptation is off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW
 
 from .literal_zenith import Vector
 from .twins import Twins
@@ -40,6 +40,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "momentum norm, late": {"norm_source": "momentum", "momentum": 0.9, "record_after": 5},
     "clip by global norm": {"max_norm": 3.0, "momentum": 0.9, "weight_decay": 0.01},
     "clip by value": {"clip": (clip_values, clip_values_literally), "momentum": 0.9},
+    "AdamW": {"kind": ZENITHAdamW, "weight_decay": 0.05},
+    "AdamW, all": {"kind": ZENITHAdamW, "betas": (0.8, 0.95), "eps": 1e-3, "maximize": True, "max_norm": 3.0},
+    "AdamW, momentum norm": {"kind": ZENITHAdamW, "norm_source": "momentum", "min_ratio": 0.1},
+    "AdamW, clip by value": {"kind": ZENITHAdamW, "clip": (clip_values, clip_values_literally)},
 }
 
 
@@ -81,7 +85,14 @@ def test_agrees_in_float32() -> None:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_agrees_with_literal_whatever_happens(data: st.DataObject) -> None:
+    adamw = data.draw(st.booleans(), label="AdamW")
     momentum = data.draw(st.sampled_from([0.0, 0.5, 0.9]), label="momentum")
+    # With β₂ at 0 and no ε, AdamW's step is a sign: a rounding error of the gradient would turn it round.
+    own = (
+        {"kind": ZENITHAdamW, "betas": (momentum, 0.95), "eps": 1e-3}
+        if adamw
+        else {"momentum": momentum, "nesterov": bool(momentum) and data.draw(st.booleans(), label="nesterov")}
+    )
     twins = Twins(
         seed=data.draw(st.integers(0, 2**16), label="seed"),
         lr=data.draw(st.floats(0.0, 0.1), label="lr"),
@@ -90,11 +101,10 @@ def test_agrees_with_literal_whatever_happens(data: st.DataObject) -> None:
         record_after=data.draw(st.integers(0, 4), label="record_after"),
         max_norm=data.draw(st.sampled_from([None, 0.1, 5.0]), label="max_norm"),
         norm_source=data.draw(st.sampled_from(["gradient", "momentum"] if momentum else ["gradient"])),
-        momentum=momentum,
-        nesterov=bool(momentum) and data.draw(st.booleans(), label="nesterov"),
         weight_decay=data.draw(st.sampled_from([0.0, 0.1]), label="weight_decay"),
         fused=data.draw(st.sampled_from([None, False]), label="fused"),
         max_nonfinite_steps=1000,
+        **own,
     )
     events = st.sampled_from(
         ["plain", "small", "zero", "inf", "nan", "some", "none", "record", "amp", "overflow", "reset"]
@@ -169,3 +179,26 @@ def test_unfused_min_ratio_1_is_torch_sgd_to_rounding() -> None:
         sgd.step()
     for p, q in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options", [{}, {"betas": (0.5, 0.9), "eps": 1e-4, "maximize": True, "weight_decay": 0.0}]
+)
+def test_min_ratio_1_is_torch_adamw_bit_for_bit(options: dict[str, Any], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours = nn.ParameterList(torch.randn(shape).to(dtype) for shape in [(33, 65), (129,), (4, 3, 3, 3), ()])
+    theirs = copy.deepcopy(ours)
+    zenith = ZENITHAdamW(ours, 0.01, min_ratio=1.0, window=5, **options)
+    adamw = torch.optim.AdamW(theirs, 0.01, fused=True, **options)
+    for step in range(100):
+        for p, q in zip(ours, theirs):
+            p.grad = None if step % 7 == 3 and p.ndim == 1 else torch.randn_like(p)
+            q.grad = None if p.grad is None else p.grad.clone()
+        zenith.step()
+        adamw.step()
+        for p, q in zip(ours, theirs):
+            assert torch.equal(p, q)
+            for name, value in adamw.state.get(q, {}).items():
+                assert torch.equal(zenith.state[p][name], value)
+    assert zenith.effective_lrs() == [0.01]

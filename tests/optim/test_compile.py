@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "all of SGD, clipped": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "max_norm": 1.0},
     "momentum norm": {"momentum": 0.9, "norm_source": "momentum", "record_after": 2, "min_ratio": 0.1},
+    "AdamW": {"kind": ZENITHAdamW, "max_norm": 1.0},
 }
 
 
@@ -26,8 +27,10 @@ def test_compiled_step_has_no_graph_break_and_equals_the_eager_one(name: str, ba
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
     compiled_model = copy.deepcopy(model)
     lrs = [torch.tensor(0.1) for _ in range(2)]
+    options = dict(OPTIONS[name])
+    kind = options.pop("kind", ZENITH)
     eager, compiled = (
-        ZENITH(m.parameters(), lr, window=4, **OPTIONS[name]) for m, lr in zip((model, compiled_model), lrs)
+        kind(m.parameters(), lr, window=4, **options) for m, lr in zip((model, compiled_model), lrs)
     )
     graphs: list[int] = []
     settled = 0

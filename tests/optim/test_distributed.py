@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from zenith_det.optim import ZENITH, global_norm
+from zenith_det.optim import ZENITH, ZENITHAdamW, global_norm
 
 dist = pytest.importorskip("torch.distributed")
 pytestmark = pytest.mark.skipif(
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 OPTIONS: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "window": 4, "max_norm": 2.0}
+ADAMW_OPTIONS: dict[str, Any] = {"lr": 0.02, "eps": 1e-3, "window": 4, "max_norm": 2.0}
 
 
 def build() -> nn.Module:
@@ -88,6 +89,14 @@ def norm_of_dtensors(rank: int) -> None:
 
 
 def fsdp(rank: int) -> None:
+    sharded_training(rank, ZENITH, OPTIONS)
+
+
+def fsdp_adamw(rank: int) -> None:
+    sharded_training(rank, ZENITHAdamW, ADAMW_OPTIONS)
+
+
+def sharded_training(rank: int, kind: type[ZENITH], options: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import init_device_mesh
@@ -100,8 +109,8 @@ def fsdp(rank: int) -> None:
         return fully_shard(model, mesh=mesh)
 
     model, alone = sharded(), build()
-    optimizer = ZENITH(model.named_parameters(), **OPTIONS)
-    reference = ZENITH(alone.named_parameters(), **OPTIONS)
+    optimizer = kind(model.named_parameters(), **options)
+    reference = kind(alone.named_parameters(), **options)
     ratios = train(model, optimizer, rank, 2, range(20))
     expected = train(alone, reference, 0, 1, range(20))
     assert ratios == pytest.approx(expected, rel=1e-5)
@@ -115,7 +124,7 @@ def fsdp(rank: int) -> None:
 
     # torch.distributed.checkpoint carries the whole state over, history included.
     state = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    again = ZENITH(model.named_parameters(), **OPTIONS)
+    again = kind(model.named_parameters(), **options)
     set_optimizer_state_dict(model, again, state)
     assert again.zenith_state() == optimizer.zenith_state()
     optimizer = again
@@ -153,6 +162,8 @@ def worker(rank: int, folder: str, names: list[str]) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("names", [["ddp"], ["norm_of_dtensors", "fsdp"]], ids=["DDP", "sharded parameters"])
+@pytest.mark.parametrize(
+    "names", [["ddp"], ["norm_of_dtensors", "fsdp", "fsdp_adamw"]], ids=["DDP", "sharded parameters"]
+)
 def test_two_processes(names: list[str], tmp_path: Path) -> None:
     torch.multiprocessing.spawn(worker, args=(str(tmp_path), names), nprocs=2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW
 from zenith_det.optim.zenith import _StreakReader
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -23,7 +23,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clip": {"clip": lambda params: nn.utils.clip_grad_value_(params, 0.1)},
     "momentum norm": {"momentum": 0.9, "norm_source": "momentum", "record_after": 2, "min_ratio": 0.1},
     "unfused": {"momentum": 0.9, "fused": False},
+    "AdamW": {"kind": ZENITHAdamW, "max_norm": 1.0},
+    "AdamW, unfused": {"kind": ZENITHAdamW, "fused": False},
 }
+
+
+def optimizer_of(model: nn.Module, name: str, lr: Any) -> ZENITH:
+    options = dict(OPTIONS[name])
+    kind: type[ZENITH] = options.pop("kind", ZENITH)
+    return kind(model.parameters(), lr, window=3, **options)
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ def model_with_grads(device: str = "cpu") -> nn.Sequential:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_step_reads_no_value(name: str, amp: bool) -> None:
     model = model_with_grads()
-    optimizer = ZENITH(model.parameters(), torch.tensor(0.1), window=3, **OPTIONS[name])
+    optimizer = optimizer_of(model, name, torch.tensor(0.1))
     if amp:
         optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
     with Reads() as reads:
@@ -82,7 +90,7 @@ def test_step_reads_no_value(name: str, amp: bool) -> None:
 def test_step_runs_where_tensors_have_no_values(name: str) -> None:
     """On the meta device every read raises, and the code takes the way of an accelerator."""
     model = model_with_grads("meta")
-    optimizer = ZENITH(model.parameters(), torch.tensor(0.1), window=3, **OPTIONS[name])
+    optimizer = optimizer_of(model, name, torch.tensor(0.1))
     for _ in range(6):
         optimizer.step()
         optimizer.record_norm()
@@ -118,7 +126,7 @@ def test_python_state_does_not_change_from_step_to_step() -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_cuda_step_does_not_synchronise(name: str, amp: bool) -> None:
     model = model_with_grads("cuda")
-    optimizer = ZENITH(model.parameters(), 0.1, window=3, **OPTIONS[name])
+    optimizer = optimizer_of(model, name, 0.1)
     if amp:
         optimizer.grad_scale = torch.tensor(2.0, device="cuda")
         optimizer.found_inf = torch.tensor(0.0, device="cuda")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW
 
 from .literal_zenith import LiteralZenith, Vector
 
@@ -24,6 +24,7 @@ class Twins:
         lr: float = 0.02,
         dtype: torch.dtype = torch.float64,
         clip: Any = None,
+        kind: type[ZENITH] = ZENITH,
         **options: Any,
     ) -> None:
         """``clip``: a pair, of the callable for ZENITH and that for the twin."""
@@ -32,8 +33,9 @@ class Twins:
         for shapes, own in zip(SHAPES, GROUP_OPTIONS):
             params = [nn.Parameter(self.randn(shape).to(dtype)) for shape in shapes]
             groups.append({"params": params, **own})
-        self.optimizer = ZENITH(groups, lr, clip=clip and clip[0], **options)
-        per_group = ("lr", "momentum", "nesterov", "weight_decay", "maximize")
+        self.optimizer = kind(groups, lr, clip=clip and clip[0], **options)
+        self.buffer = "exp_avg" if kind is ZENITHAdamW else "momentum_buffer"
+        per_group = self.optimizer.defaults.keys() - {"fused"}
         literal_groups = [
             {**{k: g[k] for k in per_group}, "params": [vector(p) for p in g["params"]]}
             for g in self.optimizer.param_groups
@@ -86,7 +88,7 @@ class Twins:
         for i, group in enumerate(optimizer.param_groups):
             for j, param in enumerate(group["params"]):
                 assert vector(param) == pytest.approx(literal.groups[i]["params"][j], rel=rel, abs=rel)
-                buf = optimizer.state[param].get("momentum_buffer") if param in optimizer.state else None
+                buf = optimizer.state[param].get(self.buffer) if param in optimizer.state else None
                 expected = literal.bufs[i][j] or [0.0] * param.numel()
                 if buf is not None:
                     assert vector(buf) == pytest.approx(expected, rel=rel, abs=rel)

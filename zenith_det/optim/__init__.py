@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ._norm import global_norm
 from .zenith import ZENITH
+from .zenith_adamw import ZENITHAdamW
 
-__all__ = ["ZENITH", "global_norm"]
+__all__ = ["ZENITH", "ZENITHAdamW", "global_norm"]

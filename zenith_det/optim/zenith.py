@@ -135,6 +135,11 @@ class ZENITH(torch.optim.Optimizer):
     # the device, instead of waiting for the device to tell whether step() is to be called.
     _step_supports_amp_scaling = True
 
+    _buffers: tuple[str, ...] = ("momentum_buffer",)
+    """The state of a parameter that has its shape, the momentum first."""
+    _not_taken: tuple[str, ...] = ("dampening",)
+    """Options of torch's own that a loaded state must not have."""
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]],
@@ -153,24 +158,6 @@ class ZENITH(torch.optim.Optimizer):
         fused: bool | None = None,
         maximize: bool = False,
     ) -> None:
-        _require(_is_integer(window, least=1), "window", window, "an integer >= 1")
-        _require(_is_real(min_ratio) and 0 <= min_ratio <= 1, "min_ratio", min_ratio, "in [0, 1]")
-        _require(_is_integer(record_after, least=0), "record_after", record_after, "an integer >= 0")
-        _require(norm_source in _NORM_SOURCES, "norm_source", norm_source, f"one of {_NORM_SOURCES}")
-        positive = max_norm is None or (_is_real(max_norm) and 0 < max_norm < math.inf)
-        _require(positive, "max_norm", max_norm, "None or in (0, inf)")
-        _require(clip is None or callable(clip), "clip", clip, "None or a callable")
-        _require(clip is None or max_norm is None, "clip", clip, "None where max_norm is given")
-        limit = max_nonfinite_steps
-        _require(_is_integer(limit, least=1), "max_nonfinite_steps", limit, "an integer >= 1")
-        self.norm_source = norm_source
-        self.max_norm = max_norm
-        self.clip = clip
-        self.max_nonfinite_steps = max_nonfinite_steps
-        self._history = NormHistory(int(window), float(min_ratio), int(record_after))
-        self._measured: Tensor | None = None
-        self._effective_lrs: list[Tensor] = []
-        self._streak = _StreakReader()
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -179,6 +166,49 @@ class ZENITH(torch.optim.Optimizer):
             "maximize": maximize,
             "fused": fused,
         }
+        self._set_up(
+            params,
+            defaults,
+            window,
+            min_ratio,
+            record_after,
+            norm_source,
+            max_norm,
+            clip,
+            max_nonfinite_steps,
+        )
+
+    def _set_up(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        window: int,
+        min_ratio: float,
+        record_after: int,
+        norm_source: str,
+        max_norm: float | None,
+        clip: Callable[[list[Tensor]], object] | None,
+        max_nonfinite_steps: int,
+    ) -> None:
+        """What the constructor does, whatever the update."""
+        require(_is_integer(window, least=1), "window", window, "an integer >= 1")
+        require(is_real(min_ratio) and 0 <= min_ratio <= 1, "min_ratio", min_ratio, "in [0, 1]")
+        require(_is_integer(record_after, least=0), "record_after", record_after, "an integer >= 0")
+        require(norm_source in _NORM_SOURCES, "norm_source", norm_source, f"one of {_NORM_SOURCES}")
+        positive = max_norm is None or (is_real(max_norm) and 0 < max_norm < math.inf)
+        require(positive, "max_norm", max_norm, "None or in (0, inf)")
+        require(clip is None or callable(clip), "clip", clip, "None or a callable")
+        require(clip is None or max_norm is None, "clip", clip, "None where max_norm is given")
+        limit = max_nonfinite_steps
+        require(_is_integer(limit, least=1), "max_nonfinite_steps", limit, "an integer >= 1")
+        self.norm_source = norm_source
+        self.max_norm = max_norm
+        self.clip = clip
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self._history = NormHistory(int(window), float(min_ratio), int(record_after))
+        self._measured: Tensor | None = None
+        self._effective_lrs: list[Tensor] = []
+        self._streak = _StreakReader()
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -190,24 +220,28 @@ class ZENITH(torch.optim.Optimizer):
         """
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        for name in ("lr", "momentum", "weight_decay"):
-            if isinstance(param_group[name], Real):  # a NumPy number would keep a checkpoint from loading
+        for name, value in self.defaults.items():
+            # A NumPy number would keep a checkpoint from loading.
+            if isinstance(value, float) and isinstance(param_group[name], Real):
                 param_group[name] = float(param_group[name])
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        lr, momentum, nesterov = group["lr"], group["momentum"], group["nesterov"]
+        lr, decay = group["lr"], group["weight_decay"]
         if isinstance(lr, Tensor):
-            _require(lr.numel() == 1, "lr", lr, "a float or a 1-element tensor")
-            _require(0 <= lr.item() < math.inf, "lr", lr, "in [0, inf)")
+            require(lr.numel() == 1, "lr", lr, "a float or a 1-element tensor")
+            require(0 <= lr.item() < math.inf, "lr", lr, "in [0, inf)")
         else:
-            _require(_is_real(lr) and 0 <= lr < math.inf, "lr", lr, "in [0, inf)")
-        _require(_is_real(momentum) and 0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
-        _require(not nesterov or momentum > 0, "momentum", momentum, "in (0, 1) with nesterov=True")
+            require(is_real(lr) and 0 <= lr < math.inf, "lr", lr, "in [0, inf)")
+        self._check_momentum(group)
+        require(is_real(decay) and 0 <= decay < math.inf, "weight_decay", decay, "in [0, inf)")
+        require(group["fused"] in (None, False, True), "fused", group["fused"], "None, False or True")
+
+    def _check_momentum(self, group: dict[str, Any]) -> None:
+        momentum, nesterov = group["momentum"], group["nesterov"]
+        require(is_real(momentum) and 0 <= momentum < 1, "momentum", momentum, "in [0, 1)")
+        require(not nesterov or momentum > 0, "momentum", momentum, "in (0, 1) with nesterov=True")
         measurable = self.norm_source != "momentum" or momentum > 0
-        _require(measurable, "momentum", momentum, "in (0, 1) with norm_source='momentum'")
-        decay = group["weight_decay"]
-        _require(_is_real(decay) and 0 <= decay < math.inf, "weight_decay", decay, "in [0, inf)")
-        _require(group["fused"] in (None, False, True), "fused", group["fused"], "None, False or True")
+        require(measurable, "momentum", momentum, "in (0, 1) with norm_source='momentum'")
 
     # One step.
 
@@ -268,22 +302,27 @@ class ZENITH(torch.optim.Optimizer):
         compiling = torch.compiler.is_compiling()
         self._effective_lrs = [ratio * _lr(group, like) for group in self.param_groups]
         for group, batch, lr in zip(self.param_groups, batches, self._effective_lrs):
-            sgd_(
-                *batch,
-                Scalars(lr, skip, divisor),
-                momentum=group["momentum"],
-                nesterov=group["nesterov"],
-                weight_decay=group["weight_decay"],
-                maximize=group["maximize"],
-                # A compiler fuses the plain operations itself, and can't look into the fused kernel.
-                fused=group["fused"] is not False and not compiling,
-            )
+            # A compiler fuses the plain operations itself, and can't look into the fused kernel.
+            fused = group["fused"] is not False and not compiling
+            self._update(group, batch, Scalars(lr, skip, divisor), fused=fused)
 
         if not compiling and self._streak.read(self._history.streak) >= self.max_nonfinite_steps:
             self._raise_nonfinite()
         return loss
 
-    def _update_history(self, norm: Tensor, finite: Tensor, batches: list[_Batch]) -> Tensor:
+    def _update(self, group: dict[str, Any], batch: Batch, scalars: Scalars, *, fused: bool) -> None:
+        """The update of one group's parameters, in place."""
+        sgd_(
+            *batch,
+            scalars,
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+            fused=fused,
+        )
+
+    def _update_history(self, norm: Tensor, finite: Tensor, batches: list[Batch]) -> Tensor:
         """Gradient norm in, r_t out."""
         record = finite
         if all(isinstance(group["lr"], float) and group["lr"] == 0 for group in self.param_groups):
@@ -315,7 +354,7 @@ class ZENITH(torch.optim.Optimizer):
         self._measured = _grad_norm(self._batches(bufs=False))
         return self._measured
 
-    def _batches(self, bufs: bool = True) -> list[_Batch]:
+    def _batches(self, bufs: bool = True) -> list[Batch]:
         """For every group the parameters that have a gradient, ready for norm and update."""
         batches = []
         for index, group in enumerate(self.param_groups):
@@ -323,10 +362,8 @@ class ZENITH(torch.optim.Optimizer):
             grads: list[Tensor] = [param.grad for param in params]
             if not all(grad.layout is torch.strided for grad in grads):
                 grads = [self._usable(grad, param, index) for grad, param in zip(grads, params)]
-            with_momentum = bufs and group["momentum"] != 0
-            batch = _Batch(
-                params, grads, [self._momentum_buffer(p) if with_momentum else None for p in params]
-            )
+            with_momentum = bufs and self._has_momentum(group)
+            batch = Batch(params, grads, [self._buffer(p) if with_momentum else None for p in params])
             if group["fused"]:
                 self._check_fused(batch, index)
             batches.append(batch)
@@ -342,22 +379,26 @@ class ZENITH(torch.optim.Optimizer):
             )
         group = self.param_groups[index]
         # Momentum and weight decay update every row anyway: there a sparse gradient saves nothing.
-        sparse = group["momentum"] == 0 and group["weight_decay"] == 0
+        sparse = not self._has_momentum(group) and group["weight_decay"] == 0
         return grad.coalesce() if sparse else grad.to_dense()
 
-    def _check_fused(self, batch: _Batch, index: int) -> None:
+    def _has_momentum(self, group: dict[str, Any]) -> bool:
+        return bool(group["momentum"] != 0)
+
+    def _check_fused(self, batch: Batch, index: int) -> None:
         for param, grad, buf in zip(*batch):
             if not fused_supports(param, grad, buf):
                 kind = f"{self._name(param, index)} ({param.dtype}, {param.device}, {grad.layout})"
                 raise ValueError(f"fused must be None or False for {kind}, got True")
 
-    def _momentum_buffer(self, param: Tensor) -> Tensor:
+    def _buffer(self, param: Tensor) -> Tensor:
+        """The parameter's momentum."""
         state = self.state[param]
         # Zeros, and not "first step: b = g" as in torch: whether the first step is skipped, only the device
         # knows.
-        buf: Tensor | None = state.get("momentum_buffer")
+        buf: Tensor | None = state.get(self._buffers[0])
         if buf is None:
-            buf = state["momentum_buffer"] = torch.zeros_like(param)
+            buf = state[self._buffers[0]] = torch.zeros_like(param)
         return buf
 
     # Reading it.
@@ -459,12 +500,13 @@ class ZENITH(torch.optim.Optimizer):
         # torch would load any buffer, and fail (or not) in the next step.
         for index, (group, saved) in enumerate(zip(self.param_groups, groups)):
             for param, key in zip(group["params"], saved["params"]):
-                buf = state.get(key, {}).get("momentum_buffer")
-                if buf is not None and buf.shape != param.shape:
-                    raise ValueError(
-                        f"loaded momentum_buffer of {self._name(param, index)} has shape {tuple(buf.shape)}, "
-                        f"the parameter {tuple(param.shape)}: is the state of another model?"
-                    )
+                for name in self._buffers:
+                    buf = state.get(key, {}).get(name)
+                    if buf is not None and buf.shape != param.shape:
+                        raise ValueError(
+                            f"loaded {name} of {self._name(param, index)} has shape {tuple(buf.shape)}, "
+                            f"the parameter {tuple(param.shape)}: is the state of another model?"
+                        )
 
     def __getstate__(self) -> dict[str, Any]:
         options = ("norm_source", "max_norm", "clip", "max_nonfinite_steps")
@@ -476,9 +518,10 @@ class ZENITH(torch.optim.Optimizer):
         self._streak = _StreakReader()
         for group in self.param_groups:
             # The loaded groups may be those of an optimizer that doesn't have all options.
-            for name in ("momentum", "nesterov", "weight_decay", "maximize", "fused"):
+            for name in self.defaults.keys() - {"differentiable"}:  # which torch adds
                 group.setdefault(name, self.defaults[name])
-            _require(not group.get("dampening"), "dampening", group.get("dampening"), "0: ZENITH has none")
+            for name in self._not_taken:
+                require(not group.get(name), name, group.get(name), f"0: {type(self).__name__} has none")
 
     # Errors.
 
@@ -506,7 +549,7 @@ class ZENITH(torch.optim.Optimizer):
         )
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """The parameters of a group that have a gradient, those gradients, and their momentum (None without)."""
 
     params: list[Tensor]
@@ -514,7 +557,7 @@ class _Batch(NamedTuple):
     bufs: list[Tensor | None]
 
 
-def _grad_norm(batches: list[_Batch]) -> Tensor:
+def _grad_norm(batches: list[Batch]) -> Tensor:
     return global_norm(grad for batch in batches for grad in batch.grads)
 
 
@@ -554,7 +597,7 @@ def _scalar(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(()).to(like.device, like.dtype, non_blocking=not like.is_cpu)
 
 
-def _is_real(value: object) -> bool:
+def is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -562,6 +605,6 @@ def _is_integer(value: Any, least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
