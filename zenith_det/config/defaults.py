@@ -328,7 +328,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "AVERAGE": {
             "KIND": "",  # "ema", "tail", or "" for none
             "DECAY": 0.999,  # of "ema", per iteration
-            "TAIL": 0.25,  # of "tail": about the newest share of all iterations so far
+            "TAIL": 0.1,  # of "tail": about the newest share of all iterations so far
         },
         "ADAMW": {"BETAS": (0.9, 0.999), "EPS": 1e-8},
         "PRODIGY": {

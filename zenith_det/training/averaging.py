@@ -51,7 +51,7 @@ class WeightAverage:
         tail: of ``"tail"``, in (0, 1].
     """
 
-    def __init__(self, model: nn.Module, kind: str, *, decay: float = 0.999, tail: float = 0.25) -> None:
+    def __init__(self, model: nn.Module, kind: str, *, decay: float = 0.999, tail: float = 0.1) -> None:
         if kind not in KINDS[1:]:
             raise ValueError(f"kind is {kind!r}: 'ema' or 'tail'")
         self.model = model
