@@ -45,8 +45,16 @@ def test_learning_rates(tmp_path: Path) -> None:
     runs = plan(["zenith", "schedule_free", "adamw_cosine"], tmp_path, seeds=(0,), lrs=lrs, lr_scales=(2.0,))
     # One's own list; ten times the config's, doubled; an absolute one, doubled.
     assert [(run.arm.name, run.lr) for run in runs] == [
-        ("zenith", 0.1), ("zenith", 0.2), ("schedule_free", BASE_LR * 20), ("adamw_cosine", 0.002),
+        ("zenith", 0.1), ("zenith", 0.2), ("schedule_free", BASE_LR * 20), ("adamw_cosine", 0.001),
     ]  # fmt: skip
+
+
+def test_arms_of_sgd_are_not_given_the_lr_of_adamw(tmp_path: Path) -> None:
+    config = CONFIG.replace("_zenith", "_zenith_adamw")
+    assert plan_runs(load_config, config, choose_arms(["zenith_adamw", "prodigy"]), (0,), tmp_path)
+    message = r"SOLVER.OPTIMIZER is ZENITHAdamW, and arm sgd_cosine takes SOLVER.BASE_LR"
+    with pytest.raises(ConfigError, match=message):
+        plan_runs(load_config, config, choose_arms(["zenith_adamw", "sgd_cosine"]), (0,), tmp_path)
 
 
 def test_every_built_in_arm_trains_with_what_it_says(tmp_path: Path) -> None:

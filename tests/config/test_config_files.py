@@ -29,7 +29,9 @@ def name_of(file: Path) -> str:
 def test_every_promised_file_is_there() -> None:
     names = {name_of(file) for file in RECIPES}
     assert {f"{task}_zenith.yaml" for task in TASKS} <= names
-    assert {f"quickstart/{task}_zenith.yaml" for task in TASKS} <= names
+    assert {
+        f"quickstart/{task}_{kind}.yaml" for task in TASKS for kind in ("zenith", "zenith_adamw")
+    } <= names
     assert {f"baselines/{task}_{baseline}.yaml" for task in TASKS for baseline in BASELINES} <= names
 
 
@@ -47,8 +49,9 @@ def test_it_is_the_task_in_its_name(file: Path) -> None:
     assert file.name.startswith("keypoint") == cfg.MODEL.KEYPOINT_ON
     if "coco_2017" in str(cfg.DATASETS.TRAIN):
         assert ("keypoints_coco_2017_train" in cfg.DATASETS.TRAIN) == cfg.MODEL.KEYPOINT_ON
-    if file.stem.endswith("_zenith"):
-        assert cfg.SOLVER.OPTIMIZER == "ZENITH"
+    kind = {"_zenith": "ZENITH", "_zenith_adamw": "ZENITHAdamW"}.get(file.stem.partition("_rcnn")[2])
+    if kind:
+        assert kind == cfg.SOLVER.OPTIMIZER
         assert cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupZenithLR"
 
 

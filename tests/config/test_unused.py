@@ -48,6 +48,7 @@ def test_keys_of_other_schedules(schedule: str, expected: list[str]) -> None:
     ("optimizer", "expected"),
     [
         ("ZENITH", ["ADAMW.EPS"]),
+        ("ZENITHAdamW", ["MOMENTUM"]),
         ("SGD", ["ADAMW.EPS", "ZENITH.WINDOW"]),
         ("AdamW", ["MOMENTUM", "ZENITH.WINDOW"]),
         ("ScheduleFreeSGD", ["ADAMW.EPS", "ZENITH.WINDOW"]),

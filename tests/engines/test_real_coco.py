@@ -92,7 +92,7 @@ def test_quickstart_on_coco_by_name(
 ) -> None:
     """80 classes (or one), crowds, Detectron2's dataset names: trains, evaluates, prints every AP."""
     done = train_net(
-        "--config-file", str(ROOT / "configs" / "quickstart" / f"{task}_rcnn_zenith.yaml"),
+        "--config-file", str(ROOT / "configs" / "quickstart" / f"{task}_rcnn_zenith_adamw.yaml"),
         "DATASETS.TRAIN", f"('{names}_train',)", "DATASETS.TEST", f"('{names}_val',)",
         *SMALL, "SOLVER.MAX_ITER", "2", "TEST.MAX_IMAGES", "6", "OUTPUT_DIR", str(tmp_path),
     )  # fmt: skip

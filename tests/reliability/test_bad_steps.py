@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.reliability import runs
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW
 from zenith_det.training import bad_steps
 from zenith_det.training.bad_steps import StepGuard, count_only_finite, explain
 
@@ -128,6 +128,7 @@ OPTIMIZERS = {
     "ZENITH": lambda p: ZENITH(p, lr=0.01, momentum=0.9),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "ZENITHAdamW": lambda p: ZENITHAdamW(p, lr=0.01),
 }
 
 

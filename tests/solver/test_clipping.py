@@ -68,7 +68,7 @@ def test_clipping_is_off_by_default_and_unknown_kinds_are_told() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["ZENITH", "SGD"])
+@pytest.mark.parametrize("name", ["ZENITH", "ZENITHAdamW", "SGD"])
 def test_a_step_without_any_gradient_changes_nothing(kind: str, name: str) -> None:
     model = make_model()
     optimizer = build_optimizer(clip_config(kind, OPTIMIZER=name), model)
@@ -126,7 +126,7 @@ def test_the_lr_trace_is_the_same_with_and_without_clipping(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["ZENITH", "SGD", "AdamW"])
+@pytest.mark.parametrize("name", ["ZENITH", "ZENITHAdamW", "SGD", "AdamW"])
 def test_a_grad_scaler_changes_nothing(kind: str, name: str) -> None:
     cfg = clip_config(kind, OPTIMIZER=name, ZENITH__WINDOW=2)
     plain, scaled = make_model(), make_model()

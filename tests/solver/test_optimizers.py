@@ -24,7 +24,7 @@ from zenith_det.solver import (
 from .helpers import backward, config, make_model, same_weights, train
 
 LIBRARIES = {"ScheduleFreeSGD": "schedulefree", "Prodigy": "prodigyopt", "DAdaptSGD": "pytorch_optimizer"}
-LRS = {"AdamW": 0.003, "ScheduleFreeSGD": 0.02, "Prodigy": 1.0, "DAdaptSGD": 1.0}
+LRS = {"AdamW": 0.003, "ZENITHAdamW": 0.003, "ScheduleFreeSGD": 0.02, "Prodigy": 1.0, "DAdaptSGD": 1.0}
 NAMES = sorted(name for name, _ in OPTIMIZER_REGISTRY)
 
 

@@ -21,7 +21,7 @@ def test_unknown_names_list_what_there_is_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as optimizer_error:
         build_optimizer(config(OPTIMIZER="Zenit"), make_model())
     assert str(optimizer_error.value) == (
-        "SOLVER.OPTIMIZER 'Zenit' is not one of AdamW, DAdaptSGD, Prodigy, SGD, ScheduleFreeSGD, ZENITH"
+        "SOLVER.OPTIMIZER 'Zenit' is not one of AdamW, DAdaptSGD, Prodigy, SGD, ScheduleFreeSGD, ZENITH, ZENITHAdamW"
         ": did you mean ZENITH?"
     )
     optimizer = build_optimizer(config(), make_model())

@@ -48,7 +48,15 @@ def test_optimizer(tmp_path: Path) -> None:
     (comparison,) = found["comparisons"]
     cases = {case["name"]: case for case in comparison["cases"]}
     assert "left out" not in comparison["facts"]
-    expected = {"ZENITH", "SGD, fused", "SGD, foreach", "AdamW, fused", "Prodigy", "Schedule-Free SGD"}
+    expected = {
+        "ZENITH",
+        "SGD, fused",
+        "SGD, foreach",
+        "AdamW, fused",
+        "ZENITHAdamW",
+        "Prodigy",
+        "Schedule-Free SGD",
+    }
     assert expected <= set(cases)
     for name in ("SGD, foreach", "SGD, fused + clip_grad_norm_"):
         assert cases[name]["state bytes"] == cases["SGD, fused"]["state bytes"]

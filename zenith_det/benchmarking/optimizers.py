@@ -16,7 +16,7 @@ from zenith_det.benchmarking.measuring import Case, interleave
 from zenith_det.benchmarking.reporting import Comparison, Ratio
 from zenith_det.config import load_config
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW
 
 __all__ = ["compare_optimizers", "state_bytes"]
 
@@ -26,11 +26,14 @@ LR, MOMENTUM, WEIGHT_DECAY = 0.02, 0.9, 1e-4
 
 SGD_FUSED, SGD_CLIPPED, ADAMW = "SGD, fused", "SGD, fused + clip_grad_norm_", "AdamW, fused"
 ZENITH_PLAIN, ZENITH_CLIPPED = "ZENITH", f"ZENITH, max_norm={MAX_NORM:g}"
+ZENITH_ADAMW = "ZENITHAdamW"
+ADAMW_SETTINGS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.05}
 
 RATIOS = (
     Ratio(ZENITH_PLAIN, SGD_FUSED, at_most=1.25),
     Ratio(ZENITH_PLAIN, ADAMW, at_most=0.90),
     Ratio(ZENITH_CLIPPED, SGD_CLIPPED, at_most=0.85),
+    Ratio(ZENITH_ADAMW, ADAMW),
 )
 #: Passes over all parameters that an update can't do without: (tensors read, tensors written).
 #: SGD reads parameter, gradient and momentum and writes the first and the last; the norm is one read more;
@@ -39,6 +42,7 @@ PASSES = {
     SGD_FUSED: (3, 2),
     SGD_CLIPPED: (5, 3),
     ADAMW: (4, 3),
+    ZENITH_ADAMW: (5, 3),
     ZENITH_PLAIN: (4, 2),
     ZENITH_CLIPPED: (4, 3),
 }
@@ -165,7 +169,8 @@ def _makers(device: torch.device) -> dict[str, _Maker]:
         "SGD, foreach": plain(lambda params: torch.optim.SGD(params, foreach=True, **sgd)),
         SGD_CLIPPED: clipped,
         ZENITH_CLIPPED: plain(lambda params: ZENITH(params, window=WINDOW, max_norm=MAX_NORM, **sgd)),
-        ADAMW: plain(lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=0.05, fused=True)),
+        ADAMW: plain(lambda params: torch.optim.AdamW(params, fused=True, **ADAMW_SETTINGS)),
+        ZENITH_ADAMW: plain(lambda params: ZENITHAdamW(params, window=WINDOW, **ADAMW_SETTINGS)),
         "Schedule-Free SGD": plain(
             lambda params: importlib.import_module("schedulefree").SGDScheduleFree(
                 params, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY

@@ -16,6 +16,10 @@ from zenith_det.errors import ConfigError, one_line, quote
 #: Where the usual step schedule ("1x": 60k and 80k of 90k) lowers the LR.
 STEPS_AT = (2 / 3, 8 / 9)
 
+#: AdamW's η₀ where none is given: five times that of the recipe for pre-trained weights at batch 16, as these arms
+#: are first meant for small models from scratch.
+ADAMW_LR = 0.0005
+
 _FIELDS = ("label", "overrides", "lr", "lr_factor", "steps_at", "averaged")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -72,6 +76,8 @@ def _solver(optimizer: str, schedule: str, **more: Any) -> dict[str, Any]:
 
 
 _ZENITH = _solver("ZENITH", "WarmupZenithLR")
+_ADAMW = {"SOLVER.WEIGHT_DECAY": 0.05}
+_ZENITH_ADAMW = _solver("ZENITHAdamW", "WarmupZenithLR") | _ADAMW
 _STEP = _solver("SGD", "WarmupMultiStepLR", GAMMA=0.1)
 _COSINE = _solver("SGD", "WarmupCosineLR")
 _PLATEAU = _solver("SGD", "WarmupPlateauLR", GAMMA=0.1, PLATEAU_PATIENCE=1)
@@ -79,8 +85,7 @@ _CONSTANT = _solver("SGD", "WarmupConstantLR")
 _EMA = {"SOLVER.AVERAGE.KIND": "ema"}
 _TAIL = {"SOLVER.AVERAGE.KIND": "tail"}
 
-# Learning rates: configs/baselines/ says where they come from. AdamW's is ten times that of the recipe for
-# pre-trained weights at batch 16: these arms are first meant for small models from scratch.
+# Learning rates: configs/baselines/ says where they come from.
 BUILT_IN: tuple[Arm, ...] = (
     Arm("zenith", "ZENITH", _ZENITH),
     Arm("zenith_average", "ZENITH averaged", _ZENITH | _EMA, averaged=True),
@@ -101,11 +106,21 @@ BUILT_IN: tuple[Arm, ...] = (
     Arm("sgd_constant", "SGD constant", _CONSTANT),
     Arm("sgd_constant_average", "SGD constant averaged", _CONSTANT | _EMA, averaged=True),
     Arm("sgd_constant_tail_average", "SGD constant tail-averaged", _CONSTANT | _TAIL, averaged=True),
+    Arm("zenith_adamw", "ZENITH AdamW tail-averaged", _ZENITH_ADAMW | _TAIL, lr=ADAMW_LR, averaged=True),
     Arm(
-        "adamw_cosine",
-        "AdamW cosine",
-        _solver("AdamW", "WarmupCosineLR", WEIGHT_DECAY=0.05),
-        lr=0.001,
+        "zenith_adamw_auto_lr",
+        "ZENITH AdamW tail-averaged, η₀ by range test",
+        _ZENITH_ADAMW | _TAIL | {"SOLVER.ZENITH.AUTO_LR": True},
+        lr=ADAMW_LR,
+        averaged=True,
+    ),
+    Arm("adamw_cosine", "AdamW cosine", _solver("AdamW", "WarmupCosineLR") | _ADAMW, lr=ADAMW_LR),
+    Arm(
+        "adamw_constant_tail_average",
+        "AdamW constant tail-averaged",
+        _solver("AdamW", "WarmupConstantLR") | _ADAMW | _TAIL,
+        lr=ADAMW_LR,
+        averaged=True,
     ),
     Arm("schedule_free", "Schedule-Free SGD", _solver("ScheduleFreeSGD", "WarmupConstantLR"), lr_factor=10.0),
     Arm("prodigy", "Prodigy cosine", _solver("Prodigy", "WarmupCosineLR", WEIGHT_DECAY=0.01), lr=1.0),

@@ -15,6 +15,8 @@ from zenith_det.errors import ConfigError
 
 #: Where a run of the comparison is and how, not what it trains: another value is the same run.
 _PLACE = {"OUTPUT_DIR", "MODEL.DEVICE"}
+#: Optimizers that one LR and one weight decay suit.
+_OF_SGD = ("SGD", "ZENITH", "ScheduleFreeSGD")
 #: What the comparison itself sets, and the flag that says what.
 _OURS = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}
 
@@ -93,6 +95,13 @@ def plan_runs(
     unknown = set(lrs or {}) - {arm.name for arm in arms}
     if unknown:
         raise ConfigError(f"--lrs {sorted(unknown)[0]}=…: no such arm among --arms")
+    if base.cfg.SOLVER.OPTIMIZER not in _OF_SGD:
+        for arm in arms:
+            if arm.lr is None and arm.keys(1).get("SOLVER.OPTIMIZER") in _OF_SGD:
+                raise ConfigError(
+                    f"{config_file}: SOLVER.OPTIMIZER is {base.cfg.SOLVER.OPTIMIZER}, and arm {arm.name} takes "
+                    "SOLVER.BASE_LR and WEIGHT_DECAY from the config: compare from one of SGD or ZENITH"
+                )
     trained_as = {arm.name: _trained_as(arm, arms) for arm in arms}
     max_iter = int(base.cfg.SOLVER.MAX_ITER)
     period = {}

@@ -14,6 +14,7 @@ from zenith_det.comparing.arms import Arm
 from zenith_det.comparing.plan import Run
 from zenith_det.comparing.runner import LOG_FILE, Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
+from zenith_det.config.keys import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.report.metrics_file import Series, read_metrics
 
@@ -198,7 +199,7 @@ class Comparison:
     @property
     def zenith_arms(self) -> list[Arm]:
         """Those that train with ZENITH."""
-        names = {o.run.arm.name for o in self.outcomes if o.run.optimizer == "ZENITH"}
+        names = {o.run.arm.name for o in self.outcomes if o.run.optimizer in ZENITH_OPTIMIZERS}
         return [arm for arm in self.arms if arm.name in names]
 
     @property
@@ -219,4 +220,4 @@ def collect(runs: Sequence[Run], arms: Sequence[Arm], reference: Arm) -> Compari
 
 def default_reference(runs: Sequence[Run]) -> Arm:
     """The first that isn't ZENITH's: what people use today; else the first."""
-    return next((run.arm for run in runs if run.optimizer != "ZENITH"), runs[0].arm)
+    return next((run.arm for run in runs if run.optimizer not in ZENITH_OPTIMIZERS), runs[0].arm)

@@ -21,6 +21,7 @@ _SCHEDULE_KEYS: dict[str, frozenset[str]] = {
 # What each optimizer reads of SOLVER beside the LR and the weight decay; a section stands for all its keys.
 _OPTIMIZER_KEYS: dict[str, frozenset[str]] = {
     "ZENITH": frozenset({"MOMENTUM", "NESTEROV", "ZENITH"}),
+    "ZENITHAdamW": frozenset({"ADAMW", "ZENITH"}),
     "SGD": frozenset({"MOMENTUM", "NESTEROV"}),
     "AdamW": frozenset({"ADAMW"}),
     "ScheduleFreeSGD": frozenset({"MOMENTUM"}),

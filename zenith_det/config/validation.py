@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zenith_det.config.keys import did_you_mean
+from zenith_det.config.keys import ZENITH_OPTIMIZERS, did_you_mean
 from zenith_det.config.node import CfgNode
 from zenith_det.errors import ConfigError, quote
 
@@ -125,7 +125,7 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
             raise _wrong(key, _get(cfg, key), "it is judged by evaluations: set TEST.EVAL_PERIOD", sources)
     if cfg.TEST.EARLY_STOPPING == _VALIDATION_LOSS and not cfg.TEST.VALIDATION_LOSS:
         raise _wrong("TEST.EARLY_STOPPING", _VALIDATION_LOSS, "set TEST.VALIDATION_LOSS True", sources)
-    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER != "ZENITH":
+    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER not in ZENITH_OPTIMIZERS:
         problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
         raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from zenith_det.config.keys import ZENITH_OPTIMIZERS
 from zenith_det.report.metrics_file import Series
 
 #: A ratio that stays above this has not lowered the LR.
@@ -188,4 +189,4 @@ def sentences(lines: Sequence[str]) -> list[str]:
 
 def config_window(cfg: Any) -> int | None:
     """W of a run's configuration, ``None`` for other optimizers."""
-    return int(cfg.SOLVER.ZENITH.WINDOW) if cfg.SOLVER.OPTIMIZER == "ZENITH" else None
+    return int(cfg.SOLVER.ZENITH.WINDOW) if cfg.SOLVER.OPTIMIZER in ZENITH_OPTIMIZERS else None

@@ -10,6 +10,7 @@ from torch import nn
 
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH as ZenithOptimizer
+from zenith_det.optim import ZENITHAdamW as ZenithAdamWOptimizer
 from zenith_det.solver.clipping import add_gradient_clipping, make_clipper
 from zenith_det.solver.param_groups import get_param_groups
 from zenith_det.solver.registry import OPTIMIZER_REGISTRY
@@ -34,23 +35,15 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 def ZENITH(cfg: Any, model: nn.Module) -> ZenithOptimizer:
     """SGD whose LR follows the gradient norm's history; ``SOLVER.ZENITH`` has its settings."""
     solver = cfg.SOLVER
-    full_model = solver.CLIP_GRADIENTS.CLIP_TYPE == "full_model" and solver.CLIP_GRADIENTS.NORM_TYPE == 2.0
-    clipper = make_clipper(cfg)
-    return _make(
-        cfg,
-        model,
-        ZenithOptimizer,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        window=solver.ZENITH.WINDOW,
-        min_ratio=solver.ZENITH.MIN_RATIO,
-        record_after=solver.ZENITH.RECORD_AFTER,
-        norm_source=solver.ZENITH.NORM_SOURCE,
-        max_nonfinite_steps=solver.ZENITH.MAX_NONFINITE_STEPS,
-        # Either way ZENITH records the norm first, so that clipping doesn't change the LR.
-        max_norm=solver.CLIP_GRADIENTS.CLIP_VALUE if clipper and full_model else None,
-        clip=None if full_model else clipper,
-    )
+    return _make_zenith(cfg, model, ZenithOptimizer, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+
+
+@OPTIMIZER_REGISTRY.register()
+def ZENITHAdamW(cfg: Any, model: nn.Module) -> ZenithAdamWOptimizer:
+    """AdamW whose LR follows the gradient norm's history; ``SOLVER.ZENITH`` and ``SOLVER.ADAMW`` have its
+    settings."""
+    settings = cfg.SOLVER.ADAMW
+    return _make_zenith(cfg, model, ZenithAdamWOptimizer, betas=tuple(settings.BETAS), eps=settings.EPS)
 
 
 @OPTIMIZER_REGISTRY.register()
@@ -135,6 +128,26 @@ def effective_lrs(optimizer: torch.optim.Optimizer) -> list[float]:
     if isinstance(optimizer, ZenithOptimizer):
         return optimizer.effective_lrs()
     return [float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups]
+
+
+def _make_zenith(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: Any) -> Any:
+    clip, zenith = cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.ZENITH
+    full_model = clip.CLIP_TYPE == "full_model" and clip.NORM_TYPE == 2.0
+    clipper = make_clipper(cfg)
+    return _make(
+        cfg,
+        model,
+        optimizer_class,
+        window=zenith.WINDOW,
+        min_ratio=zenith.MIN_RATIO,
+        record_after=zenith.RECORD_AFTER,
+        norm_source=zenith.NORM_SOURCE,
+        max_nonfinite_steps=zenith.MAX_NONFINITE_STEPS,
+        # Either way ZENITH records the norm first, so that clipping doesn't change the LR.
+        max_norm=clip.CLIP_VALUE if clipper and full_model else None,
+        clip=None if full_model else clipper,
+        **settings,
+    )
 
 
 def _make(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: Any) -> Any:

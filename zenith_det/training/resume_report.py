@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from zenith_det.config.keys import leaves
+from zenith_det.config.keys import ZENITH_OPTIMIZERS, leaves
+from zenith_det.training.resuming import shares_state
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def outcome(
             f"applied; the order of the images goes on. BASE_LR is {lr:g}: in proportion to the old one it would "
             f"be {before * new / old:g}"
         )
-        if present["SOLVER.OPTIMIZER"] == "ZENITH":
+        if present["SOLVER.OPTIMIZER"] in ZENITH_OPTIMIZERS:
             spans = [config["SOLVER.ZENITH.WINDOW"] * size for config, size in ((present, new), (saved, old))]
             text += (
                 f". ZENITH's history starts anew; its window spans {spans[0]} images now, {spans[1]} before"
@@ -72,7 +73,7 @@ def outcome(
     if key == "SOLVER.ZENITH.WINDOW":
         return f"applied; the newest {min(old, new)} norms are kept"
     if key == "SOLVER.OPTIMIZER":
-        kept = {old, new} == {"SGD", "ZENITH"}
+        kept = shares_state(old, new)
         return "applied; momentum is kept" if kept else "applied; the optimizer's state starts anew"
     if key.startswith("SOLVER.WARMUP") and iteration >= saved.get("SOLVER.WARMUP_ITERS", 0):
         return "applied; the earlier warm-up is over"

@@ -41,7 +41,7 @@ def what_changed(before: Mapping[str, object], now: Mapping[str, object]) -> str
 
 def shares_state(before: str, now: str) -> bool:
     """Whether an optimizer, by its name in the registry, can go on with another one's state."""
-    return before == now or {before, now} == {"SGD", "ZENITH"}
+    return before == now or {before, now} in ({"SGD", "ZENITH"}, {"AdamW", "ZENITHAdamW"})
 
 
 def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.config import zenith_unused_keys
+from zenith_det.config.keys import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def log_start(
             base_lr=solver.BASE_LR,
             optimizer=solver.OPTIMIZER,
             device=cfg.MODEL.DEVICE,
-            window=solver.ZENITH.WINDOW if solver.OPTIMIZER == "ZENITH" else None,
+            window=solver.ZENITH.WINDOW if solver.OPTIMIZER in ZENITH_OPTIMIZERS else None,
             start_iter=start_iter,
             num_processes=num_processes,
             accumulation=solver.GRADIENT_ACCUMULATION,

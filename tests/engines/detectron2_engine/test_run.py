@@ -170,12 +170,12 @@ def test_other_models_of_the_zoo_train_with_zenith(tmp_path: Path, shapes: Any, 
     assert "zenith/ratio" in metrics(tmp_path)[0]
 
 
-@pytest.mark.parametrize("task", ["faster", "mask", "keypoint"])
-def test_the_quickstart_configs_train(tmp_path: Path, shapes: Any, figures: Any, task: str) -> None:
+@pytest.mark.parametrize("name", ["faster_rcnn_zenith", "mask_rcnn_zenith_adamw", "keypoint_rcnn_zenith"])
+def test_the_quickstart_configs_train(tmp_path: Path, shapes: Any, figures: Any, name: str) -> None:
     """Their backbone ends before res5, which Detectron2's FPN does not expect."""
-    config = TRAIN_NET.parents[1] / "configs" / "quickstart" / f"{task}_rcnn_zenith.yaml"
+    config = TRAIN_NET.parents[1] / "configs" / "quickstart" / f"{name}.yaml"
     keys = {
-        **data_keys(figures if task == "keypoint" else shapes),
+        **data_keys(figures if name.startswith("keypoint") else shapes),
         "OUTPUT_DIR": tmp_path,
         "MODEL__DEVICE": "cpu",
     }

@@ -50,7 +50,7 @@ def test_channels_last_changes_no_loss_and_no_gradient(task: str) -> None:
         torch.testing.assert_close(last_grads[name], grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["ZENITH", "SGD", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["ZENITH", "ZENITHAdamW", "SGD", "AdamW"])
 def test_a_checkpoint_goes_on_with_the_other_order(optimizer: str, shapes: SmallSet, tmp_path: Path) -> None:
     """Fused kernels want parameter and momentum in one order, and torch's do not check it on the CPU."""
 
