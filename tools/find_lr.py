@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     curve.with_suffix(".json").write_text(json.dumps(record))
     print(
         f"SOLVER.BASE_LR {found.lr:g} for {loaded.cfg.SOLVER.IMS_PER_BATCH} images a batch: "
-        f"{lr_range_test.SHARE:g} of {found.edge:.2g}, from which the loss climbs; curve: {curve}"
+        f"{test.share:g} of {found.edge:.2g}, from which the loss climbs; curve: {curve}"
     )
     return 0
 

@@ -80,6 +80,16 @@ def test_every_arm_of_the_settings_study_trains_with_its_own_settings(tmp_path: 
     assert seen == {(25, 0, 0.0), (100, 0, 0.0), (400, 0, 0.0), (100, 50, 0.0), (100, 0, 0.7)}
 
 
+def test_every_arm_of_the_averaging_study_averages_by_its_own_settings(tmp_path: Path) -> None:
+    file = ROOT / "docs" / "tail_average.yaml"
+    seen = []
+    for arm in read_arms(file):
+        (run,) = plan([arm.name], tmp_path, file, seeds=(0,))
+        average = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER.AVERAGE
+        seen.append((average.KIND, average.TAIL if average.KIND == "tail" else average.DECAY))
+    assert seen == [*(("tail", tail) for tail in (0.03, 0.06, 0.1, 0.15, 0.25, 0.4)), ("ema", 0.99)]
+
+
 def test_the_fingerprint_is_of_what_is_trained(tmp_path: Path) -> None:
     (first,) = plan(["zenith"], tmp_path, seeds=(0,))
     (elsewhere,) = plan(["zenith"], tmp_path / "other", seeds=(0,), opts=["MODEL.DEVICE", "cpu"])

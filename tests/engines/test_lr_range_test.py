@@ -22,6 +22,7 @@ from zenith_det.engines.lr_range_test import (
     NoLRFoundError,
     RangeTest,
     choose,
+    measure,
 )
 from zenith_det.errors import ConfigError
 
@@ -77,6 +78,14 @@ def test_a_ruined_model_that_finds_nothing_is_no_low() -> None:
     losses[at:] = 1.5  # below all that the test has seen
     losses[at - 3 : at] = [40.0, math.inf, 60.0]
     assert choose(RangeTest(LRS, losses, False)).lr == pytest.approx(choose(plain).lr, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "share"), [("zenith", 1 / 8), ("zenith_adamw", 1 / 16)])
+def test_adamw_is_given_a_smaller_part_of_what_is_too_high(name: str, share: float) -> None:
+    loaded = load_config(f"configs/quickstart/mask_rcnn_{name}.yaml")
+    losses = iter(curve().losses)
+    found = choose(measure(loaded, lambda copy: lambda lr: next(losses)))
+    assert found.lr == pytest.approx(share * found.edge, rel=0.05)
 
 
 def flat() -> RangeTest:

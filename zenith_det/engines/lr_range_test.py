@@ -29,13 +29,14 @@ MIN_LR, MAX_LR, ITERATIONS = 1e-4, 10.0, 180
 _DIVERGED = 4.0
 #: The part of its fall that the loss climbs back where the LR is too high.
 CLIMB = 0.5
-#: η₀ as a part of that LR.
-SHARE = 0.125
+#: η₀ as a part of that LR, for SGD and for AdamW, whose steps don't shrink as the gradient does.
+SHARE, ADAMW_SHARE = 1 / 8, 1 / 16
 #: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
 CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
 _NOISE, _LEAST_FALL = 4.0, 0.03
 _NEVER = 10**8
+_OF_ADAMW = ("AdamW", "ZENITHAdamW")
 
 
 MakeProbe = Callable[[LoadedConfig], Callable[[float], float]]
@@ -53,11 +54,13 @@ class RangeTest:
         lrs: of each iteration, rising by a constant factor.
         losses: of each iteration's batch, before its step; the last may be NaN.
         broke_off: it ended before its last LR, since the loss had exploded.
+        share: which part of an LR that is too high is the right one for the optimizer.
     """
 
     lrs: npt.NDArray[np.float64]
     losses: npt.NDArray[np.float64]
     broke_off: bool
+    share: float = SHARE
 
 
 def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, make_probe: MakeProbe) -> None:
@@ -192,7 +195,8 @@ def measure(
                 break
         del probe
     gc.collect()
-    return RangeTest(lrs[: len(losses)], np.array(losses), len(losses) < iterations)
+    share = ADAMW_SHARE if loaded.cfg.SOLVER.OPTIMIZER in _OF_ADAMW else SHARE
+    return RangeTest(lrs[: len(losses)], np.array(losses), len(losses) < iterations, share)
 
 
 @dataclass(frozen=True)
@@ -211,9 +215,9 @@ class Choice:
 
 
 def choose(test: RangeTest) -> Choice:
-    """η₀: :data:`SHARE` of the LR from which training loses what it has won.
+    """η₀: a share of the LR from which training loses what it has won.
 
-    :data:`CLIMB` and :data:`SHARE` are by sweeps of η₀ beside recorded curves (docs/RESULTS.md). Half of the fall,
+    :data:`CLIMB` and the shares are by sweeps of η₀ beside recorded curves (docs/RESULTS.md). Half of the fall,
     as a loss that climbs by less need not mean the LR: once a detector tells objects from background, boxes and
     masks add to its loss (0.4 of the fall, in one seed of eight).
 
@@ -252,7 +256,7 @@ def choose(test: RangeTest) -> Choice:
             f"the LR range test saw no LR too high: the loss hasn't climbed at {test.lrs[-1]:.2g}: test up to a "
             "higher LR (tools/find_lr.py --max-lr)"
         )
-    return Choice(float(f"{SHARE * edge:.2g}"), edge, smooth)
+    return Choice(float(f"{test.share * edge:.2g}"), edge, smooth)
 
 
 def _over_cycles(losses: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.float64]:
