@@ -9,7 +9,7 @@ TASK ?= mask
 # The tests of one file stay together, as they share what is slow to make, and keep the order in which
 # tests/conftest.py puts the files.
 PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
-OUTPUT ?= output/$(TASK)_rcnn_zenith
+OUTPUT ?= output/$(TASK)_rcnn_zenith_adamw
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -21,7 +21,7 @@ KIND := $(if $(filter keypoint,$(TASK)),keypoints,instances)
 demo: $(INSTALLED)
 	$(BIN)/python datasets/make_shapes.py --task $(KIND) --output datasets/$(SET)
 	$(BIN)/python tools/train_net.py --engine torchvision \
-	    --config-file configs/quickstart/$(TASK)_rcnn_zenith.yaml OUTPUT_DIR $(OUTPUT)
+	    --config-file configs/quickstart/$(TASK)_rcnn_zenith_adamw.yaml OUTPUT_DIR $(OUTPUT)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
