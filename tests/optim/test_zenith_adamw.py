@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -70,16 +71,19 @@ def test_either_goes_on_with_the_others_state(direction: str) -> None:
         draw(model, whole)
         first.step()
         reference.step()
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
     second = go_on(model.parameters())
-    second.load_state_dict(torch.load(file, weights_only=True))
+    second.load_state_dict(torch.load(_saved(first.state_dict()), weights_only=True))
     for _ in range(5):
         draw(model, whole)
         second.step()
         reference.step()
     torch.testing.assert_close(weights(model), weights(whole))  # loaded groups may be unfused
+
+
+def test_numpy_options_load_under_weights_only() -> None:
+    zenith = ZENITHAdamW(net().parameters(), np.float32(0.5), betas=[np.float64(0.9), np.float32(0.5)])  # type: ignore[arg-type]
+    group = torch.load(_saved(zenith.state_dict()), weights_only=True)["param_groups"][0]
+    assert (group["lr"], group["betas"]) == (0.5, (0.9, 0.5))
 
 
 def test_a_state_of_another_kind_is_refused_with_a_name() -> None:

@@ -220,10 +220,12 @@ class ZENITH(torch.optim.Optimizer):
         """
         self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        for name, value in self.defaults.items():
-            # A NumPy number would keep a checkpoint from loading.
-            if isinstance(value, float) and isinstance(param_group[name], Real):
-                param_group[name] = float(param_group[name])
+        for name in self.defaults:
+            value = param_group[name]
+            if is_real(value):  # a NumPy number would keep a checkpoint from loading
+                param_group[name] = float(value)
+            elif isinstance(value, list | tuple):
+                param_group[name] = tuple(map(float, value))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         lr, decay = group["lr"], group["weight_decay"]
