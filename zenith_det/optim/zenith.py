@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ _NORM_SOURCES = ("gradient", "momentum")
 _HISTORY_KEY = "zenith"
 """Where ``state_dict()`` keeps the history, in the first parameter group: torch casts state under a
 parameter's key to that parameter's type, and torch.distributed.checkpoint knows no other place."""
+
+
+class Options(TypedDict, total=False):
+    """The arguments of :class:`ZENITH` that have nothing to do with the update."""
+
+    window: int
+    min_ratio: float
+    record_after: int
+    norm_source: str
+    max_norm: float | None
+    clip: Callable[[list[Tensor]], object] | None
+    max_nonfinite_steps: int
 
 
 class ZENITH(torch.optim.Optimizer):
@@ -169,26 +181,27 @@ class ZENITH(torch.optim.Optimizer):
         self._set_up(
             params,
             defaults,
-            window,
-            min_ratio,
-            record_after,
-            norm_source,
-            max_norm,
-            clip,
-            max_nonfinite_steps,
+            window=window,
+            min_ratio=min_ratio,
+            record_after=record_after,
+            norm_source=norm_source,
+            max_norm=max_norm,
+            clip=clip,
+            max_nonfinite_steps=max_nonfinite_steps,
         )
 
     def _set_up(
         self,
         params: Any,
         defaults: dict[str, Any],
-        window: int,
-        min_ratio: float,
-        record_after: int,
-        norm_source: str,
-        max_norm: float | None,
-        clip: Callable[[list[Tensor]], object] | None,
-        max_nonfinite_steps: int,
+        *,
+        window: int = 100,
+        min_ratio: float = 0.0,
+        record_after: int = 0,
+        norm_source: str = "gradient",
+        max_norm: float | None = None,
+        clip: Callable[[list[Tensor]], object] | None = None,
+        max_nonfinite_steps: int = 50,
     ) -> None:
         """What the constructor does, whatever the update."""
         require(_is_integer(window, least=1), "window", window, "an integer >= 1")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ._adamw import adamw_
 from ._sgd import Scalars
-from .zenith import ZENITH, Batch, is_real, require
+from .zenith import ZENITH, Batch, Options, is_real, require
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ZENITHAdamW"]
 
@@ -61,15 +64,9 @@ class ZENITHAdamW(ZENITH):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
-        window: int = 100,
-        min_ratio: float = 0.0,
-        record_after: int = 0,
-        norm_source: str = "gradient",
-        max_norm: float | None = None,
-        clip: Callable[[list[Tensor]], object] | None = None,
-        max_nonfinite_steps: int = 50,
         fused: bool | None = None,
         maximize: bool = False,
+        **of_zenith: Unpack[Options],
     ) -> None:
         defaults = {
             "lr": lr,
@@ -79,17 +76,7 @@ class ZENITHAdamW(ZENITH):
             "maximize": maximize,
             "fused": fused,
         }
-        self._set_up(
-            params,
-            defaults,
-            window,
-            min_ratio,
-            record_after,
-            norm_source,
-            max_norm,
-            clip,
-            max_nonfinite_steps,
-        )
+        self._set_up(params, defaults, **of_zenith)
 
     def _check_momentum(self, group: dict[str, Any]) -> None:
         betas, eps = group["betas"], group["eps"]
