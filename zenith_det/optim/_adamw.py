@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._norm import by_device_and_dtype, is_dtensor
-from ._sgd import Scalars, fused_supports
+from ._sgd import Scalars, fused_supports, in_float32
 
 __all__ = ["adamw_"]
 
@@ -121,12 +121,8 @@ def _dense_(
     """The same for one parameter, in operations that every device and type has; computes in float32 or
     better."""
     skip = scalars.skip.bool()
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    old, g = param.to(dtype), grad.to(dtype)
-    if scalars.grad_scale is not None:
-        g = g / scalars.grad_scale
-    if maximize:
-        g = -g
+    old, g = in_float32(param, grad, scalars, maximize)
+    dtype = old.dtype
     mean = betas[0] * exp_avg.to(dtype) + (1 - betas[0]) * g
     square = betas[1] * exp_avg_sq.to(dtype) + (1 - betas[1]) * g * g
     step.add_(1 - scalars.skip)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._norm import by_device_and_dtype, is_dtensor
 
-__all__ = ["Scalars", "fused_supports", "sgd_"]
+__all__ = ["Scalars", "fused_supports", "in_float32", "sgd_"]
 
 _FUSED_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
@@ -152,12 +152,8 @@ def _dense_(
     """The same for one parameter, in operations that every device and type has; computes in float32 or
     better."""
     skip = scalars.skip.bool()
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    old, step = param.to(dtype), grad.to(dtype)
-    if scalars.grad_scale is not None:
-        step = step / scalars.grad_scale
-    if maximize:
-        step = -step
+    old, step = in_float32(param, grad, scalars, maximize)
+    dtype = old.dtype
     if weight_decay:
         step = step + weight_decay * old
     if buf is not None:
@@ -166,6 +162,15 @@ def _dense_(
         # Selected and not multiplied by 0: 0 times inf is NaN.
         buf.copy_(torch.where(skip, buf, velocity))
     param.copy_(torch.where(skip, param, old - scalars.lr * step))
+
+
+def in_float32(param: Tensor, grad: Tensor, scalars: Scalars, maximize: bool) -> tuple[Tensor, Tensor]:
+    """A parameter, and its unscaled gradient in the direction of descent; in float32 or better."""
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    old, step = param.to(dtype), grad.to(dtype)
+    if scalars.grad_scale is not None:
+        step = step / scalars.grad_scale
+    return old, -step if maximize else step
 
 
 def _sparse_(param: Tensor, grad: Tensor, scalars: Scalars, maximize: bool) -> None:
