@@ -54,12 +54,7 @@ def test_imports_point_one_way(path: Path) -> None:
     assert ours - {"__version__"} <= ALLOWED[part] | {part}
     if part == "optim":
         roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
-        assert roots <= {
-            "torch",
-            "typing_extensions",
-            "zenith_det",
-            "__future__",
-        }  # the second comes with torch
+        assert roots <= {"torch", "zenith_det", "__future__"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

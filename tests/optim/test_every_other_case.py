@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zenith_det.optim import ZENITH
 
+from .tensors import LAYOUTS, memory_of
 from .twins import Twins
 
 
@@ -515,13 +516,6 @@ def test_half_parameters_are_updated_in_float32_by_both_paths(dtype: torch.dtype
     assert differing < 0.02, "not rounded once"
 
 
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "channels_last": lambda t: t.clone(memory_format=torch.channels_last),
-    "contiguous": lambda t: t.clone(memory_format=torch.contiguous_format),
-    "with gaps": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
-}
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("gradient", LAYOUTS)
 @pytest.mark.parametrize("parameter", LAYOUTS)
@@ -821,16 +815,7 @@ def test_state_is_that_of_sgd_plus_8_bytes_per_norm() -> None:
     zenith.step()
     sgd.step()
 
-    def size(value: Any) -> int:
-        if isinstance(value, Tensor):
-            return value.numel() * value.element_size()
-        return (
-            sum(map(size, value.values() if isinstance(value, dict) else value))
-            if isinstance(value, (dict, list))
-            else 0
-        )
-
-    assert size(zenith.state_dict()) - size(sgd.state_dict()) <= 8 * 100 + 64
+    assert memory_of(zenith.state_dict()) - memory_of(sgd.state_dict()) <= 8 * 100 + 64
 
 
 def test_evaluation_and_saving_in_between_change_nothing() -> None:

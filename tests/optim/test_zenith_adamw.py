@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from zenith_det.optim import ZENITHAdamW
 
+from .tensors import LAYOUTS, memory_of
+
 OFF: dict[str, Any] = {"lr": 0.01, "min_ratio": 1.0}
 
 
@@ -99,13 +101,6 @@ def test_a_state_of_another_kind_is_refused_with_a_name() -> None:
         ValueError, match=r"loaded exp_avg of weight has shape \(9, 6\), the parameter \(4, 6\)"
     ):
         ZENITHAdamW(narrow.named_parameters()).load_state_dict(saved.state_dict())
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "channels_last": lambda t: t.clone(memory_format=torch.channels_last),
-    "contiguous": lambda t: t.clone(memory_format=torch.contiguous_format),
-    "with gaps": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
-}
 
 
 @pytest.mark.parametrize("gradient", LAYOUTS)
@@ -216,18 +211,12 @@ def _saved(value: Any) -> io.BytesIO:
 
 
 def test_state_is_that_of_adamw_plus_8_bytes_per_norm() -> None:
-    def size(value: Any) -> int:
-        if isinstance(value, Tensor):
-            return value.numel() * value.element_size()
-        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return sum(map(size, values))
-
     model, other = net(), net()
     zenith, adamw = ZENITHAdamW(model.parameters()), torch.optim.AdamW(other.parameters())
     draw(model, other)
     zenith.step()
     adamw.step()
-    assert size(zenith.state_dict()) - size(adamw.state_dict()) <= 8 * 100 + 64
+    assert memory_of(zenith.state_dict()) - memory_of(adamw.state_dict()) <= 8 * 100 + 64
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from zenith_det.comparing.arms import Arm
 from zenith_det.config import LoadedConfig
+from zenith_det.config.optimizer_names import SGD_OPTIMIZERS
 from zenith_det.errors import ConfigError
 
 #: Where a run of the comparison is and how, not what it trains: another value is the same run.
 _PLACE = {"OUTPUT_DIR", "MODEL.DEVICE"}
 #: Optimizers that one LR and one weight decay suit.
-_OF_SGD = ("SGD", "ZENITH", "ScheduleFreeSGD")
+_OF_SGD = (*SGD_OPTIMIZERS, "ScheduleFreeSGD")
 #: What the comparison itself sets, and the flag that says what.
 _OURS = {"SEED": "--seeds", "OUTPUT_DIR": "--output"}
 
@@ -97,7 +98,7 @@ def plan_runs(
         raise ConfigError(f"--lrs {sorted(unknown)[0]}=…: no such arm among --arms")
     if base.cfg.SOLVER.OPTIMIZER not in _OF_SGD:
         for arm in arms:
-            if arm.lr is None and arm.keys(1).get("SOLVER.OPTIMIZER") in _OF_SGD:
+            if arm.lr is None and arm.overrides.get("SOLVER.OPTIMIZER") in _OF_SGD:
                 raise ConfigError(
                     f"{config_file}: SOLVER.OPTIMIZER is {base.cfg.SOLVER.OPTIMIZER}, and arm {arm.name} takes "
                     "SOLVER.BASE_LR and WEIGHT_DECAY from the config: compare from one of SGD or ZENITH"

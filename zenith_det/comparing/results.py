@@ -14,7 +14,7 @@ from zenith_det.comparing.arms import Arm
 from zenith_det.comparing.plan import Run
 from zenith_det.comparing.runner import LOG_FILE, Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
-from zenith_det.config.keys import ZENITH_OPTIMIZERS
+from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.report.metrics_file import Series, read_metrics
 

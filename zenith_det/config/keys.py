@@ -1,13 +1,10 @@
-"""Names of keys: all of them, the one that a misspelt key was meant to be; and which optimizers are ZENITH's."""
+"""Names of keys: all of them, and the one that a misspelt key was meant to be."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-#: Values of SOLVER.OPTIMIZER that set the LR by the norms' history.
-ZENITH_OPTIMIZERS = ("ZENITH", "ZENITHAdamW")
 
 _CLOSE = 0.6  # difflib's own idea of a close match
 _SAME_NAME = 0.3  # what a right name in the wrong section counts for

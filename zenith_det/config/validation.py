@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zenith_det.config.keys import ZENITH_OPTIMIZERS, did_you_mean
+from zenith_det.config.keys import did_you_mean
 from zenith_det.config.node import CfgNode
+from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import ConfigError, quote
 
 SUPPORTED_VERSION = 2

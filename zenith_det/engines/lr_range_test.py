@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from zenith_det.config import LoadedConfig
+from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS
 from zenith_det.errors import ConfigError, UserError
 from zenith_det.training.distributed import get_world_size
 from zenith_det.training.starting import Start
@@ -36,7 +37,6 @@ CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
 _NOISE, _LEAST_FALL = 4.0, 0.03
 _NEVER = 10**8
-_OF_ADAMW = ("AdamW", "ZENITHAdamW")
 
 
 MakeProbe = Callable[[LoadedConfig], Callable[[float], float]]
@@ -195,7 +195,7 @@ def measure(
                 break
         del probe
     gc.collect()
-    share = ADAMW_SHARE if loaded.cfg.SOLVER.OPTIMIZER in _OF_ADAMW else SHARE
+    share = ADAMW_SHARE if loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS else SHARE
     return RangeTest(lrs[: len(losses)], np.array(losses), len(losses) < iterations, share)
 
 

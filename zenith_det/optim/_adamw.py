@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._norm import by_device_and_dtype, is_dtensor
-from ._sgd import Scalars, fused_supports, in_float32
+from ._sgd import Scalars, fused_supports, in_float32, local
 
 __all__ = ["adamw_"]
 
@@ -46,7 +45,7 @@ def adamw_(
     """
     lists: Lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
     if any(type(grad) is not Tensor and is_dtensor(grad) for grad in grads):
-        lists = tuple(zip(*map(_local, *lists)))  # type: ignore[assignment]
+        lists = (*zip(*map(local, *lists[:4])), steps)  # type: ignore[assignment]
     if any(param.is_complex() for param in params):
         parts = [[torch.view_as_real(t) if t.is_complex() else t for t in one] for one in lists]
         lists = tuple(parts)  # type: ignore[assignment]
@@ -97,13 +96,6 @@ def _fused_(
             grad_scale=grad_scale,
             found_inf=skip,
         )
-
-
-def _local(param: Any, grad: Any, exp_avg: Any, exp_avg_sq: Any, step: Any) -> tuple[Tensor, ...]:
-    """This rank's parts of DTensors: the update is elementwise, so each rank does its own."""
-    if grad.placements != param.placements:
-        grad = grad.redistribute(placements=param.placements)
-    return param.to_local(), grad.to_local(), exp_avg.to_local(), exp_avg_sq.to_local(), step
 
 
 def _dense_(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ._norm import by_device_and_dtype, is_dtensor
 
-__all__ = ["Scalars", "fused_supports", "in_float32", "sgd_"]
+__all__ = ["Scalars", "fused_supports", "in_float32", "local", "sgd_"]
 
 _FUSED_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
@@ -80,7 +80,7 @@ def sgd_(
         fused: use torch's fused kernel wherever it can; else (and for the rest) tensor by tensor.
     """
     if any(type(grad) is not Tensor and is_dtensor(grad) for grad in grads):
-        params, grads, bufs = zip(*map(_local, params, grads, bufs))
+        params, grads, bufs = zip(*map(local, params, grads, bufs))
     if fused:
         params, grads, bufs = _fused_(
             params, grads, bufs, scalars, momentum, nesterov, weight_decay, maximize
@@ -132,11 +132,11 @@ def _fused_(
     return rest
 
 
-def _local(param: Any, grad: Any, buf: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def local(param: Any, grad: Any, *state: Any) -> tuple[Any, ...]:
     """This rank's parts of DTensors: the update is elementwise, so each rank does its own."""
     if grad.placements != param.placements:
         grad = grad.redistribute(placements=param.placements)
-    return param.to_local(), grad.to_local(), None if buf is None else buf.to_local()
+    return tuple(None if part is None else part.to_local() for part in (param, grad, *state))
 
 
 def _dense_(

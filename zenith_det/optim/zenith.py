@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,18 +23,6 @@ _NORM_SOURCES = ("gradient", "momentum")
 _HISTORY_KEY = "zenith"
 """Where ``state_dict()`` keeps the history, in the first parameter group: torch casts state under a
 parameter's key to that parameter's type, and torch.distributed.checkpoint knows no other place."""
-
-
-class Options(TypedDict, total=False):
-    """The arguments of :class:`ZENITH` that have nothing to do with the update."""
-
-    window: int
-    min_ratio: float
-    record_after: int
-    norm_source: str
-    max_norm: float | None
-    clip: Callable[[list[Tensor]], object] | None
-    max_nonfinite_steps: int
 
 
 class ZENITH(torch.optim.Optimizer):

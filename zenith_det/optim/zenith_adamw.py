@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._adamw import adamw_
 from ._sgd import Scalars
-from .zenith import ZENITH, Batch, Options, is_real, require
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
+from .zenith import ZENITH, Batch, is_real, require
 
 __all__ = ["ZENITHAdamW"]
 
@@ -66,7 +63,7 @@ class ZENITHAdamW(ZENITH):
         weight_decay: float = 0.01,
         fused: bool | None = None,
         maximize: bool = False,
-        **of_zenith: Unpack[Options],
+        **of_zenith: Any,
     ) -> None:
         defaults = {
             "lr": lr,

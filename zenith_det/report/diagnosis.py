@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zenith_det.config.keys import ZENITH_OPTIMIZERS
+from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.report.metrics_file import Series
 
 #: A ratio that stays above this has not lowered the LR.

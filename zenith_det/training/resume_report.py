@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from zenith_det.config.keys import ZENITH_OPTIMIZERS, leaves
+from zenith_det.config.keys import leaves
+from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.training.resuming import shares_state
 
 logger = logging.getLogger(__name__)

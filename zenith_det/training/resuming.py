@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS, SGD_OPTIMIZERS
+
 #: What of a parameter group is the configuration's, also in a resumed run.
 CONFIGURED = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
@@ -41,7 +43,7 @@ def what_changed(before: Mapping[str, object], now: Mapping[str, object]) -> str
 
 def shares_state(before: str, now: str) -> bool:
     """Whether an optimizer, by its name in the registry, can go on with another one's state."""
-    return before == now or {before, now} in ({"SGD", "ZENITH"}, {"AdamW", "ZENITHAdamW"})
+    return before == now or any({before, now} <= {*kin} for kin in (SGD_OPTIMIZERS, ADAMW_OPTIMIZERS))
 
 
 def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.config import zenith_unused_keys
-from zenith_det.config.keys import ZENITH_OPTIMIZERS
+from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 
 logger = logging.getLogger(__name__)
