@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ def talk(folder: Path) -> None:
         time.sleep(0.2 * (1 - rank))
         (folder / "left behind").touch()
     assert found == (rank == 1)
+    # What a loader starts its workers with: spawned ones would take the imports' time at every start.
+    assert multiprocessing.get_start_method(allow_none=True) is None
     (folder / f"said{rank}").write_text(distributed.process_line())
 
 

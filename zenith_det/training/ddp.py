@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+def data_parallel(model: nn.Module, device_index: int | None) -> DistributedDataParallel:
+    """Wrap a model whose buffers (frozen batch norms) are the same everywhere and stay so.
+
+    Args:
+        model: on its device.
+        device_index: of its CUDA device; ``None`` on the CPU.
+    """
+    # torch 2.14 has a new name for it, and warns of the old one.
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    device_ids = None if device_index is None else [device_index]
+    return DistributedDataParallel(model, device_ids=device_ids, **{name: False})
 
 
 def settle_buckets(model: nn.Module) -> None:

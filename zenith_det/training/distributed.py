@@ -203,11 +203,13 @@ def launch(
     else:
         host, port = _parse_url(dist_url, num_machines)
         hosted = False
+    start_method = multiprocessing.get_start_method(allow_none=True)
     with tempfile.TemporaryDirectory(prefix="zenith_det_launch_") as reports:
         plan = _Plan(
             main=main, args=tuple(args), world_size=world_size, first_rank=machine_rank * num_processes,
             host=host, port=port, hosted=hosted, local_size=num_processes, cuda=cuda,
             join_timeout=join_timeout, reports=reports, signalled=mp.get_context("spawn").Value("i", 0),
+            start_method=start_method,
         )  # fmt: skip
         context = mp.start_processes(_worker, (plan,), num_processes, join=False, start_method="spawn")
         with SignalRelay(plan.signalled, context.processes):
@@ -230,6 +232,7 @@ class _Plan:
     cuda: bool
     join_timeout: datetime.timedelta
     reports: str  # a directory
+    start_method: str | None  # of the launcher's own processes; None: the platform's default
     signalled: Any  # shared integer: the signal that the launcher got, or 0
 
     def report_file(self, local_rank: int) -> Path:
@@ -283,6 +286,8 @@ def _worker(local_rank: int, plan: _Plan) -> None:
     rank = plan.first_rank + local_rank
     # The environment is the one place that code without our helpers (loggers, libraries) looks at.
     os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(plan.local_size))
+    # A spawned process would spawn its loader's workers, too, and each of them imports everything again.
+    multiprocessing.set_start_method(plan.start_method, force=True)
     listen_to_launcher(plan.signalled)
     code = 0
     try:

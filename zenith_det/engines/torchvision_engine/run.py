@@ -43,7 +43,7 @@ from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.ddp import settle_buckets
+from zenith_det.training.ddp import data_parallel, settle_buckets
 from zenith_det.training.distributed import (
     broadcast_object,
     first_on_each_machine,
@@ -306,8 +306,7 @@ def train_from(
     scheduler = build_lr_scheduler(cfg, optimizer)
     guard_forward(model)
     if get_world_size() > 1:
-        device_ids = None if cfg.MODEL.DEVICE == "cpu" else [get_local_rank()]
-        model = nn.parallel.DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        model = data_parallel(model, None if cfg.MODEL.DEVICE == "cpu" else get_local_rank())
         settle_buckets(model)
     loader = build_train_loader(
         cfg,
