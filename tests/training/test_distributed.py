@@ -39,9 +39,8 @@ def talk(folder: Path) -> None:
         time.sleep(0.2 * (1 - rank))
         (folder / "left behind").touch()
     assert found == (rank == 1)
-    # What a loader starts its workers with: spawned ones would take the imports' time at every start.
-    assert multiprocessing.get_start_method(allow_none=True) is None
     (folder / f"said{rank}").write_text(distributed.process_line())
+    (folder / f"starts{rank}").write_text(multiprocessing.get_start_method())
 
 
 def fail(folder: Path, kind: str) -> None:
@@ -100,6 +99,9 @@ def test_two_processes_talk_and_end_well(tmp_path: Path) -> None:
     distributed.launch(talk, 2, args=(tmp_path,), device="cpu")
     assert (tmp_path / "said0").read_text().startswith("process 0 of 2 on ")
     assert (tmp_path / "said1").read_text().endswith("(gloo)")
+    # A loader's workers, if spawned as the ranks are, would import everything at each start.
+    assert (tmp_path / "starts0").read_text() == multiprocessing.get_start_method()
+    assert (tmp_path / "starts1").read_text() == multiprocessing.get_start_method()
 
 
 def test_torchrun_processes_talk_and_a_mistake_of_all_is_told_once(tmp_path: Path) -> None:
