@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from d2_helpers import rcnn_opts, record_images
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
+from tests.engines.detectron2_engine.d2_helpers import rcnn_opts, record_images
 from tests.reliability.kill_runs import exit_code, fork
 from tests.reliability.ranks import ranks
 from zenith_det.data import load_coco_dataset

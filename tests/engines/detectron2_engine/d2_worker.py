@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from d2_helpers import load_coco_dataset, rcnn_opts, register_checked_dataset
 from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
 
+from tests.engines.detectron2_engine.d2_helpers import load_coco_dataset, rcnn_opts, register_checked_dataset
 from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file
 from zenith_det.engines.detectron2_engine.run import join_machine, to_detectron2

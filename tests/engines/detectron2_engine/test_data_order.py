@@ -17,10 +17,10 @@ import torch
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import forget, rcnn_cfg, register_synthetic, synthetic_set
 from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
 
+from tests.engines.detectron2_engine.d2_helpers import forget, rcnn_cfg, register_synthetic, synthetic_set
 from zenith_det.engines.detectron2_engine.data import build_test_loader
 from zenith_det.engines.detectron2_engine.data_order import (
     PositionedDataset,

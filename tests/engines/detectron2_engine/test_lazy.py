@@ -12,10 +12,17 @@ import torch
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import KnownGradient, KnownTrainer, Trace, known_batches, known_cfg, trace_of
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.engine import SimpleTrainer, hooks
 
+from tests.engines.detectron2_engine.d2_helpers import (
+    KnownGradient,
+    KnownTrainer,
+    Trace,
+    known_batches,
+    known_cfg,
+    trace_of,
+)
 from zenith_det.config import add_zenith_config
 from zenith_det.engines.detectron2_engine import ZenithMetrics, load_config_file
 from zenith_det.engines.detectron2_engine.run import to_detectron2

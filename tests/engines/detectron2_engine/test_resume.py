@@ -16,7 +16,10 @@ import torch
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import (
+from detectron2.engine import hooks
+from detectron2.utils.env import seed_all_rng
+
+from tests.engines.detectron2_engine.d2_helpers import (
     KnownTrainer,
     forget,
     known_batches,
@@ -30,9 +33,6 @@ from d2_helpers import (
     synthetic_set,
     trace_of,
 )
-from detectron2.engine import hooks
-from detectron2.utils.env import seed_all_rng
-
 from zenith_det.data import load_coco_dataset
 from zenith_det.engines.detectron2_engine import SafeCheckpointer, ZenithTrainer, register_checked_dataset
 from zenith_det.errors import CheckpointError

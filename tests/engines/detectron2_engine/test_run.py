@@ -15,10 +15,10 @@ from PIL import Image
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
+from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
 from zenith_det.config import LoadedConfig
 from zenith_det.data import load_coco_dataset
 from zenith_det.engines.detectron2_engine import load_config_file

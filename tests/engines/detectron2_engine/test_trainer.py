@@ -11,7 +11,13 @@ import torch
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
-from d2_helpers import (
+from detectron2.config import get_cfg
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+from tests.engines.detectron2_engine.d2_helpers import (
     KnownTrainer,
     forget,
     known_batches,
@@ -25,12 +31,6 @@ from d2_helpers import (
     trace_of,
     zenith_ratios,
 )
-from detectron2.config import get_cfg
-from detectron2.data.datasets import register_coco_instances
-from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
-from detectron2.solver.build import maybe_add_gradient_clipping
-from torch import nn
-
 from zenith_det.engines import model_format
 from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
 from zenith_det.engines.detectron2_engine.data_order import build_train_loader
@@ -130,8 +130,9 @@ def test_metrics_follow_the_writers_period(tmp_path: Path) -> None:
 
 def test_metrics_hook_in_a_plain_loop_of_hooks(tmp_path: Path) -> None:
     """A project without DefaultTrainer: Detectron2's SimpleTrainer and the hook alone."""
-    from d2_helpers import KnownGradient
     from detectron2.utils.events import JSONWriter
+
+    from tests.engines.detectron2_engine.d2_helpers import KnownGradient
 
     model = KnownGradient(None)
     optimizer = ZENITH(model.parameters(), lr=0.01, window=5)

@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
 import torch
-from d2_helpers import same, synthetic_set
 
 from tests.conftest import ROOT
+from tests.engines.detectron2_engine.d2_helpers import same, synthetic_set
 
 pytestmark = pytest.mark.detectron2
 
