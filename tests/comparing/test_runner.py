@@ -17,7 +17,7 @@ import pytest
 from zenith_det.comparing.arms import Arm
 from zenith_det.comparing.plan import Run
 from zenith_det.comparing.results import collect
-from zenith_det.comparing.runner import Result, Runner, duration, parse_device, read_result
+from zenith_det.comparing.runner import Result, Runner, duration, failure_reason, parse_device, read_result
 from zenith_det.comparing.summary import describe_final, save, text_table
 from zenith_det.errors import RunStopped, UserError
 
@@ -103,6 +103,13 @@ def test_every_ending_is_a_row(tmp_path: Path, train_net: Path) -> None:
     rows = files[0].read_text().splitlines()
     assert len(rows) == 6
     assert json.loads(files[1].read_text())["runs"][1]["reason"] == "SOLVER.X is 3: give 4"
+
+
+def test_a_long_error_keeps_its_end_which_says_what_to_do(tmp_path: Path) -> None:
+    shapes = "; ".join(f"layer{i}.weight [7, 256] in the file, [2, 256] in the model" for i in range(8))
+    log = tmp_path / "train.log"
+    log.write_text(f"Start\nerror: w.pth: 9 tensors have another shape: {shapes}. Set MODEL.X True\n")
+    assert failure_reason(log, 2).endswith("Set MODEL.X True")
 
 
 def test_a_signal_stops_all_and_the_next_call_goes_on(tmp_path: Path, train_net: Path) -> None:

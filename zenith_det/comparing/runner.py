@@ -342,7 +342,8 @@ def failure_reason(log: Path, code: int) -> str:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"ended by {name}{hint}"
     last = next((line for line in reversed(lines) if line.strip()), "nothing in its log")
-    return one_line(told[-1].removeprefix("error: ") if told else last, 300)
+    # An error ends with what to do about it: not to be cut off.
+    return one_line(told[-1].removeprefix("error: "), 2000) if told else one_line(last, 300)
 
 
 def duration(seconds: float) -> str:
