@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zenith_det.config.keys import did_you_mean
+from zenith_det.config.metric_names import APS, AVERAGED, VALIDATION_LOSS
 from zenith_det.config.node import CfgNode
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import ConfigError, quote
@@ -30,9 +31,6 @@ _BETAS = (
     "two numbers in [0, 1)",
 )
 
-_AVERAGED = "averaged "
-_APS = tuple(prefix + name for prefix in ("", _AVERAGED) for name in ("box AP", "mask AP", "keypoint AP"))
-_VALIDATION_LOSS = "validation loss"
 _LOGGERS = ("wandb", "mlflow")
 
 _RANGES: dict[str, tuple[_Check, str]] = {
@@ -89,8 +87,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
     "SOLVER.AVERAGE.KIND": ("", "ema", "tail"),
-    "CHECKPOINT.BEST": ("", *_APS),
-    "TEST.EARLY_STOPPING": ("", *_APS, _VALIDATION_LOSS),
+    "CHECKPOINT.BEST": ("", *APS),
+    "TEST.EARLY_STOPPING": ("", *APS, VALIDATION_LOSS),
 }
 
 
@@ -124,8 +122,8 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
     for key in ("TEST.EARLY_STOPPING", "SOLVER.ZENITH.UNTIL_SETTLED"):
         if _get(cfg, key) and not cfg.TEST.EVAL_PERIOD:
             raise _wrong(key, _get(cfg, key), "it is judged by evaluations: set TEST.EVAL_PERIOD", sources)
-    if cfg.TEST.EARLY_STOPPING == _VALIDATION_LOSS and not cfg.TEST.VALIDATION_LOSS:
-        raise _wrong("TEST.EARLY_STOPPING", _VALIDATION_LOSS, "set TEST.VALIDATION_LOSS True", sources)
+    if cfg.TEST.EARLY_STOPPING == VALIDATION_LOSS and not cfg.TEST.VALIDATION_LOSS:
+        raise _wrong("TEST.EARLY_STOPPING", VALIDATION_LOSS, "set TEST.VALIDATION_LOSS True", sources)
     if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER not in ZENITH_OPTIMIZERS:
         problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
         raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
@@ -137,7 +135,7 @@ def _check_metric(cfg: CfgNode, key: str, sources: Mapping[str, str]) -> None:
     for name, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
         if metric.endswith(name) and not cfg.MODEL[switch]:
             raise _wrong(key, metric, f"the model has none, MODEL.{switch} is False", sources)
-    if metric.startswith(_AVERAGED) and not cfg.SOLVER.AVERAGE.KIND:
+    if metric.startswith(AVERAGED) and not cfg.SOLVER.AVERAGE.KIND:
         raise _wrong(key, metric, "no weights are averaged, SOLVER.AVERAGE.KIND is ''", sources)
 
 

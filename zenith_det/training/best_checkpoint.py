@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zenith_det.config.metric_names import AVERAGED, TASK_APS
 from zenith_det.errors import CheckpointError
 from zenith_det.training.averaging import PREFIX
 from zenith_det.training.checkpoint import SUFFIX, Checkpointer, read_facts
@@ -14,8 +15,7 @@ logger = logging.getLogger(__name__)
 
 BEST_NAME = "model_best"
 #: What ``CHECKPOINT.BEST`` can name, and the scalar that stands for it.
-METRICS = {"box AP": "bbox/AP", "mask AP": "segm/AP", "keypoint AP": "keypoints/AP"}
-METRICS |= {f"averaged {metric}": PREFIX + name for metric, name in METRICS.items()}
+METRICS = TASK_APS | {AVERAGED + metric: PREFIX + name for metric, name in TASK_APS.items()}
 
 
 def scalar_named(scalars: Mapping[str, Any], metric: str) -> str | None:
@@ -23,7 +23,7 @@ def scalar_named(scalars: Mapping[str, Any], metric: str) -> str | None:
 
     With several test sets it is the first one's.
     """
-    averaged, wanted = metric.startswith("averaged "), METRICS[metric].removeprefix(PREFIX)
+    averaged, wanted = metric.startswith(AVERAGED), METRICS[metric].removeprefix(PREFIX)
     for name in scalars:
         if name.startswith(PREFIX) == averaged and f"/{name}".endswith(f"/{wanted}"):
             return name
@@ -47,7 +47,7 @@ class BestCheckpoint:
 
     def __init__(self, checkpointer: Checkpointer, metric: str, *, resumed: bool) -> None:
         self._metric = metric
-        self.of_average = metric.startswith("averaged ")
+        self.of_average = metric.startswith(AVERAGED)
         self.value: float | None = None
         path = checkpointer.output_dir / f"{BEST_NAME}{SUFFIX}"
         if metric and resumed and path.exists():

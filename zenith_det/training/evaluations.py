@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from torch.optim.lr_scheduler import LRScheduler
 
+from zenith_det.config.metric_names import AVERAGED, VALIDATION_LOSS
 from zenith_det.errors import UserError
 from zenith_det.report.metrics_file import Series, read_metrics
 from zenith_det.training import averaging, validation_loss
@@ -22,7 +23,6 @@ from zenith_det.training.distributed import broadcast_object
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_LOSS = "validation loss"
 RATIO = "zenith/ratio"
 #: The ratio has settled when its mean over one patience is no less than this share of that over the one before.
 SETTLED_RATIO = 0.95
@@ -76,8 +76,7 @@ class Evaluations:
         aps = [
             scalars[name]
             for metric in METRICS
-            if metric.startswith("averaged ") == averaged
-            and (name := scalar_named(scalars, metric)) is not None
+            if metric.startswith(AVERAGED) == averaged and (name := scalar_named(scalars, metric)) is not None
         ]
         if aps:
             self._aps[iteration] = float(np.mean(aps))
