@@ -26,8 +26,15 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="as for tools/train_net.py")
     parser.add_argument("--engine", choices=("auto", "detectron2", "torchvision"), default="auto")
     cli.add_data_flags(parser, val=False)
-    parser.add_argument("--min-lr", type=float, default=lr_range_test.MIN_LR, metavar="LR")
-    parser.add_argument("--max-lr", type=float, default=lr_range_test.MAX_LR, metavar="LR")
+    sgd, adamw = lr_range_test.SGD_LRS, lr_range_test.ADAMW_LRS
+    parser.add_argument(
+        "--min-lr", type=float, metavar="LR",
+        help=f"of the first iteration (default {sgd[0]:g}, under AdamW {adamw[0]:g})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-lr", type=float, metavar="LR",
+        help=f"of the last (default {sgd[1]:g}, under AdamW {adamw[1]:g})",
+    )  # fmt: skip
     parser.add_argument(
         "--iterations", type=int, default=lr_range_test.ITERATIONS, metavar="N",
         help=f"more give a smoother curve (default {lr_range_test.ITERATIONS})",
@@ -45,10 +52,6 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Test, choose, draw."""
     args = argument_parser().parse_args(argv)
-    if not 0 < args.min_lr < args.max_lr < float("inf"):
-        raise ConfigError(
-            f"--min-lr {args.min_lr:g} --max-lr {args.max_lr:g}: the first must be the lower, above 0"
-        )
     least = 5 * lr_range_test.CYCLE
     if args.iterations < least:
         raise ConfigError(f"--iterations {args.iterations}: at least {least} are needed to see anything")
@@ -56,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     for key, value, flag in cli.data_overrides(args):
         loaded.override(key, value, flag)
     validate_config(loaded.cfg, loaded.sources)
+    usual = lr_range_test.lrs_of(loaded)
+    min_lr = usual[0] if args.min_lr is None else args.min_lr
+    max_lr = usual[1] if args.max_lr is None else args.max_lr
+    if not 0 < min_lr < max_lr < float("inf"):
+        raise ConfigError(f"--min-lr {min_lr:g} --max-lr {max_lr:g}: the first must be the lower, above 0")
     resolve_device(loaded)
     choice = select_engine(args.engine)
     print(f"engine: {choice.name} ({choice.reason})", flush=True)
@@ -63,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         from zenith_det.engines.detectron2_engine.stepping import lr_probe
     else:
         from zenith_det.engines.torchvision_engine.stepping import lr_probe
-    test = lr_range_test.measure(
-        loaded, lr_probe, min_lr=args.min_lr, max_lr=args.max_lr, iterations=args.iterations
-    )
+    test = lr_range_test.measure(loaded, lr_probe, lrs=(min_lr, max_lr), iterations=args.iterations)
     curve = args.output / lr_range_test.CURVE_FILE
     found = lr_range_test.choose_and_draw(test, curve)
     record = {
@@ -75,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     curve.with_suffix(".json").write_text(json.dumps(record))
     print(
         f"SOLVER.BASE_LR {found.lr:g} for {loaded.cfg.SOLVER.IMS_PER_BATCH} images a batch: "
-        f"{test.share:g} of {found.edge:.2g}, from which the loss climbs; curve: {curve}"
+        f"{found.reason}; curve: {curve}"
     )
     return 0
 

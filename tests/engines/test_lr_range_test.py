@@ -12,21 +12,21 @@ import pytest
 
 from tests.conftest import load_tool
 from tests.reliability import runs
-from zenith_det.config import load_config
+from zenith_det.config import LoadedConfig, load_config
 from zenith_det.data.synthetic import generate, split_files
 from zenith_det.engines.lr_range_test import (
     CYCLE,
     ITERATIONS,
-    MAX_LR,
-    MIN_LR,
     NoLRFoundError,
     RangeTest,
     choose,
     measure,
+    set_base_lr,
 )
 from zenith_det.errors import ConfigError
+from zenith_det.training.starting import Start
 
-LRS = MIN_LR * (MAX_LR / MIN_LR) ** (np.arange(ITERATIONS) / (ITERATIONS - 1))
+LRS = np.geomspace(1e-4, 10.0, ITERATIONS)
 
 
 def curve(too_high: float = 0.08, noise: float = 0.05, seed: int = 0, explodes: bool = True) -> RangeTest:
@@ -80,12 +80,59 @@ def test_a_ruined_model_that_finds_nothing_is_no_low() -> None:
     assert choose(RangeTest(LRS, losses, False)).lr == pytest.approx(choose(plain).lr, rel=0.1)
 
 
-@pytest.mark.parametrize(("name", "share"), [("zenith", 1 / 8), ("zenith_adamw", 1 / 16)])
-def test_adamw_is_given_a_smaller_part_of_what_is_too_high(name: str, share: float) -> None:
-    loaded = load_config(f"configs/quickstart/mask_rcnn_{name}.yaml")
-    losses = iter(curve().losses)
-    found = choose(measure(loaded, lambda copy: lambda lr: next(losses)))
-    assert found.lr == pytest.approx(share * found.edge, rel=0.05)
+def adamw_curve(distance: float = 0.009, plateau: float = 0.4, iterations: int = ITERATIONS) -> RangeTest:
+    """A detector's under AdamW: it falls over a distance of the weights, loses a part of it again, then explodes."""
+    lrs = np.geomspace(1e-5, 1.0, iterations)
+    gone = np.cumsum(lrs) / distance
+    losses = 3.0 - 1.5 * np.minimum(gone, 1.25) / 1.25
+    losses = losses + 1.5 * plateau * np.clip(np.log(np.maximum(gone, 1e-9) / 1.25), 0.0, 1.0)
+    losses = losses + 0.02 * np.random.default_rng(0).standard_normal(iterations)
+    losses = losses + np.resize(0.4 * np.random.default_rng(1).standard_normal(CYCLE), iterations)
+    end = int(np.searchsorted(lrs, 0.1))
+    losses[end] = math.nan
+    return RangeTest(lrs[: end + 1], losses[: end + 1], True, adamw=True)
+
+
+@pytest.mark.parametrize("plateau", [0.2, 0.45, 0.55, 0.8])
+def test_under_adamw_what_boxes_and_masks_add_to_the_loss_decides_nothing(plateau: float) -> None:
+    """It came to 0.4 or 0.6 of the fall there from seed to seed, and a rule by half of it to 17 times another LR."""
+    assert choose(adamw_curve(plateau=plateau)).lr == pytest.approx(choose(adamw_curve()).lr, rel=0.1)
+
+
+def test_under_adamw_the_length_of_the_test_decides_nothing() -> None:
+    assert choose(adamw_curve(iterations=400)).lr == pytest.approx(choose(adamw_curve()).lr, rel=0.15)
+
+
+def test_under_adamw_weights_that_have_a_longer_way_to_go_get_a_higher_lr() -> None:
+    assert choose(adamw_curve(0.036)).lr == pytest.approx(4 * choose(adamw_curve(0.009)).lr, rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "rises_to"), [("zenith", 10.0), ("zenith_adamw", 1.0)])
+def test_the_lrs_are_those_of_the_optimizer(name: str, rises_to: float) -> None:
+    lrs: list[float] = []
+
+    def probe(lr: float) -> float:
+        lrs.append(lr)
+        return 3.0
+
+    test = measure(load_config(f"configs/quickstart/mask_rcnn_{name}.yaml"), lambda copy: probe)
+    assert lrs[-1] == pytest.approx(rises_to)
+    assert lrs == list(test.lrs)
+    assert test.adamw == (name == "zenith_adamw")
+
+
+@pytest.mark.parametrize(("name", "factor"), [("zenith", 4.0), ("zenith_adamw", 2.0)])
+def test_a_resumed_run_with_another_batch_scales_its_lr(name: str, factor: float, tmp_path: Path) -> None:
+    keys = ["SOLVER.ZENITH.AUTO_LR", "True", "SOLVER.IMS_PER_BATCH", "8"]
+    loaded = load_config(f"configs/quickstart/mask_rcnn_{name}.yaml", keys)
+    before = {"iteration": 99, "config": {"SOLVER.BASE_LR": 0.0007, "SOLVER.IMS_PER_BATCH": 2}}
+    start = Start(tmp_path / "model_0000099.pth", before)
+
+    def no_test(copy: LoadedConfig) -> Any:
+        raise AssertionError("a resumed run is not tested again")
+
+    set_base_lr(loaded, start, tmp_path, no_test)
+    assert factor * 0.0007 == pytest.approx(loaded.cfg.SOLVER.BASE_LR)
 
 
 def flat() -> RangeTest:

@@ -57,7 +57,7 @@ def test_changed_keys_are_told_and_honoured(engine: str, data: Path, tmp_path: P
         rows["SEED"][1] == "can't be applied, because the order of the images goes on from the run's seed, 7"
     )
     changed = rows["SOLVER.IMS_PER_BATCH"][1]
-    assert "BASE_LR is 0.04: in proportion to the old one it would be 0.04" in changed
+    assert "BASE_LR is 0.04: the old one, scaled with the batch, would be 0.04" in changed
     assert "its window spans 12 images now, 10 before" in changed
     state = torch.load(output / "model_final.pth", weights_only=True)
     optimizer = state["optimizer"] if engine == "torchvision" else state["trainer"]["_trainer"]["optimizer"]

@@ -19,19 +19,24 @@ from zenith_det.config import LoadedConfig
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS
 from zenith_det.errors import ConfigError, UserError
 from zenith_det.training.distributed import get_world_size
+from zenith_det.training.resuming import scaled_lr
 from zenith_det.training.starting import Start
 
 logger = logging.getLogger(__name__)
 
 #: The curve of a run's range test, in its output directory.
 CURVE_FILE = "lr_range_test.png"
-MIN_LR, MAX_LR, ITERATIONS = 1e-4, 10.0, 180
+ITERATIONS = 180
+#: From the first LR to the last, for SGD and for AdamW.
+SGD_LRS, ADAMW_LRS = (1e-4, 10.0), (1e-5, 1.0)
 #: It ends where the loss is so many times the highest of the first ones; no loss counts for more in the curve.
 _DIVERGED = 4.0
 #: The part of its fall that the loss climbs back where the LR is too high.
 CLIMB = 0.5
-#: η₀ as a part of that LR, for SGD and for AdamW, whose steps don't shrink as the gradient does.
-SHARE, ADAMW_SHARE = 1 / 8, 1 / 16
+#: η₀ for SGD, as a part of that LR.
+SHARE = 1 / 8
+#: η₀ for AdamW: so many steps of it go as far as the test had gone when the loss had had this part of its fall.
+STEPS, FALL = 10, 0.8
 #: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
 CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
@@ -54,20 +59,20 @@ class RangeTest:
         lrs: of each iteration, rising by a constant factor.
         losses: of each iteration's batch, before its step; the last may be NaN.
         broke_off: it ended before its last LR, since the loss had exploded.
-        share: which part of an LR that is too high is the right one for the optimizer.
+        adamw: the steps were AdamW's.
     """
 
     lrs: npt.NDArray[np.float64]
     losses: npt.NDArray[np.float64]
     broke_off: bool
-    share: float = SHARE
+    adamw: bool = False
 
 
 def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, make_probe: MakeProbe) -> None:
     """Do what ``SOLVER.ZENITH.AUTO_LR`` asks for: put η₀ in its place.
 
-    A new run tests and leaves the curve in ``OUTPUT_DIR``. A resumed run keeps its own η₀, in proportion to
-    ``SOLVER.IMS_PER_BATCH`` where that has changed (Goyal et al., arXiv 1706.02677).
+    A new run tests and leaves the curve in ``OUTPUT_DIR``. A resumed run keeps its own η₀; where
+    ``SOLVER.IMS_PER_BATCH`` has changed, see :func:`~zenith_det.training.resuming.scaled_lr`.
 
     Args:
         loaded: with the device resolved; ``SOLVER.BASE_LR`` is set, ``AUTO_LR`` turned off.
@@ -84,7 +89,7 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
     saved = start.state.get("config", {}) if start else {}
     if "SOLVER.BASE_LR" in saved:
         before = int(saved.get("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH))
-        lr = float(f"{float(saved['SOLVER.BASE_LR']) * solver.IMS_PER_BATCH / before:.6g}")
+        lr = scaled_lr(float(saved["SOLVER.BASE_LR"]), before, solver.IMS_PER_BATCH, solver.OPTIMIZER)
         scaled = (
             ""
             if before == solver.IMS_PER_BATCH
@@ -100,14 +105,18 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
         logger.info(
             "SOLVER.ZENITH.AUTO_LR: LR range test, up to %d iterations from %g to %g",
             ITERATIONS,
-            MIN_LR,
-            MAX_LR,
+            *lrs_of(loaded),
         )
         test = measure(loaded, make_probe)
         lr = choose_and_draw(test, output_dir / CURVE_FILE).lr
         logger.info("SOLVER.ZENITH.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
     loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
     loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+
+
+def lrs_of(loaded: LoadedConfig) -> tuple[float, float]:
+    """The first and the last LR of a test of ``loaded``'s optimizer."""
+    return ADAMW_LRS if loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS else SGD_LRS
 
 
 def lr_setter(optimizer: torch.optim.Optimizer, base_lr: float) -> Callable[[float], None]:
@@ -151,8 +160,7 @@ def measure(
     loaded: LoadedConfig,
     make_probe: MakeProbe,
     *,
-    min_lr: float = MIN_LR,
-    max_lr: float = MAX_LR,
+    lrs: tuple[float, float] | None = None,
     iterations: int = ITERATIONS,
 ) -> RangeTest:
     """Train a copy of the run that ``loaded`` describes while its LR grows.
@@ -164,11 +172,12 @@ def measure(
         loaded: with the device resolved; left as it is.
         make_probe: makes a function that takes an LR, does one iteration and returns the loss; of an engine's
             ``stepping``.
+        lrs: the first LR and the last; by default :data:`SGD_LRS` or :data:`ADAMW_LRS`.
 
     Raises:
         UserError: what a run of ``loaded`` would raise.
     """
-    lrs = min_lr * (max_lr / min_lr) ** (np.arange(iterations) / (iterations - 1))
+    steps = np.geomspace(*(lrs or lrs_of(loaded)), iterations)
     losses: list[float] = []
     with tempfile.TemporaryDirectory(prefix="zenith_det_lr_") as folder, _quiet():
         copy = replace(loaded, cfg=loaded.cfg.clone(), sources=dict(loaded.sources))
@@ -189,14 +198,14 @@ def measure(
         }.items():
             copy.override(key, value, "the LR range test")
         probe = make_probe(copy)
-        for lr in lrs:
+        for lr in steps:
             losses.append(probe(float(lr)))
             if not math.isfinite(losses[-1]) or losses[-1] > _DIVERGED * float(np.nanmax(losses[:10])):
                 break
         del probe
     gc.collect()
-    share = ADAMW_SHARE if loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS else SHARE
-    return RangeTest(lrs[: len(losses)], np.array(losses), len(losses) < iterations, share)
+    adamw = loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS
+    return RangeTest(steps[: len(losses)], np.array(losses), len(losses) < iterations, adamw)
 
 
 @dataclass(frozen=True)
@@ -207,19 +216,25 @@ class Choice:
         lr: η₀, rounded to two digits.
         edge: the LR from which it stays above by :data:`CLIMB` of its fall.
         smooth: the smoothed losses.
+        reason: why that LR, for the user.
     """
 
     lr: float
     edge: float
     smooth: npt.NDArray[np.float64]
+    reason: str
 
 
 def choose(test: RangeTest) -> Choice:
-    """η₀: a share of the LR from which training loses what it has won.
+    """η₀: for SGD an eighth of the LR from which training loses what it has won, for AdamW by where the fall ends.
 
-    :data:`CLIMB` and the shares are by sweeps of η₀ beside recorded curves (docs/RESULTS.md). Half of the fall,
-    as a loss that climbs by less need not mean the LR: once a detector tells objects from background, boxes and
-    masks add to its loss (0.4 of the fall, in one seed of eight).
+    :data:`CLIMB`, :data:`SHARE` and :data:`FALL` are by sweeps of η₀ beside recorded curves (docs/RESULTS.md).
+    Half of the fall, as a loss that climbs by less need not mean the LR: once a detector tells objects from
+    background, boxes and masks add to its loss (0.4 of the fall, in one seed of eight).
+
+    Under AdamW that happens in nearly every test, and where the loss has climbed by half differs by a factor of
+    17 between seeds. But its steps have the size of the LR whatever the gradient's, so that the sum of the LRs
+    is how far the weights have gone: the fall ends after the same distance whatever the number of iterations.
 
     Steeper rules (the steepest descent, a tenth of the lowest point) take what a detector's loss does in its
     first hundred iterations, where classification alone is learnt, for what the LR does. And the first climb
@@ -248,15 +263,25 @@ def choose(test: RangeTest) -> Choice:
     climbed = fell & (smooth - low >= np.maximum(CLIMB * (start - low), _NOISE * noise))
     edges = [i for i in np.flatnonzero(climbed) if climbed[i : i + CYCLE].all()]
     if edges:
-        edge = float(test.lrs[edges[0]])
+        end = int(edges[0])
     elif test.broke_off:
-        edge = float(test.lrs[-1])
+        end = len(losses) - 1
     else:
         raise NoLRFoundError(
             f"the LR range test saw no LR too high: the loss hasn't climbed at {test.lrs[-1]:.2g}: test up to a "
             "higher LR (tools/find_lr.py --max-lr)"
         )
-    return Choice(float(f"{test.share * edge:.2g}"), edge, smooth)
+    edge = float(test.lrs[end])
+    if test.adamw:
+        fallen = int(np.argmax(start - smooth >= FALL * (start - low[end])))
+        lr = float(test.lrs[: fallen + 1].sum()) / STEPS
+        reason = (
+            f"the loss has had {FALL:g} of its fall at {test.lrs[fallen]:.2g}, and climbs from {edge:.2g}"
+        )
+    else:
+        lr = SHARE * edge
+        reason = f"{SHARE:g} of {edge:.2g}, from which the loss climbs"
+    return Choice(float(f"{lr:.2g}"), edge, smooth, reason)
 
 
 def _over_cycles(losses: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.float64]:

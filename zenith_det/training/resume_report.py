@@ -8,7 +8,7 @@ from typing import Any
 
 from zenith_det.config.keys import leaves
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
-from zenith_det.training.resuming import shares_state
+from zenith_det.training.resuming import scaled_lr, shares_state
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ def outcome(
             else "applied; nothing left to train"
         )
     if key == "SOLVER.IMS_PER_BATCH":
-        before, lr = saved["SOLVER.BASE_LR"], present["SOLVER.BASE_LR"]
+        scaled = scaled_lr(saved["SOLVER.BASE_LR"], old, new, present["SOLVER.OPTIMIZER"])
         text = (
-            f"applied; the order of the images goes on. BASE_LR is {lr:g}: in proportion to the old one it would "
-            f"be {before * new / old:g}"
+            f"applied; the order of the images goes on. BASE_LR is {present['SOLVER.BASE_LR']:g}: the old one, "
+            f"scaled with the batch, would be {scaled:g}"
         )
         if present["SOLVER.OPTIMIZER"] in ZENITH_OPTIMIZERS:
             spans = [config["SOLVER.ZENITH.WINDOW"] * size for config, size in ((present, new), (saved, old))]

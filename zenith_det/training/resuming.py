@@ -29,6 +29,20 @@ def batches_done(images_seen: int, batch_size: int) -> int:
     return images_seen // batch_size
 
 
+def scaled_lr(lr: float, batch_before: int, batch: int, optimizer: str) -> float:
+    """The LR that goes with another batch size.
+
+    In proportion to it for SGD (Goyal et al., arXiv 1706.02677), to its square root for AdamW (Malladi et al.,
+    arXiv 2205.10287), to six digits.
+
+    Args:
+        lr: for ``batch_before`` images a batch.
+        optimizer: as ``SOLVER.OPTIMIZER``.
+    """
+    power = 0.5 if optimizer in ADAMW_OPTIMIZERS else 1.0
+    return float(f"{lr * (batch / batch_before) ** power:.6g}")
+
+
 def what_changed(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """One phrase for the log: ``SOLVER.IMS_PER_BATCH 4 (was 2), ...``; "" where nothing differs.
 
