@@ -116,7 +116,11 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
 
 def lrs_of(loaded: LoadedConfig) -> tuple[float, float]:
     """The first and the last LR of a test of ``loaded``'s optimizer."""
-    return ADAMW_LRS if loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS else SGD_LRS
+    return ADAMW_LRS if _is_adamw(loaded) else SGD_LRS
+
+
+def _is_adamw(loaded: LoadedConfig) -> bool:
+    return loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS
 
 
 def lr_setter(optimizer: torch.optim.Optimizer, base_lr: float) -> Callable[[float], None]:
@@ -204,8 +208,7 @@ def measure(
                 break
         del probe
     gc.collect()
-    adamw = loaded.cfg.SOLVER.OPTIMIZER in ADAMW_OPTIMIZERS
-    return RangeTest(steps[: len(losses)], np.array(losses), len(losses) < iterations, adamw)
+    return RangeTest(steps[: len(losses)], np.array(losses), len(losses) < iterations, _is_adamw(loaded))
 
 
 @dataclass(frozen=True)
