@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import math
 import os
 import signal
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,21 @@ def test_equals_pycocotools_with_another_limit_of_detections(backend: str, max_d
     unlimited = evaluate_coco(ground_truth, results, ("bbox",), backend=backend)
     if max_dets < 10:
         assert got["bbox"]["AP"] != unlimited["bbox"]["AP"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_pycocotools_where_more_keypoints_are_detected_than_count(backend: str) -> None:
+    ground_truth = random_ground_truth(3, num_classes=2)
+    results = perturb(ground_truth, 4, copies=12)
+    assert max(Counter((r["image_id"], r["category_id"]) for r in results).values()) > 2 * 20
+    got = evaluate_coco(ground_truth, results, ("keypoints",), backend=backend)
+    assert_equal(got["keypoints"], quiet_reference(ground_truth, results, "keypoints"))
+
+
+def test_garbage_is_collected_again_after_an_evaluation_that_failed() -> None:
+    with pytest.raises(DatasetError):
+        evaluate_coco(one_object(), [hit(image_id=6)])
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
