@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -285,10 +286,11 @@ def amp_run(
     fused: bool | None,
     unscale: bool = False,
     overflow: int | None = None,
+    kind: type[ZENITH] = ZENITH,
     **options: Any,
 ) -> tuple[list[float], nn.Module, ZENITH]:
     model = linear()
-    optimizer = ZENITH(model.parameters(), 0.05, momentum=0.9, window=4, fused=fused, **options)
+    optimizer = kind(model.parameters(), 0.05, momentum=0.9, window=4, fused=fused, **options)
     generator = torch.Generator().manual_seed(1)
 
     def step(t: int) -> None:
@@ -335,6 +337,42 @@ def test_amp_overflow_changes_neither_history_nor_parameters(fused: bool | None,
     assert (state["skipped_steps"], state["recorded_steps"]) == (1, 29)
     assert scaler.get_scale() == 2.0**15  # the scaler saw it too
     assert state["zenith"] < 100  # of the unscaled gradient
+
+
+class ClipsInItsStep(ZENITH):
+    """As many projects, and Detectron2, clip."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.record_norm()
+        nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], 0.05)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("unscale", [False, True], ids=["scaled", "unscaled by the trainer"])
+def test_amp_a_subclass_clips_unscaled_gradients(unscale: bool) -> None:
+    plain = amp_run(torch.amp.GradScaler("cpu", enabled=False), None, kind=ClipsInItsStep)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaled = amp_run(scaler, None, unscale, kind=ClipsInItsStep)
+    assert scaled[0] == pytest.approx(plain[0], rel=1e-5)
+    for p, q in zip(plain[1].parameters(), scaled[1].parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_amp_the_scale_of_a_step_that_raised_is_not_the_next_ones() -> None:
+    model = linear()
+    optimizer = ZENITH(model.parameters(), 0.1, max_nonfinite_steps=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for size in (math.inf, 1.0):
+        before = [p.detach().clone() for p in model.parameters()]
+        scaler.scale(size * sum(p.sum() for p in model.parameters())).backward()
+        with contextlib.ExitStack() as stack:
+            if size == math.inf:
+                stack.enter_context(pytest.raises(FloatingPointError))
+            scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    for p, q in zip(model.parameters(), before):
+        torch.testing.assert_close(p, q - 0.1)
 
 
 def test_amp_found_inf_of_two_devices_is_2_and_skips() -> None:
@@ -752,6 +790,16 @@ def test_loading_replaces_a_history_that_is_there() -> None:
     assert norms.isnan().tolist() == [True, True, False, False]
 
 
+def test_loading_its_own_state_changes_nothing() -> None:
+    model = linear()
+    optimizer = ZENITH(model.parameters(), 0.1, window=3)
+    drive(optimizer, model, 0, 5)
+    before, own = optimizer.zenith_state(), optimizer.state_dict()
+    optimizer.load_state_dict(own)
+    assert optimizer.zenith_state() == before
+    assert own["param_groups"][0]["zenith"]["counts"].tolist() == [5, 5, 0, 0]
+
+
 def test_loading_a_state_of_torch_sgd_warns_and_keeps_its_momentum(caplog: pytest.LogCaptureFixture) -> None:
     model, other = linear(), linear()
     sgd = torch.optim.SGD(other.parameters(), 0.03, momentum=0.8)
@@ -832,11 +880,14 @@ def test_evaluation_and_saving_in_between_change_nothing() -> None:
     assert_same(snapshot(optimizer), snapshot(untouched))
 
 
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_saving_by_torch_distributed_checkpoint_leaves_the_history(momentum: float) -> None:
+def test_saving_by_torch_distributed_checkpoint_leaves_the_history(
+    momentum: float, lr: float | Tensor
+) -> None:
     state_dict = pytest.importorskip("torch.distributed.checkpoint.state_dict")
     model = linear()
-    optimizer = ZENITH(model.parameters(), 0.1, momentum=momentum, window=3)
+    optimizer = ZENITH(model.parameters(), lr, momentum=momentum, window=3)
     state_dict.get_optimizer_state_dict(model, optimizer)
     assert optimizer.zenith_state()["recorded_steps"] == 0
     drive(optimizer, model, 0, 5)

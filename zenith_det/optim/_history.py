@@ -135,6 +135,7 @@ class NormHistory:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a copy of ``state``; of another window's norms, the newest that fit."""
+        state = {name: value.clone() for name, value in state.items()}  # it may be this history's own
         self.reset()
         norms = state["norms"]
         kept = min(self.window, len(norms))

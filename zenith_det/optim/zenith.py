@@ -114,6 +114,10 @@ class ZENITH(torch.optim.Optimizer):
     ``step()`` doesn't: on CUDA it never reads anything back (but a sparse gradient is coalesced, which waits
     inside torch).
 
+    **Subclasses** whose ``step()`` clips and then calls this one get gradients that ``GradScaler`` has unscaled,
+    as those of other optimizers do; call :meth:`record_norm` before the clipping. One that works on scaled
+    gradients says so with ``_step_supports_amp_scaling = True`` in its body.
+
     **Distributed.** DDP: every rank has the same gradient, hence the same ratio, and nothing is communicated.
     FSDP2 and other DTensors: the norm is the global one, for one more all-reduce of a scalar.
 
@@ -134,6 +138,13 @@ class ZENITH(torch.optim.Optimizer):
     # GradScaler then leaves the gradients scaled and hands over grad_scale and found_inf for step() to use on
     # the device, instead of waiting for the device to tell whether step() is to be called.
     _step_supports_amp_scaling = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A step of its own, such as those that clip first (Detectron2's maybe_add_gradient_clipping makes one),
+        # takes gradients for unscaled, as torch.optim.SGD's would be.
+        if "step" in cls.__dict__ and "_step_supports_amp_scaling" not in cls.__dict__:
+            cls._step_supports_amp_scaling = False
 
     _buffers: tuple[str, ...] = ("momentum_buffer",)
     """The state of a parameter that has its shape, the momentum first."""
@@ -310,6 +321,9 @@ class ZENITH(torch.optim.Optimizer):
             self._update(group, batch, Scalars(lr, skip, divisor), fused=fused)
 
         if not compiling and self._streak.read(self._history.streak) >= self.max_nonfinite_steps:
+            # GradScaler would take them away after the call; left, they would scale the next step's gradients.
+            for name in ("grad_scale", "found_inf"):
+                self.__dict__.pop(name, None)
             self._raise_nonfinite()
         return loss
 
@@ -328,9 +342,14 @@ class ZENITH(torch.optim.Optimizer):
     def _update_history(self, norm: Tensor, finite: Tensor, batches: list[Batch]) -> Tensor:
         """Gradient norm in, r_t out."""
         record = finite
-        if all(isinstance(group["lr"], float) and group["lr"] == 0 for group in self.param_groups):
+        lrs = [group["lr"] for group in self.param_groups]
+        if all(isinstance(lr, Tensor) or lr == 0 for lr in lrs):
             # No training: torch.distributed.checkpoint steps with lr 0 and zero gradients to see the state.
-            record = finite & (norm > 0)
+            trains = norm > 0
+            for lr in lrs:
+                if isinstance(lr, Tensor):
+                    trains = trains | (_scalar(lr, norm) != 0)
+            record = finite & trains
         if self.norm_source == "gradient":
             return self._history.update(norm, record, norm, finite)
         velocity = _scalar(global_norm(b for batch in batches for b in batch.bufs if b is not None), norm)
