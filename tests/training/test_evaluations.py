@@ -10,6 +10,7 @@ import pytest
 
 from zenith_det.config import load_config
 from zenith_det.training.evaluations import Evaluations
+from zenith_det.training.events import EventStorage, JsonWriter
 
 
 def config(**keys: Any) -> Any:
@@ -100,3 +101,39 @@ def test_a_resumed_run_comes_to_the_same_decision(tmp_path: Path) -> None:
     whole = Evaluations(cfg, tmp_path, 0)
     assert first_end(whole, [{"bbox/AP": ap} for ap in aps]) == 4
     assert resumed.reason() == whole.reason() is not None
+
+
+def resumed_like_whole(cfg: Any, folder: Path, evaluations: list[dict[str, float]]) -> str | None:
+    """Why a run ends that was resumed after the first of these ``evaluations``; the same as undisturbed."""
+    storage = EventStorage()
+    writer = JsonWriter(folder / "metrics.json")
+    whole = Evaluations(cfg, folder, 0)
+    for number, scalars in enumerate(evaluations, start=1):
+        storage.iter = 10 * number - 1
+        storage.put_scalars(smoothing=False, **scalars)
+        writer.write(storage)
+        whole.add(storage.iter, scalars)
+    writer.close()
+    resumed = Evaluations(cfg, folder, 10 * (len(evaluations) - 1))
+    resumed.add(10 * len(evaluations) - 1, evaluations[-1])
+    assert resumed.reason() == whole.reason()
+    assert resumed.aps == whole.aps
+    return whole.reason()
+
+
+def test_a_resumed_run_judges_by_the_loss_of_the_trained_weights_too(tmp_path: Path) -> None:
+    """``averaged/validation/…`` comes before ``validation/…`` in the file."""
+    losses = [(1.5, 1.2), (1.4, 1.1), (1.3, 1.05), (1.25, 1.06)]
+    evaluations = [
+        {"bbox/AP": 1.0, "validation/total_loss": trained, "averaged/bbox/AP": 2.0,
+         "averaged/validation/total_loss": averaged}
+        for trained, averaged in losses
+    ]  # fmt: skip
+    assert resumed_like_whole(early("validation loss", patience=1), tmp_path, evaluations) is None
+
+
+def test_a_resumed_run_judges_by_the_first_test_set_too(tmp_path: Path) -> None:
+    """Whatever comes first in the file, which is sorted by name."""
+    cfg = config(TEST__EARLY_STOPPING="box AP", TEST__PATIENCE=1, DATASETS__TEST=("val_b", "val_a"))
+    evaluations = [{"val_b/bbox/AP": b, "val_a/bbox/AP": a} for b, a in [(1.0, 9.0), (2.0, 8.0), (3.0, 7.0)]]
+    assert resumed_like_whole(cfg, tmp_path, evaluations) is None

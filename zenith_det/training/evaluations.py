@@ -34,7 +34,8 @@ class Evaluations:
     """A run's evaluations so far, and whether it is to end before ``SOLVER.MAX_ITER``; asked after each.
 
     Args:
-        cfg: ``TEST.EARLY_STOPPING``, ``TEST.PATIENCE``, ``SOLVER.ZENITH.UNTIL_SETTLED`` count.
+        cfg: ``TEST.EARLY_STOPPING``, ``TEST.PATIENCE``, ``SOLVER.ZENITH.UNTIL_SETTLED`` count, and of several
+            ``DATASETS.TEST`` the first.
         output_dir: with the ``metrics.json`` of the run so far.
         start: iterations done; what was logged beyond is of a past that no longer counts.
     """
@@ -43,6 +44,7 @@ class Evaluations:
         self._metric: str = cfg.TEST.EARLY_STOPPING
         self._patience: int = cfg.TEST.PATIENCE
         self._until_settled: bool = cfg.SOLVER.ZENITH.UNTIL_SETTLED
+        self._sets: tuple[str, ...] = tuple(cfg.DATASETS.TEST)
         self._folder = output_dir
         self._scores: dict[int, float] = {}
         self._aps: dict[int, float] = {}
@@ -58,16 +60,24 @@ class Evaluations:
         for iteration, scalars in at.items():
             # The evaluation after the last of `start` iterations is logged at either number.
             if iteration <= start and any(name.endswith("/AP") for name in scalars):
-                self.add(min(iteration, start - 1), scalars)
+                # The file has them by name, an evaluation by test set; of several sets the first one counts.
+                self.add(min(iteration, start - 1), dict(sorted(scalars.items(), key=self._place)))
+
+    def _place(self, scalar: tuple[str, float]) -> int:
+        name = scalar[0].removeprefix(averaging.PREFIX)
+        return next((i for i, test_set in enumerate(self._sets) if name.startswith(f"{test_set}/")), 0)
 
     def add(self, iteration: int, scalars: Mapping[str, float]) -> None:
         """Take in an evaluation after ``iteration`` (counted from 0)."""
         if self._metric == VALIDATION_LOSS:
-            loss = next(
-                (v for k, v in scalars.items() if k.endswith(f"{validation_loss.PREFIX}total_loss")), None
-            )
-            if loss is not None:
-                self._scores[iteration] = -loss
+            losses = [
+                value
+                for name, value in scalars.items()
+                if f"/{name}".endswith(f"/{validation_loss.PREFIX}total_loss")
+                and not name.startswith(averaging.PREFIX)
+            ]
+            if losses:
+                self._scores[iteration] = -losses[0]
         elif self._metric:
             name = scalar_named(scalars, self._metric)
             if name is not None:
