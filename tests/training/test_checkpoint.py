@@ -84,6 +84,20 @@ def test_the_newest_are_kept_and_final_and_best_always(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_last_good_one_is_kept_while_training_goes_badly(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    good = {19: True, 29: True, 39: False, 49: False}
+    for iteration, went_well in good.items():
+        facts = {"run_id": "a", "good": went_well}
+        checkpointer.save(f"model_{iteration:07d}", state(iteration) | facts)
+    assert names(tmp_path) == {"model_0000029.pth", "model_0000049.pth", "last_checkpoint"}
+    found = checkpointer.newest_good("a")
+    assert found is not None
+    assert found.name == "model_0000029.pth"
+    checkpointer.save("model_0000059", state(59) | {"run_id": "a", "good": True})
+    assert names(tmp_path) == {"model_0000059.pth", "last_checkpoint"}
+
+
 def test_a_run_started_anew_keeps_its_own_checkpoints_not_the_higher_numbers(tmp_path: Path) -> None:
     for iteration in (899, 999):
         path = Checkpointer(tmp_path).save(f"model_{iteration:07d}", state(iteration))

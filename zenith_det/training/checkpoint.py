@@ -43,8 +43,8 @@ class Checkpointer:
     Args:
         output_dir: where they lie: ``model_0000099.pth``, ``model_final.pth``, … and ``last_checkpoint``,
             which holds the name of the newest (Detectron2's format).
-        keep: how many ``model_<iteration>.pth`` to keep, the newest; others (final, best) are never removed.
-            ``None`` keeps all.
+        keep: how many ``model_<iteration>.pth`` to keep, the newest; others (final, best) are never removed,
+            nor is the newest that a diverged run could go back to. ``None`` keeps all.
 
     A save writes beside, syncs and renames, so that a file under its final name is whole, whatever happens
     on the way. In a run of several processes the main one alone saves and asks for :meth:`last`.
@@ -87,7 +87,7 @@ class Checkpointer:
                 else "free some space, or choose another OUTPUT_DIR"
             )
             raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {rest}") from error
-        self._remove_old(path)
+        self._remove_old(path, plain)
         return path
 
     def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -196,8 +196,11 @@ class Checkpointer:
             pass
         return [entry[-1] for entry in sorted(found, reverse=True)]
 
-    def _remove_old(self, saved: Path) -> None:
+    def _remove_old(self, saved: Path, state: Mapping[str, Any]) -> None:
         protected = {saved, self._named()}
+        if self._keep is not None and not state.get("good", True):
+            # Saved while training went badly: what a roll-back would go to is among the older ones.
+            protected.add(self.newest_good(state["run_id"]))
         doomed = list(self.output_dir.glob(f"*{SUFFIX}.tmp"))  # left by a crash in the middle of a save
         if self._keep is not None:
             periodic = [path for path in self._resumable() if path.name != _FINAL]

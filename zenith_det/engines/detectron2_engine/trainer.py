@@ -495,7 +495,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if comm.is_main_process():
                 if best is None:
                     folder = Checkpointer(self.cfg.OUTPUT_DIR)
-                    best = BestCheckpoint(folder, self.cfg.CHECKPOINT.BEST, resumed=self.start_iter > 0)
+                    rolled_back = self.checkpointer.facts.get("recovery", {}).get("rollbacks", 0) > 0
+                    best = BestCheckpoint(
+                        folder, self.cfg.CHECKPOINT.BEST, resumed=self.start_iter > 0 or rolled_back
+                    )
                 last = min(self.iter, self.max_iter - 1)
                 best.offer(
                     flatten_results_dict(results or {}),

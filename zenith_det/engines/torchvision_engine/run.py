@@ -349,7 +349,11 @@ def train_from(
         batches,
         progress,
         checkpointer,
-        BestCheckpoint(checkpointer, cfg.CHECKPOINT.BEST if main else "", resumed=start is not None),
+        BestCheckpoint(
+            checkpointer,
+            cfg.CHECKPOINT.BEST if main else "",
+            resumed=start is not None or progress.facts["recovery"]["rollbacks"] > 0,
+        ),
         build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
         evaluate,
         average,
