@@ -17,6 +17,7 @@ def test_our_keys_have_the_documented_defaults() -> None:
         "MIN_RATIO": 0.0,
         "NORM_SOURCE": "gradient",
         "RECORD_AFTER": 0,
+        "KEEP_HISTORY": False,
         "AUTO_LR": False,
         "UNTIL_SETTLED": False,
         "MAX_NONFINITE_STEPS": 50,

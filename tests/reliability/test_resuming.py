@@ -72,6 +72,25 @@ def test_changed_keys_are_told_and_honoured(engine: str, data: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
+@pytest.mark.parametrize("keep", [False, True])
+def test_another_batch_size_starts_the_history_anew_unless_it_is_to_be_kept(
+    keep: bool, engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    output = tmp_path / "run"
+    code, printed = resumed(
+        engine, data, output, SOLVER__IMS_PER_BATCH=4, SOLVER__MAX_ITER=6, SOLVER__ZENITH__KEEP_HISTORY=keep
+    )
+    assert code == 0, printed
+    state = torch.load(output / "model_final.pth", weights_only=True)
+    optimizer = state["optimizer"] if engine == "torchvision" else state["trainer"]["_trainer"]["optimizer"]
+    recorded = int(optimizer["param_groups"][0]["zenith"]["counts"][0])
+    assert recorded == (6 if keep else 2)
+    assert ("ZENITH's history is kept" in printed) == keep
+    assert ("history starts anew (2 images a batch before, 4 now)" in printed) != keep
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
 def test_another_optimizer_starts_its_state_anew_and_sgd_keeps_momentum(
     engine: str, data: Path, tmp_path: Path
 ) -> None:

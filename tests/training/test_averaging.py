@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -125,6 +126,22 @@ def test_going_on_is_as_if_never_interrupted(kind: str) -> None:
     walk(other, 12, resumed)
     for name, tensor in averaged(whole).items():
         assert torch.equal(tensor, averaged(resumed)[name]), name
+
+
+def test_weights_under_two_names_are_saved_averaged_under_both() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    average = WeightAverage(net, "tail", tail=1.0)
+    for _ in range(3):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(1.0)
+        average.update()
+    saved = copy.deepcopy(average.checkpoint({})["model"])
+    assert torch.equal(saved["1.weight"], saved["0.weight"])
+    assert not torch.equal(saved["1.weight"], net[1].weight)
+    with average.applied():
+        assert torch.equal(saved["1.weight"], net[1].weight)
 
 
 def test_a_checkpoint_without_an_average_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -122,8 +122,10 @@ class WeightAverage:
         Args:
             facts: of the run; those that tell what the model is are kept.
         """
-        state: dict[str, Tensor] = self.model.state_dict()
-        model = {name: self._averages.get(name, tensor) for name, tensor in state.items()}
+        state: dict[str, Any] = self.model.state_dict(keep_vars=True)
+        # By tensor and not by name: a shared one has two names there, and one average here.
+        averages = {id(self._live[name]): average for name, average in self._averages.items()}
+        model = {name: averages.get(id(value), value) for name, value in state.items()}
         return {"model": model} | {name: facts[name] for name in _KEPT_FACTS if name in facts}
 
     def state_dict(self) -> dict[str, Any]:

@@ -67,9 +67,8 @@ def outcome(
         )
         if present["SOLVER.OPTIMIZER"] in ZENITH_OPTIMIZERS:
             spans = [config["SOLVER.ZENITH.WINDOW"] * size for config, size in ((present, new), (saved, old))]
-            text += (
-                f". ZENITH's history starts anew; its window spans {spans[0]} images now, {spans[1]} before"
-            )
+            history = "is kept" if present["SOLVER.ZENITH.KEEP_HISTORY"] else "starts anew"
+            text += f". ZENITH's history {history}; its window spans {spans[0]} images now, {spans[1]} before"
         return text
     if key == "SOLVER.ZENITH.WINDOW":
         return f"applied; the newest {min(old, new)} norms are kept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS, SGD_OPTIMIZERS
+from zenith_det.optim import ZENITH
+
+logger = logging.getLogger(__name__)
 
 #: What of a parameter group is the configuration's, also in a resumed run.
 CONFIGURED = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
@@ -58,6 +62,21 @@ def what_changed(before: Mapping[str, object], now: Mapping[str, object]) -> str
 def shares_state(before: str, now: str) -> bool:
     """Whether an optimizer, by its name in the registry, can go on with another one's state."""
     return before == now or any({before, now} <= {*kin} for kin in (SGD_OPTIMIZERS, ADAMW_OPTIMIZERS))
+
+
+def forget_history(optimizer: Optimizer, batch_before: int, batch: int, *, keep: bool) -> None:
+    """Resumed with another batch size: ZENITH's history starts anew, for the noise in the norm is another.
+
+    Args:
+        keep: ``SOLVER.ZENITH.KEEP_HISTORY``: it is kept nevertheless.
+    """
+    if batch == batch_before or not isinstance(optimizer, ZENITH):
+        return
+    changed = f"{batch_before} images a batch before, {batch} now"
+    if keep:
+        logger.info("ZENITH's history is kept (SOLVER.ZENITH.KEEP_HISTORY): %s", changed)
+    else:
+        optimizer.reset_history(changed)
 
 
 def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from zenith_det.optim import ZENITH
 from zenith_det.solver import train_mode
+from zenith_det.training.resuming import forget_history
 from zenith_det.training.zenith_metrics import optimizer_scalars
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class ZenithMetrics(HookBase):
         period: iterations between two readings. Default: whenever one of the trainer's ``PeriodicWriter``
             hooks writes; processes without one (all but the first) read nothing.
         batch_size: images per iteration over all processes; ``None``: not compared on resuming.
+        keep_history: keep ZENITH's history where it differs.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class ZenithMetrics(HookBase):
         period: int | None = None,
         *,
         batch_size: int | None = None,
+        keep_history: bool = False,
     ) -> None:
         if period is not None and period < 1:
             raise ValueError(f"period is {period}: it must be 1 or more")
         self._optimizer = optimizer
         self._period = period
         self._batch_size = batch_size
+        self._keep_history = keep_history
         self._saved_batch_size = batch_size
         self._scalars: dict[str, float] | None = None
         self._handle: Any = None
@@ -66,10 +70,8 @@ class ZenithMetrics(HookBase):
         train_mode(optimizer)  # Schedule-Free's checkpoints hold the averaged weights
         if isinstance(optimizer, ZENITH):
             measure_before_clipping(optimizer)
-            if self._saved_batch_size != self._batch_size:
-                optimizer.reset_history(
-                    f"{self._saved_batch_size} images a batch before, {self._batch_size} now"
-                )
+            if self._saved_batch_size is not None and self._batch_size is not None:
+                forget_history(optimizer, self._saved_batch_size, self._batch_size, keep=self._keep_history)
                 self._saved_batch_size = self._batch_size
         self._periods = [self._period] if self._period else self._writer_periods()
         # Right after the step, not in after_step: the scheduler hook has moved the LR on by then.

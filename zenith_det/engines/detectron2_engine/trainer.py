@@ -191,7 +191,8 @@ class ZenithTrainerMixin:
         """The base class's hooks, and :class:`ZenithMetrics` after the scheduler's."""
         built: list[HookBase] = super().build_hooks()  # type: ignore[misc]
         built = [hook for hook in built if hook is not None]
-        metrics = ZenithMetrics(batch_size=self.cfg.SOLVER.IMS_PER_BATCH)  # type: ignore[attr-defined]
+        solver = self.cfg.SOLVER  # type: ignore[attr-defined]
+        metrics = ZenithMetrics(batch_size=solver.IMS_PER_BATCH, keep_history=solver.ZENITH.KEEP_HISTORY)
         # Before whatever saves and writes: the checkpoint is to hold its state, the writers its values.
         schedulers = [i for i, hook in enumerate(built) if isinstance(hook, hooks.LRScheduler)]
         built.insert(schedulers[-1] + 1 if schedulers else 0, metrics)

@@ -60,7 +60,13 @@ from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.progress import ConsoleWriter
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.resume_report import config_facts, log_changes
-from zenith_det.training.resuming import batches_done, configured_groups, reapply, shares_state
+from zenith_det.training.resuming import (
+    batches_done,
+    configured_groups,
+    forget_history,
+    reapply,
+    shares_state,
+)
 from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir, write_config
 from zenith_det.training.seeding import seed_all
 from zenith_det.training.starting import Start, choose_seed, find_start
@@ -406,10 +412,8 @@ def resume(trainer: Trainer, start: Start) -> None:
         ) from error
     reapply(trainer.optimizer, configured)
     batch = start.state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
-    if batch != trainer.cfg.SOLVER.IMS_PER_BATCH and hasattr(trainer.optimizer, "reset_history"):
-        trainer.optimizer.reset_history(
-            f"SOLVER.IMS_PER_BATCH is {trainer.cfg.SOLVER.IMS_PER_BATCH}, was {batch}"
-        )
+    keep = trainer.cfg.SOLVER.ZENITH.KEEP_HISTORY
+    forget_history(trainer.optimizer, batch, trainer.cfg.SOLVER.IMS_PER_BATCH, keep=keep)
 
 
 def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images: int) -> list[Writer]:
