@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
 
 import torch
 
 from zenith_det.config import LoadedConfig
 from zenith_det.errors import ConfigError
+from zenith_det.training.distributed import get_world_size
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +19,12 @@ logger = logging.getLogger(__name__)
 def resolve_device(loaded: LoadedConfig) -> None:
     """Set ``MODEL.DEVICE`` to what is there: for ``auto``, and for Detectron2's default where nobody chose it.
 
+    ``cuda`` is then the process's own GPU: the one of its rank, else the one that ``cuda:N`` names, else the first.
     On the CPU ``SOLVER.AMP.ENABLED`` in float16 is turned off, with a warning.
 
     Raises:
-        ConfigError: a device that was asked for is not there, or is neither CPU nor CUDA; bfloat16 on a GPU
-            that computes none.
+        ConfigError: a device that was asked for is not there, or is neither CPU nor CUDA; one GPU for several
+            processes; bfloat16 on a GPU that computes none.
     """
     cfg, there = loaded.cfg, torch.cuda.is_available()
     asked = cfg.MODEL.DEVICE
@@ -29,13 +32,15 @@ def resolve_device(loaded: LoadedConfig) -> None:
         cfg.MODEL.DEVICE = "cuda" if there else "cpu"
         if not there:
             logger.info("no CUDA device: MODEL.DEVICE cpu")
-    elif asked.split(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"MODEL.DEVICE is {asked!r}: it must be auto, cpu or cuda")
+    elif not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
+        raise ConfigError(f"MODEL.DEVICE is {asked!r}: it must be auto, cpu, cuda or cuda:N")
     elif asked.startswith("cuda") and not there:
         source = loaded.sources.get("MODEL.DEVICE", "default")
         raise ConfigError(
             f"MODEL.DEVICE is {asked!r} ({source}), but PyTorch sees no CUDA device: use auto or cpu"
         )
+    elif ":" in asked:
+        _use_gpu(asked)
     amp = cfg.SOLVER.AMP
     if not amp.ENABLED:
         return
@@ -58,6 +63,18 @@ def resolve_device(loaded: LoadedConfig) -> None:
             )
 
 
+def _use_gpu(asked: str) -> None:
+    """Make ``cuda:N`` the GPU that torch's events, seeds and figures of memory are of, not only its tensors."""
+    index, there = int(asked.partition(":")[2]), torch.cuda.device_count()
+    if get_world_size() > 1:
+        raise ConfigError(
+            f"MODEL.DEVICE is {asked!r}, but each of {get_world_size()} processes takes a GPU of its own: use cuda"
+        )
+    if index >= there:
+        raise ConfigError(f"MODEL.DEVICE is {asked!r}, but PyTorch sees {there} of them, from cuda:0 on")
+    torch.cuda.set_device(index)
+
+
 def amp_dtype(cfg: Any) -> torch.dtype:
     """``SOLVER.AMP.DTYPE``; of any configuration with this toolkit's keys."""
     return torch.bfloat16 if cfg.SOLVER.AMP.DTYPE == "bfloat16" else torch.float16
@@ -70,12 +87,20 @@ def make_grad_scaler(cfg: Any) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cuda", enabled=wanted)
 
 
-def use_deterministic_algorithms(wanted: bool) -> None:
+def use_deterministic_algorithms(cfg: Any) -> None:
     """``DETERMINISTIC``: the same bits from the same input, on a GPU too, where that costs speed.
 
     Raises, later on, ``RuntimeError`` from torch at an operation that has no such algorithm.
     """
+    wanted: bool = cfg.DETERMINISTIC
     if wanted:
+        heads = (cfg.MODEL[name] for name in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"))
+        if cfg.MODEL.DEVICE != "cpu" and any(head.POOLER_SAMPLING_RATIO == 0 for head in heads):
+            logger.warning(
+                "DETERMINISTIC on a GPU with a POOLER_SAMPLING_RATIO of 0: torchvision's deterministic RoIAlign "
+                "takes a sample at every point of a feature map then, gigabytes for images of usual size; "
+                "a ratio of 2 (in MODEL.ROI_BOX_HEAD, ROI_MASK_HEAD and ROI_KEYPOINT_HEAD) takes far less"
+            )
         # cuBLAS reads it when it is first used (docs.nvidia.com/cuda/cublas, "Results Reproducibility").
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

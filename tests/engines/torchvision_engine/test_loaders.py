@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +88,34 @@ def test_samples_do_not_depend_on_workers_or_resuming(shapes: SmallSet, workers:
     whole = stream(0, 0)
     assert len({shape for _, shape, _ in whole}) > 2, "multi-scale resizing is off"
     assert stream(5, workers) == whole[20:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc to count open files")
+def test_many_bitmaps_come_from_a_worker_under_one_descriptor(shapes: SmallSet) -> None:
+    """Ten batches in waiting would otherwise pass the usual limit of 1024 open files."""
+    dataset = load_coco_dataset(shapes.train)
+    record = max(dataset.records, key=lambda r: len(r["annotations"]))
+    crowded = [{**record, "annotations": 20 * record["annotations"]}]
+
+    def batch(workers: int) -> list[Any]:
+        cfg = small_config(
+            "mask",
+            DATALOADER__NUM_WORKERS=workers,
+            SOLVER__IMS_PER_BATCH=1,
+            INPUT__MASK_FORMAT="bitmask",
+        ).cfg
+        mapper = TrainingMapper(cfg, dataset.metadata)
+        loader = build_train_loader(
+            cfg, SerializedList(crowded), mapper, seed=1, start=0, rank=0, world_size=1
+        )
+        before = len(os.listdir("/proc/self/fd"))
+        masks = next(iter(loader))[0]["targets"].masks
+        assert len(os.listdir("/proc/self/fd")) - before < len(masks) / 2
+        return masks
+
+    expected, masks = batch(0), batch(1)
+    assert len(masks) > 40
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(masks, expected))
 
 
 @pytest.mark.parametrize("kind", ["train", "test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from tests.conftest import SmallSet
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.config import load_config
+from zenith_det.engines import device
 from zenith_det.engines.device import resolve_device
+from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler
 from zenith_det.engines.torchvision_engine.stepping import make_trainer
 from zenith_det.errors import ConfigError
 
@@ -86,3 +89,68 @@ def test_another_type_is_refused() -> None:
         ConfigError, match=r"SOLVER.AMP.DTYPE is 'bf16': it must be one of 'float16', 'bfloat16'"
     ):
         load_config(CONFIG, ["SOLVER.AMP.DTYPE", "bf16"])
+
+
+def far_boxes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Features ``(1, 1, 8, 280)`` that change from column to column, and small boxes between 900 and 1100 pixels."""
+    x = torch.arange(280.0)
+    features = (x % 7).expand(1, 1, 8, 280).contiguous()
+    left = torch.linspace(901.3, 1081.7, 40)
+    boxes = torch.stack([left, torch.full_like(left, 3.0), left + 12.6, torch.full_like(left, 15.0)], dim=1)
+    return features, boxes
+
+
+def test_bfloat16_does_not_move_boxes() -> None:
+    features, boxes = far_boxes()
+    pooler = AlignedPooler(7, [4, 8], sampling_ratio=2, aligned=True)
+    exact = pooler([features, features], [boxes])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = pooler([features.bfloat16(), features.bfloat16()], [boxes])
+    assert rounded.dtype is torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.detectron2
+def test_bfloat16_does_not_move_boxes_in_detectron2() -> None:
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    from detectron2.modeling.poolers import ROIPooler
+    from detectron2.structures import Boxes
+
+    from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
+
+    features, boxes = far_boxes()
+    pooler = ROIPooler(7, [1 / 4, 1 / 8], sampling_ratio=2, pooler_type="ROIAlignV2")
+    exact = pooler([features, features], [Boxes(boxes)])
+    pool_at_exact_boxes(pooler)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = pooler([features.bfloat16(), features.bfloat16()], [Boxes(boxes)])
+    assert rounded.dtype is torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("asked", "processes", "told"),
+    [
+        ("cuda:2", 1, "MODEL.DEVICE is 'cuda:2', but PyTorch sees 2 of them, from cuda:0 on"),
+        ("cuda:0", 2, "each of 2 processes takes a GPU of its own: use cuda"),
+        ("cuda:x", 1, "it must be auto, cpu, cuda or cuda:N"),
+        ("cpu:0", 1, "it must be auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_gpu_that_cannot_be_had_is_refused(
+    asked: str, processes: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(device, "get_world_size", lambda: processes)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        resolve_device(load_config(CONFIG, ["MODEL.DEVICE", asked]))
+
+
+def test_the_gpu_asked_for_becomes_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    resolve_device(load_config(CONFIG, ["MODEL.DEVICE", "cuda:1"]))
+    assert chosen == [1]

@@ -236,7 +236,7 @@ def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:
     cfg = to_detectron2(loaded)
     # Without config_file: a name in the model zoo is no file that could be shown.
     default_setup(cfg, argparse.Namespace(eval_only=options.eval_only, resume=options.resume))
-    use_deterministic_algorithms(cfg.DETERMINISTIC)
+    use_deterministic_algorithms(cfg)
     return cfg
 
 

@@ -33,6 +33,7 @@ from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_t
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
+from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
@@ -134,6 +135,8 @@ class ZenithTrainerMixin:
         """
         model: nn.Module = super().build_model(cfg)  # type: ignore[misc]
         use_channels_last(cfg, model)
+        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
+            pool_at_exact_boxes(model)
         return model
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,16 +52,36 @@ class Targets:
             None if self.keypoints is None else self.keypoints.to(device, non_blocking=True),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All bitmaps as one tensor: from a loader's process each would come with a file descriptor of its own."""
+        state = dict(vars(self))
+        where = [i for i, mask in enumerate(self.masks or ()) if isinstance(mask, Tensor)]
+        if where:
+            masks: list[Any] = list(self.masks or ())
+            stacked = torch.stack([masks[i] for i in where])
+            state["masks"] = [None if isinstance(mask, Tensor) else mask for mask in masks]
+            state["bitmaps"] = (where, stacked)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        where, stacked = state.pop("bitmaps", ((), ()))
+        vars(self).update(state)
+        for i, bitmap in zip(where, stacked):
+            assert self.masks is not None
+            self.masks[i] = bitmap
+
     def tensors(self) -> list[Tensor]:
         """Those that :meth:`to` moves."""
         return [t for t in (self.boxes, self.classes, self.keypoints) if t is not None]
 
     def pin_memory(self) -> Targets:
         """A copy whose tensors are in pinned memory; the loader calls it, for copies that nobody waits for."""
+        # Bitmaps are copied, too: batches in waiting would hold shared memory, and descriptors of it, open.
+        masks = self.masks and [mask.clone() if isinstance(mask, Tensor) else mask for mask in self.masks]
         return Targets(
             self.boxes.pin_memory(),
             self.classes.pin_memory(),
-            self.masks,
+            masks,
             None if self.keypoints is None else self.keypoints.pin_memory(),
         )
 
@@ -125,9 +146,12 @@ class AlignedPooler(nn.Module):
         return pooled
 
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+        # Autocast takes both as float32. Boxes in bfloat16 would lie on a grid of 8 pixels at 1024.
+        if not torch.is_autocast_enabled(feature.device.type):
+            rois = rois.to(feature.dtype)
         out: Tensor = roi_align(
             feature,
-            rois.to(feature.dtype),
+            rois,
             (self.output_size, self.output_size),
             1.0 / stride,
             self.sampling_ratio,

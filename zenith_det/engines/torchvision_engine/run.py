@@ -89,8 +89,6 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     """
     cfg = loaded.cfg
     resolve_device(loaded)
-    if cfg.MODEL.DEVICE == "cuda" and get_world_size() > 1:
-        cfg.MODEL.DEVICE = f"cuda:{get_local_rank()}"
     check_supported(loaded)
     output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
     setup_logging(output_dir, get_rank())
@@ -105,7 +103,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
 def apply_torch_settings(cfg: CfgNode) -> None:
     """``CUDNN_BENCHMARK`` and ``FLOAT32_PRECISION``, with Detectron2's meanings, and ``DETERMINISTIC``."""
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    use_deterministic_algorithms(cfg.DETERMINISTIC)
+    use_deterministic_algorithms(cfg)
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
