@@ -385,11 +385,6 @@ def test_amp_found_inf_of_two_devices_is_2_and_skips() -> None:
     assert_same(before, [p.detach() for p in model.parameters()])
 
 
-def test_amp_step_reads_nothing_back_from_the_scaler() -> None:
-    # GradScaler waits for the device before it calls step(), unless the optimizer says it needn't.
-    assert ZENITH(linear().parameters(), 0.1)._step_supports_amp_scaling
-
-
 def test_bf16_parameters_keep_a_float64_history() -> None:
     model = linear().bfloat16()
     optimizer = ZENITH(model.parameters(), 0.1, momentum=0.9, window=3)

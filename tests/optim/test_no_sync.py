@@ -86,6 +86,18 @@ def test_step_reads_no_value(name: str, amp: bool) -> None:
 
 
 @pytest.mark.usefixtures("_reader_of_a_device")
+@pytest.mark.parametrize("kind", [ZENITH, torch.optim.SGD])
+def test_grad_scaler_reads_no_value_before_a_step(kind: Any) -> None:
+    """It waits to hear whether ``step()`` is to be called, unless the optimizer decides that on the device."""
+    model = model_with_grads()
+    optimizer, scaler = kind(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    with Reads() as reads:
+        scaler.step(optimizer)
+    assert bool(reads.seen) == (kind is torch.optim.SGD)
+
+
+@pytest.mark.usefixtures("_reader_of_a_device")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_step_runs_where_tensors_have_no_values(name: str) -> None:
     """On the meta device every read raises, and the code takes the way of an accelerator."""

@@ -65,6 +65,9 @@ def weights(folder: Path, settle: bool) -> tuple[Tensor, Tensor]:
 @pytest.mark.slow
 def test_a_resumed_run_of_three_processes_is_bit_equal(tmp_path: Path) -> None:
     assert torch.equal(*weights(tmp_path, settle=True))
+    assert not torch.equal(*weights(tmp_path, settle=False)), (
+        "DDP settles by itself now: settle_buckets can go"
+    )
 
 
 def test_one_process_and_plain_models_are_left_alone() -> None:
