@@ -16,7 +16,7 @@ from PIL import Image
 from zenith_det.errors import UserError
 from zenith_det.report import curves
 from zenith_det.report.curves import plot_curves, plot_curves_compare, smooth
-from zenith_det.report.metrics_file import read_metrics
+from zenith_det.report.metrics_file import by_test_set, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +97,53 @@ def test_all_panels_with_their_lines(tmp_path: Path, figures: list[Figure]) -> N
     assert list(labelled(found["Loss components"])) == ["box reg", "cls"]
     # One time axis for all.
     assert len({axes.get_xlim() for axes in found.values()}) == 1
+
+
+def several_test_sets() -> list[Any]:
+    """A run with two test sets, averaged weights and the validation loss."""
+    lines: list[Any] = [training_line(i) for i in range(9, 400, 10)]
+    for iteration, gain in ((199, 0.0), (399, 5.0)):
+        scalars = {
+            "street/bbox/AP": 40.0, "averaged/street/bbox/AP": 41.0, "street/bbox/AP-car": 40.0,
+            "street/validation/total_loss": 0.5, "averaged/street/validation/total_loss": 9.0,
+            "my/woods/bbox/AP": 20.0, "my/woods/bbox/AP50": 30.0, "my/woods/validation/total_loss": 0.7,
+        }  # fmt: skip
+        lines.append({"iteration": iteration, **{name: value + gain for name, value in scalars.items()}})
+    return lines
+
+
+def test_each_of_several_test_sets_has_its_panel(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_curves(write(tmp_path, several_test_sets()))
+    found = panels(figures[0])
+    assert [title for title in found if "precision" in title] == [
+        "Average precision: street",
+        "Average precision: my/woods",
+    ]
+    street = labelled(found["Average precision: street"])
+    assert list(street["box AP 46.0"].get_ydata()) == [41.0, 46.0]
+    assert "dashed: trained weights; else averaged" in street
+    assert list(labelled(found["Average precision: my/woods"])["box AP 25.0"].get_ydata()) == [20.0, 25.0]
+    loss = labelled(found["Total loss"])
+    assert list(loss) == ["total", "validation: street", "validation: my/woods"]
+    assert list(loss["validation: my/woods"].get_ydata()) == [0.7, 5.7]
+
+
+def test_scalars_by_test_set(tmp_path: Path) -> None:
+    name = "street/bbox/AP-a/bbox/AP-b"  # a class may be called what it wants
+    plain = [
+        {"iteration": 9, "bbox/AP": 1.0, "averaged/segm/AP50": 2.0, "validation/loss_cls": 3.0, "lr": 4.0}
+    ]
+    sets = by_test_set(read_metrics(write(tmp_path / "one", list(plain))))
+    assert {key: list(value) for key, value in sets.items()} == {
+        "": ["bbox/AP", "averaged/segm/AP50", "validation/loss_cls"]
+    }
+    sets = by_test_set(
+        read_metrics(write(tmp_path / "two", [{"iteration": 9, name: 1.0, "bbox/bbox/AP": 2.0}]))
+    )
+    assert {key: list(value) for key, value in sets.items()} == {
+        "street": ["bbox/AP-a/bbox/AP-b"],
+        "bbox": ["bbox/AP"],
+    }
 
 
 def test_panels_without_data_are_left_out(tmp_path: Path, figures: list[Figure]) -> None:
@@ -201,6 +248,15 @@ def test_comparison_draws_each_run_under_its_name(tmp_path: Path, figures: list[
     assert set(labelled(found["Box AP"])) == {"a/output  40.0", "b/output  5.0"}
     assert set(labelled(found["LR ratio: window mean / zenith"])) == {"a/output"}
     assert "Mask AP" not in found
+
+
+def test_comparison_of_runs_with_several_test_sets(tmp_path: Path, figures: list[Figure]) -> None:
+    one = write(tmp_path / "one", several_test_sets())
+    two = write(tmp_path / "two", [training_line(9), {"iteration": 9, "street/bbox/AP": 7.0}])
+    plot_curves_compare([one, two], tmp_path / "both.png")
+    found = panels(figures[0])
+    assert set(labelled(found["Box AP: street"])) == {"one  45.0", "two  7.0"}
+    assert set(labelled(found["Box AP: my/woods"])) == {"one  25.0"}
 
 
 def test_comparison_of_one_run_or_of_a_run_with_itself(tmp_path: Path) -> None:

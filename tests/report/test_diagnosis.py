@@ -38,6 +38,19 @@ def noise(iteration: int) -> float:
     return float(np.random.default_rng(iteration).normal(0, 0.1))
 
 
+def test_over_fitting_is_told_for_each_test_set(tmp_path: Path) -> None:
+    losses = ((99, 2.0, 2.0), (199, 1.0, 1.5), (299, 1.5, 1.0))
+    lines = [
+        {"iteration": i, "street/validation/total_loss": street, "woods/validation/total_loss": woods}
+        for i, street, woods in losses
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    (line,) = diagnose(read_metrics(tmp_path))
+    assert line.startswith(
+        "The validation loss on street was lowest at iteration 199, 1, and is 1.5 at the end"
+    )
+
+
 def test_an_ordinary_run_gets_no_remark(tmp_path: Path) -> None:
     assert logged(tmp_path, lambda i: 4 * np.exp(-i / 400) + 1 + noise(i)) == []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zenith_det.errors import UserError
-from zenith_det.report.metrics_file import Series, read_metrics
+from zenith_det.report.metrics_file import Series, by_test_set, read_metrics
 from zenith_det.training import averaging, validation_loss
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
         panels.append(("Total loss", lambda axes: draw_total_loss(axes, metrics)))
     if components := loss_components(metrics):
         panels.append(("Loss components", lambda axes: draw_components(axes, metrics, components)))
-    if any(f"{task}/AP" in metrics for task, *_ in AP_LINES):
-        panels.append(("Average precision", lambda axes: draw_ap(axes, metrics)))
+    for name, scalars in with_ap(metrics).items():
+        panels.append((of_test_set("Average precision", name), partial(draw_ap, metrics=scalars)))
     if "lr" in metrics:
         panels.append(("Effective learning rate", lambda axes: draw_lr(axes, metrics["lr"])))
     if "zenith/ratio" in metrics:
@@ -129,7 +130,12 @@ def plot_curves_compare(
         raise UserError(f"a comparison needs two runs or more, got {len(folders)}")
     runs = dict(zip(_short_names(folders), [read_metrics(folder) for folder in folders], strict=True))
     wanted = [("total_loss", "Total loss", True)]
-    wanted += [(f"{task}/AP", label[0].upper() + label[1:], False) for task, label, *_ in AP_LINES]
+    for name in dict.fromkeys(name for metrics in runs.values() for name in with_ap(metrics)):
+        prefix = f"{name}/" if name else ""
+        wanted += [
+            (f"{prefix}{task}/AP", of_test_set(label[0].upper() + label[1:], name), False)
+            for task, label, *_ in AP_LINES
+        ]
     wanted += [
         ("lr", "Effective learning rate", False),
         ("zenith/ratio", "LR ratio: window mean / zenith", False),
@@ -201,14 +207,20 @@ def _limit_spikes(axes: Axes, noisy: Sequence[Series], exact: Sequence[Series] =
 def draw_total_loss(axes: Axes, metrics: Metrics) -> None:
     series = metrics["total_loss"]
     _draw_noisy(axes, series, BLACK, "total")
-    validation = metrics.get(f"{validation_loss.PREFIX}total_loss")
-    if validation is not None:
+    found = {
+        name: scalars.get(f"{validation_loss.PREFIX}total_loss")
+        for name, scalars in by_test_set(metrics).items()
+    }
+    held_out = {name: losses for name, losses in found.items() if losses is not None}
+    for index, (name, losses) in enumerate(held_out.items(), start=1):
+        color, dashes = line_style(index)
         axes.plot(
-            validation.iterations, validation.values, color=VERMILION, marker="o", markersize=4, linewidth=1.6,
-            label="validation",
+            losses.iterations, losses.values, color=color, linestyle=dashes, marker="o", markersize=4, linewidth=1.6,
+            label=of_test_set("validation", name),
         )  # fmt: skip
+    if held_out:
         axes.legend(loc="upper right")
-    _limit_spikes(axes, [one for one in (series, validation) if one is not None])
+    _limit_spikes(axes, [series, *held_out.values()])
 
 
 def draw_components(axes: Axes, metrics: Metrics, keys: Sequence[str]) -> None:
@@ -225,8 +237,27 @@ def line_style(index: int) -> tuple[str, Any]:
     return CYCLE[index % len(CYCLE)], DASHES[index // len(CYCLE) % len(DASHES)]
 
 
+def with_ap(metrics: Metrics) -> dict[str, dict[str, Series]]:
+    """The test sets that there is an AP of, as :func:`by_test_set` gives them."""
+    return {
+        name: scalars
+        for name, scalars in by_test_set(metrics).items()
+        if any(f"{task}/AP" in scalars for task, *_ in AP_LINES)
+    }
+
+
+def of_test_set(title: str, name: str) -> str:
+    """A title with the name of the test set, which a run with one set doesn't have."""
+    return f"{title}: {name}" if name else title
+
+
 def draw_ap(axes: Axes, metrics: Metrics) -> None:
-    """AP over iterations; that of averaged weights, where there is one, beside the trained weights' own."""
+    """AP over iterations; that of averaged weights, where there is one, beside the trained weights' own.
+
+    Args:
+        axes: where to draw.
+        metrics: of one test set, its name taken off.
+    """
     top = 0.0
     legend: dict[str, Any] = {}
     for task, label, color, marker in AP_LINES:

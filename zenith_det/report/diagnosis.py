@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
-from zenith_det.report.metrics_file import Series
+from zenith_det.report.metrics_file import Series, by_test_set
 
 #: A ratio that stays above this has not lowered the LR.
 HARDLY_LOWERED = 0.9
@@ -140,12 +140,15 @@ def _loss(metrics: Metrics) -> list[str]:
                 f"The training loss rose again: {means[low]:.3g} around iteration {loss.iterations[low + size // 2]}, "
                 f"{means[-1]:.3g} at the end."
             )
-    held_out = metrics.get("validation/total_loss")
-    if held_out is not None and len(held_out) >= 3:
+    for name, scalars in by_test_set(metrics).items():
+        held_out = scalars.get("validation/total_loss")
+        if held_out is None or len(held_out) < 3:
+            continue
         low = int(held_out.values.argmin())
         if held_out.values[-1] > 1.05 * held_out.values[low]:
+            where = f" on {name}" if name else ""
             lines.append(
-                f"The validation loss was lowest at iteration {held_out.iterations[low]}, "
+                f"The validation loss{where} was lowest at iteration {held_out.iterations[low]}, "
                 f"{held_out.values[low]:.3g}, and is {held_out.values[-1]:.3g} at the end: the model over-fits."
             )
     return lines

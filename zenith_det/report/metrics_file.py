@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from zenith_det.errors import UserError
+from zenith_det.training import averaging, validation_loss
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
+# The shortest name that a set can have: a class's own (bbox/AP-NAME) may hold slashes, too.
+_EVALUATED = re.compile(
+    rf"({averaging.PREFIX})?(?:(.+?)/)??((?:bbox|segm|keypoints)/AP.*|{validation_loss.PREFIX}.*)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,20 @@ def read_metrics(output_dir: str | Path) -> dict[str, Series]:
     if not any(collected.values()):
         raise UserError(f"{path}: no metrics in it yet; let the run write at least one line")
     return {key: _series(points) for key, points in collected.items() if points}
+
+
+def by_test_set(metrics: Mapping[str, Series]) -> dict[str, dict[str, Series]]:
+    """What evaluations gave, by the name of the test set, which is taken off: ``NAME/bbox/AP`` is ``bbox/AP`` there,
+    ``averaged/NAME/bbox/AP`` is ``averaged/bbox/AP``.
+
+    A run with one test set logs no name: its set is ``""``.
+    """
+    sets: dict[str, dict[str, Series]] = {}
+    for name, series in metrics.items():
+        if match := _EVALUATED.fullmatch(name):
+            averaged, test_set, scalar = match.groups(default="")
+            sets.setdefault(test_set, {})[averaged + scalar] = series
+    return sets
 
 
 def _parse(line: str) -> tuple[int, dict[str, float]] | None:

@@ -60,7 +60,13 @@ def read_evaluated(folder: Path, *, averaged: bool = False) -> Evaluated:
         raise UserError(f"{folder}: its config names no set to evaluate on")
     several = not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1
     below = folder / "averaged" if averaged else folder
-    results = read_detections(below / str(source) / RESULTS_FILE if several else below / RESULTS_FILE)
+    path = below / RESULTS_FILE
+    if several:
+        # The built-in engine's folder, or else Detectron2's.
+        path = below / source / RESULTS_FILE
+        other = below / RESULTS_FILE.parent / Path(source).stem / RESULTS_FILE.name
+        path = other if other.exists() and not path.exists() else path
+    results = read_detections(path)
     dataset = _load(source)
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     by_image: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,10 @@ from zenith_det.report.html import (
     table,
     verdict,
 )
-from zenith_det.report.metrics_file import Series, read_metrics
+from zenith_det.report.metrics_file import Series, by_test_set, read_metrics
 from zenith_det.report.pictures import ByteImage, draw_instances
 from zenith_det.report.run_data import Evaluated, read_evaluated, run_config
+from zenith_det.training import averaging
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,70 +114,88 @@ def _page(
     window = config_window(cfg) if cfg is not None else None
     notes = sentences(diagnose(metrics, window=window, max_iter=length) if metrics else [])
     page.lead(
-        verdict([_finals(metrics)], warn=length is not None and done < length),
+        verdict(_finals(metrics), warn=length is not None and done < length),
         heading("What the curves say"),
         bullets(notes),
     )
     if missing:
         page.lead(heading("What is missing"), bullets(missing))
     page.section("Curves", grid([figure(picture) for picture in _curves(metrics)]))
-    page.section("Average precision", _ap_table(metrics), _averaged_table(metrics))
-    findings = None
+    sets = by_test_set(metrics)
+    tables = [
+        _ap_table(scalars, name, prefix)
+        for name, scalars in sets.items()
+        for prefix in ("", averaging.PREFIX)
+    ]
+    page.section("Average precision", *tables)
+    findings, of = None, ""
     if evaluated is not None:
         findings = find_errors(evaluated.records, evaluated.by_image, evaluated.dataset.metadata, threshold)
-    page.section("Classes, hardest first", _class_table(metrics, evaluated, findings))
+        of = evaluated.dataset.metadata.name if evaluated.dataset.metadata.name in sets else ""
+    classes = []
+    for name, scalars in sets.items():
+        errors = (evaluated, findings) if name == of else (None, None)
+        classes.append(_class_table(scalars, name, *errors))
+    page.section("Classes, hardest first", *classes)
     if evaluated is not None and findings is not None:
-        page.section("False positives with the highest scores", *_false_positives(evaluated, findings))
-        page.section("Largest objects missed", *_misses(evaluated, findings))
+        wrong = curves.of_test_set("False positives with the highest scores", of)
+        page.section(wrong, *_false_positives(evaluated, findings))
+        page.section(curves.of_test_set("Largest objects missed", of), *_misses(evaluated, findings))
     page.section("Skipped steps and roll-backs", _events(output_dir))
     page.section("Data", *_data_lines(output_dir))
     page.section("Configuration", *_config(output_dir, cfg))
     return page
 
 
-def _finals(metrics: Metrics) -> str:
-    told, at = [], 0
-    for prefix, what in (("", ""), ("averaged/", " with averaged weights")):
-        for task, title in TASKS.items():
-            series = metrics.get(f"{prefix}{task}/AP")
-            if series is not None:
-                told.append(f"{title} AP {series.values[-1]:.1f}{what}")
-                at = int(series.iterations[-1])
-    if not told:
-        return "No AP yet: the run was not evaluated."
-    text = ", ".join(told)
-    return f"{text[0].upper()}{text[1:]}, at iteration {at}."
+def _finals(metrics: Metrics) -> list[str]:
+    """The last AP, a line for each test set."""
+    lines = []
+    for name, scalars in by_test_set(metrics).items():
+        told, at = [], 0
+        for prefix, what in (("", ""), (averaging.PREFIX, " with averaged weights")):
+            for task, title in TASKS.items():
+                series = scalars.get(f"{prefix}{task}/AP")
+                if series is not None:
+                    told.append(f"{title} AP {series.values[-1]:.1f}{what}")
+                    at = int(series.iterations[-1])
+        if told:
+            text = ", ".join(told)
+            text = f"{name}: {text}" if name else f"{text[0].upper()}{text[1:]}"
+            lines.append(f"{text}, at iteration {at}.")
+    return lines or ["No AP yet: the run was not evaluated."]
 
 
 # ---- curves
 
 
 def _curves(metrics: Metrics) -> list[Picture]:
-    panels: list[tuple[str, str, Callable[[Axes], None]]] = []
+    panels: list[Picture] = []
+
+    def add(name: str, title: str, paint: Callable[[Axes], None], told: Series | None = None) -> None:
+        panels.append(_panel(name, title, paint, told))
+
     if "total_loss" in metrics:
-        panels.append(("loss", "Total loss", lambda axes: curves.draw_total_loss(axes, metrics)))
-    if any(f"{task}/AP" in metrics for task, *_ in curves.AP_LINES):
-        panels.append(("ap", "Average precision", lambda axes: curves.draw_ap(axes, metrics)))
+        loss = metrics["total_loss"]
+        add("loss", "Total loss", lambda axes: curves.draw_total_loss(axes, metrics), loss)
+    for number, (name, scalars) in enumerate(curves.with_ap(metrics).items()):
+        title = curves.of_test_set("Average precision", name)
+        paint = partial(curves.draw_ap, metrics=scalars)
+        add(f"ap{number or ''}", title, paint, scalars.get("bbox/AP"))
     if "lr" in metrics:
-        panels.append(("lr", "Effective learning rate", lambda axes: curves.draw_lr(axes, metrics["lr"])))
+        lr = metrics["lr"]
+        add("lr", "Effective learning rate", lambda axes: curves.draw_lr(axes, lr), lr)
     if "zenith/ratio" in metrics:
-        panels.append(
-            (
-                "ratio",
-                "LR ratio: window mean / zenith",
-                lambda axes: curves.draw_ratio(axes, metrics["zenith/ratio"]),
-            )
-        )
+        ratio = metrics["zenith/ratio"]
+        add("ratio", "LR ratio: window mean / zenith", lambda axes: curves.draw_ratio(axes, ratio), ratio)
     if "zenith/grad_norm" in metrics or "zenith/window_mean" in metrics:
-        panels.append(("norm", "Gradient norm", lambda axes: curves.draw_norm(axes, metrics)))
+        mean = metrics.get("zenith/window_mean")
+        add("norm", "Gradient norm", lambda axes: curves.draw_norm(axes, metrics), mean)
     if components := curves.loss_components(metrics):
-        panels.append(
-            ("parts", "Loss components", lambda axes: curves.draw_components(axes, metrics, components))
-        )
-    return [_panel(name, title, paint, metrics) for name, title, paint in panels]
+        add("parts", "Loss components", lambda axes: curves.draw_components(axes, metrics, components))
+    return panels
 
 
-def _panel(name: str, title: str, paint_axes: Callable[[Axes], None], metrics: Metrics) -> Picture:
+def _panel(name: str, title: str, paint_axes: Callable[[Axes], None], series: Series | None) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.set_title(title)
@@ -184,10 +204,6 @@ def _panel(name: str, title: str, paint_axes: Callable[[Axes], None], metrics: M
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
 
-    keys = {
-        "loss": "total_loss", "lr": "lr", "ratio": "zenith/ratio", "norm": "zenith/window_mean", "ap": "bbox/AP",
-    }  # fmt: skip
-    series = metrics.get(keys.get(name, ""))
     told = ""
     if series is not None:
         told = (
@@ -200,7 +216,8 @@ def _panel(name: str, title: str, paint_axes: Callable[[Axes], None], metrics: M
 # ---- tables
 
 
-def _ap_table(metrics: Metrics, prefix: str = "") -> Html:
+def _ap_table(metrics: Metrics, test_set: str, prefix: str) -> Html:
+    """Of one test set, its name taken off; ``prefix``: of averaged weights."""
     rows = []
     columns = METRICS["bbox"]
     for task, title in TASKS.items():
@@ -216,18 +233,18 @@ def _ap_table(metrics: Metrics, prefix: str = "") -> Html:
             row.append(f"{values.values[-1]:.1f}" if values is not None and there else "n/a")
         rows.append([*row, at, f"{series.values[best]:.1f} at {series.iterations[best]}"])
     what = "averaged weights" if prefix else "last evaluation"
+    where = f" on {test_set}" if test_set else ""
     return table(
-        f"COCO AP in percent, {what}; n/a: no object of that kind",
+        f"COCO AP in percent{where}, {what}; n/a: no object of that kind",
         ["", *columns, "iteration", "highest AP"],
         rows,
     )
 
 
-def _averaged_table(metrics: Metrics) -> Html:
-    return _ap_table(metrics, "averaged/")
-
-
-def _class_table(metrics: Metrics, evaluated: Evaluated | None, findings: Findings | None) -> Html:
+def _class_table(
+    metrics: Metrics, test_set: str, evaluated: Evaluated | None, findings: Findings | None
+) -> Html:
+    """Of one test set, its name taken off."""
     tasks = [task for task in TASKS if f"{task}/AP" in metrics]
     names = sorted(
         {name.partition("/AP-")[2] for name in metrics if re.match(r"(bbox|segm|keypoints)/AP-", name)}
@@ -258,7 +275,8 @@ def _class_table(metrics: Metrics, evaluated: Evaluated | None, findings: Findin
         [name, *["n/a" if np.isnan(value) else f"{value:.1f}" for value in values], *counts]
         for values, name, counts in rows
     ]
-    return table(f"Each class, in the last evaluation{told}", header, shown)
+    where = f" on {test_set}" if test_set else ""
+    return table(f"Each class, in the last evaluation{where}{told}", header, shown)
 
 
 # ---- pictures of errors

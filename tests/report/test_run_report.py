@@ -1,0 +1,100 @@
+"""The page of a run tells what the run's folder holds."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zenith_det.config import load_config
+from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.data.catalog import ROOT_VARIABLE
+from zenith_det.data.synthetic import generate
+from zenith_det.report.run_report import write_run_report
+
+RESULTS = "coco_instances_results.json"
+
+
+def page_of(folder: Path) -> tuple[str, list[str]]:
+    """The page's text without what is drawn or folded, a line for each row and paragraph, and what was missing."""
+    missing: list[str] = []
+    page = write_run_report(folder, say=missing.append).read_text()
+    page = re.sub(r"<(svg|style|details)\b.*?</\1>", "", page, flags=re.DOTALL)
+    page = re.sub(r"</t[dh]>", " | ", re.sub(r"</(p|tr|h\d|li|caption)>", "\n", page))
+    text = html.unescape(re.sub(r"<[^>]+>", "", page)).replace("\xa0", " ")
+    return text, missing
+
+
+def write_run(folder: Path, evaluations: list[dict[str, Any]], *opts: Any) -> Path:
+    """A run's folder: its config.yaml, with ``opts``, and its metrics.json."""
+    folder.mkdir()
+    loaded = load_config(None, ["SOLVER.MAX_ITER", 40, *opts])
+    (folder / "config.yaml").write_text(loaded.cfg.dump())
+    lines = [{"iteration": i, "total_loss": 3.0 - i / 40, "lr": 0.02} for i in range(9, 40, 10)] + evaluations
+    (folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def write_detections(path: Path, dataset: CocoDataset) -> None:
+    """One on each object: all are found."""
+    ids = dataset.metadata.contiguous_id_to_thing_dataset_id
+    results = [
+        {
+            "image_id": record["image_id"],
+            "category_id": ids[o["category_id"]],
+            "bbox": o["bbox"],
+            "score": 0.9,
+        }
+        for record in dataset.records
+        for o in record["annotations"]
+    ]
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(results))
+
+
+def test_one_test_set_has_no_name(tmp_path: Path) -> None:
+    evaluation = {"iteration": 39, "bbox/AP": 40.0, "bbox/AP50": 60.0, "averaged/bbox/AP": 42.0}
+    text, _ = page_of(write_run(tmp_path / "run", [evaluation]))
+    assert "Box AP 40.0, box AP 42.0 with averaged weights, at iteration 39.\n" in text
+    assert "COCO AP in percent, last evaluation; n/a" in text
+    assert "box | 40.0 | 60.0 | n/a | n/a | n/a | n/a | 39 | 40.0 at 39 |" in text
+    assert "COCO AP in percent, averaged weights; n/a" in text
+
+
+# The built-in engine's folders, and Detectron2's.
+@pytest.mark.parametrize("where", ["shapes_val/inference", "inference/shapes_val"])
+def test_several_test_sets_have_their_own_numbers(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    generate(tmp_path / "shapes", train=3, val=4, size=64, seed=5)
+    evaluation = {
+        "iteration": 39,
+        "shapes_train/bbox/AP": 51.0, "shapes_train/bbox/AP-ring": 52.0, "shapes_train/bbox/AP50": 53.0,
+        "averaged/shapes_train/bbox/AP": 54.0,
+        "shapes_val/bbox/AP": 41.0, "shapes_val/bbox/AP-star": 42.0, "shapes_val/bbox/AP50": 43.0,
+    }  # fmt: skip
+    folder = write_run(tmp_path / "run", [evaluation], "DATASETS.TEST", ("shapes_val", "shapes_train"))
+    dataset = load_coco_dataset("shapes_val")
+    write_detections(folder / where / RESULTS, dataset)
+    text, missing = page_of(folder)
+    assert missing == []
+    assert "No AP yet" not in text
+    assert "shapes_train: box AP 51.0, box AP 54.0 with averaged weights, at iteration 39.\n" in text
+    assert "shapes_val: box AP 41.0, at iteration 39.\n" in text
+    assert re.search(r"on shapes_train, last evaluation.*\n.*\n *box \| 51.0 \| 53.0 \|", text)
+    assert re.search(r"on shapes_train, averaged weights.*\n.*\n *box \| 54.0 \| n/a \|", text)
+    assert re.search(r"on shapes_val, last evaluation.*\n.*\n *box \| 41.0 \| 43.0 \|", text)
+    # What was found is of the first set of DATASETS.TEST, and stands by its classes alone.
+    star = dataset.metadata.thing_classes.index("star")
+    stars = sum(o["category_id"] == star for record in dataset.records for o in record["annotations"])
+    assert stars
+    assert re.search(
+        rf"on shapes_val; found: .*\n.*\n *star \| 42.0 \| {stars} \| {stars} \| 0 \| 0 \|", text
+    )
+    assert re.search(r"on shapes_train\n.*\n *ring \| 52.0 \| *\n", text)
+    assert "Largest objects missed: shapes_val" in text
