@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.data import builders
 from zenith_det.config import load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.catalog import ROOT_VARIABLE
 from zenith_det.data.synthetic import generate
 from zenith_det.report.run_report import write_run_report
+from zenith_det.training.logging_setup import reset_logging, setup_logging
 
 RESULTS = "coco_instances_results.json"
 
@@ -54,6 +56,30 @@ def write_detections(path: Path, dataset: CocoDataset) -> None:
     ]
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(results))
+
+
+def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
+    data = builders.content(3)
+    data["annotations"][0]["bbox"] = [5, 5, 0, 10]
+    data["images"][2]["file_name"] = "gone.png"
+    json_file, images = builders.write(tmp_path / "data", data)
+    keys = ["DATASETS.VAL_JSON", json_file, "DATASETS.VAL_IMAGES", images, "DATASETS.MAX_BAD_IMAGES", 1]
+    folder = write_run(tmp_path / "run", [{"iteration": 39, "bbox/AP": 40.0}], *keys)
+    logger = setup_logging(folder)
+    try:
+        dataset = load_coco_dataset((json_file, images), max_bad_images=1)
+        logger.info("the next message")
+    finally:
+        reset_logging()
+    write_detections(folder / "inference" / RESULTS, dataset)
+    text, missing = page_of(folder)
+    assert missing == []
+    assert "square | 40.0 | 1 | 1 | 0 | 0 |" in text  # of three images one is gone, one has no object left
+    assert "All 1 objects are found." in text
+    dropped = text[text.index("Dropped from set:\n") :]
+    assert re.search(r"^missing file +dropped +1  .*gone\.png", dropped, re.MULTILINE)
+    assert re.search(r"^box without area +dropped +1  1\.png, annotation 1: ", dropped, re.MULTILINE)
+    assert "the next message" not in text
 
 
 def test_one_test_set_has_no_name(tmp_path: Path) -> None:

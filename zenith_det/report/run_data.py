@@ -67,7 +67,7 @@ def read_evaluated(folder: Path, *, averaged: bool = False) -> Evaluated:
         other = below / RESULTS_FILE.parent / Path(source).stem / RESULTS_FILE.name
         path = other if other.exists() and not path.exists() else path
     results = read_detections(path)
-    dataset = _load(source)
+    dataset = _load(source, cfg.DATASETS.MAX_BAD_IMAGES)
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     by_image: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
     known = dataset.metadata.thing_dataset_id_to_contiguous_id
@@ -78,8 +78,8 @@ def read_evaluated(folder: Path, *, averaged: bool = False) -> Evaluated:
 
 
 @lru_cache(maxsize=1)  # the runs of a comparison share theirs
-def _load(source: Any) -> CocoDataset:
-    return load_coco_dataset(source)
+def _load(source: Any, max_bad_images: int) -> CocoDataset:
+    return load_coco_dataset(source, max_bad_images=max_bad_images)
 
 
 def read_detections(path: Path) -> list[dict[str, Any]]:

@@ -410,7 +410,8 @@ def _data_lines(output_dir: Path) -> list[str]:
     summaries += re.findall(
         r"^\[[^\]]*\]: (\d+ images without .* left out of training.*)$", text, re.MULTILINE
     )
-    tables = re.findall(r"WARNING (Dropped from .*:\n(?:\|.*\n)+)", text)
+    # DatasetReport.table(), to the next message.
+    tables = re.findall(r"WARNING (Dropped from .*:\n(?:(?!\[\d\d/\d\d ).*\n)+)", text)
     unique = list(dict.fromkeys(summaries))
     return [bullets(unique), *[code(block) for block in dict.fromkeys(tables)]]
 
