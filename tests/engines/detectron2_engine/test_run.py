@@ -17,6 +17,7 @@ pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see 
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
 
 from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
 from zenith_det.config import LoadedConfig
@@ -30,6 +31,7 @@ from zenith_det.engines.detectron2_engine.data import (
 )
 from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator, build_evaluator
 from zenith_det.engines.detectron2_engine.run import RunOptions, resolve_device, run, to_detectron2
+from zenith_det.engines.torchvision_engine import inference
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError, TrainingDivergedError
 
 pytestmark = pytest.mark.detectron2
@@ -130,8 +132,6 @@ def test_our_ap_is_detectron2s(tmp_path: Path, shapes: Any) -> None:
     assert isinstance(ours, CocoEvaluator)
     theirs = COCOEvaluator(name, output_dir=str(tmp_path / "theirs"), use_fast_impl=False)
     theirs.reset()
-    from detectron2.structures import Boxes, Instances
-
     rng = np.random.default_rng(0)
     for record in checked_dataset(name).records:
         # The truth, moved a little, so that AP is neither 0 nor 100.
@@ -154,6 +154,43 @@ def test_our_ap_is_detectron2s(tmp_path: Path, shapes: Any) -> None:
         assert 0 < values["AP"] < 100
         for metric, value in values.items():
             assert mine[task][metric] == pytest.approx(value, abs=1e-9, nan_ok=True), metric
+
+
+def test_more_detections_than_coco_counts_have_one_ap(tmp_path: Path, shapes: Any) -> None:
+    """The same 200 detections an image by either engine's evaluation and Detectron2's own."""
+    loaded = load(tmp_path, shapes, SOLVER__MAX_ITER=1, TEST__DETECTIONS_PER_IMAGE=300)
+    register_datasets(loaded, training=True)
+    cfg = to_detectron2(loaded)
+    name = cfg.DATASETS.TEST[0]
+    dataset = checked_dataset(name)
+    ours, theirs = build_evaluator(cfg, name), COCOEvaluator(name, use_fast_impl=False)
+    found: list[dict[str, torch.Tensor]] = []
+    rng = np.random.default_rng(0)
+    for record in dataset.records:
+        annotation = record["annotations"][0]
+        x, y, w, h = annotation["bbox"]
+        boxes = torch.tensor([x, y, x + w, y + h]) + torch.from_numpy(rng.normal(0, 4, (200, 4))).float()
+        classes = torch.full((200,), annotation["category_id"])
+        found.append({"boxes": boxes, "scores": torch.from_numpy(rng.random(200)), "classes": classes})
+    for evaluator in (ours, theirs):
+        evaluator.reset()
+        for record, one in zip(dataset.records, found):
+            instances = Instances((record["height"], record["width"]))
+            instances.pred_boxes, instances.scores = Boxes(one["boxes"]), one["scores"]
+            instances.pred_classes = one["classes"]
+            evaluator.process([record], [{"instances": instances}])
+    images = iter(found)
+    values, _ = inference.evaluate(
+        loaded.cfg,
+        lambda batch: [next(images) for _ in batch],  # type: ignore[arg-type]
+        dataset,
+        dataset.metadata.thing_classes,
+        tmp_path / "built_in",
+    )
+    reference = theirs.evaluate()["bbox"]["AP"]
+    assert 0 < reference < 100
+    assert ours.evaluate()["bbox"]["AP"] == pytest.approx(reference, abs=1e-9)
+    assert values["bbox/AP"] == pytest.approx(reference, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,6 @@ def evaluate(
         tasks_of(cfg),
         class_names=[name for i, name in enumerate(class_names) if i in back],
         oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
-        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         image_ids=image_ids,
     )
     explanations = explain_results(
