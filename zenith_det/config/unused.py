@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from zenith_det.config.defaults import DETECTRON2_DEFAULTS, ZENITH_DEFAULTS
+from zenith_det.config.keys import leaves
 from zenith_det.config.node import CfgNode
 
 _WARMUP = frozenset({"WARMUP_FACTOR", "WARMUP_ITERS", "WARMUP_METHOD"})
@@ -18,10 +20,15 @@ _SCHEDULE_KEYS: dict[str, frozenset[str]] = {
     "WarmupStepWithFixedGammaLR": _WARMUP | {"RESCALE_INTERVAL", "GAMMA", "NUM_DECAYS"},
 }
 
+# Of SOLVER.ZENITH. The section's others, AUTO_LR and MAX_NONFINITE_STEPS, count under every optimizer.
+_RATIO = frozenset(
+    f"ZENITH.{key}" for key in ("WINDOW", "MIN_RATIO", "NORM_SOURCE", "RECORD_AFTER", "UNTIL_SETTLED")
+)
+
 # What each optimizer reads of SOLVER beside the LR and the weight decay; a section stands for all its keys.
 _OPTIMIZER_KEYS: dict[str, frozenset[str]] = {
-    "ZENITH": frozenset({"MOMENTUM", "NESTEROV", "ZENITH"}),
-    "ZENITHAdamW": frozenset({"ADAMW", "ZENITH"}),
+    "ZENITH": _RATIO | {"MOMENTUM", "NESTEROV"},
+    "ZENITHAdamW": _RATIO | {"ADAMW"},
     "SGD": frozenset({"MOMENTUM", "NESTEROV"}),
     "AdamW": frozenset({"ADAMW"}),
     "ScheduleFreeSGD": frozenset({"MOMENTUM"}),
@@ -33,6 +40,9 @@ _OPTIMIZER_KEYS: dict[str, frozenset[str]] = {
 def zenith_unused_keys(sources: Mapping[str, str], cfg: CfgNode) -> list[tuple[str, str]]:
     """Return the keys that were set and don't count, each with where it was set, sorted.
 
+    A key that was set to its default is not among them: nothing else was asked for, and the config.yaml of a run
+    sets every key.
+
     Args:
         sources: :attr:`LoadedConfig.sources <zenith_det.config.LoadedConfig>`.
         cfg: the configuration they led to. An optimizer or schedule that isn't this toolkit's own may read
@@ -43,7 +53,13 @@ def zenith_unused_keys(sources: Mapping[str, str], cfg: CfgNode) -> list[tuple[s
         idle |= {"CLIP_GRADIENTS.CLIP_TYPE", "CLIP_GRADIENTS.CLIP_VALUE", "CLIP_GRADIENTS.NORM_TYPE"}
     elif cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "value":
         idle |= {"CLIP_GRADIENTS.NORM_TYPE"}
-    return sorted((key, source) for key, source in sources.items() if _covers(idle, key))
+    values = dict(leaves(cfg))
+    defaults = dict(leaves(DETECTRON2_DEFAULTS)) | dict(leaves(ZENITH_DEFAULTS))
+    return sorted(
+        (key, source)
+        for key, source in sources.items()
+        if _covers(idle, key) and values.get(key) != defaults.get(key)
+    )
 
 
 def _idle(reads: Mapping[str, frozenset[str]], name: str) -> frozenset[str]:
