@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zenith_det.config import LoadedConfig, load_config
+from zenith_det.config import CfgNode, LoadedConfig, get_cfg, load_config
+from zenith_det.config.keys import leaves
 from zenith_det.errors import ConfigError
 
 
@@ -160,7 +161,10 @@ def test_a_deprecated_key_is_ignored_and_said_so(tmp_path: Path, caplog: pytest.
         ("_BASE_: https://host/a.yaml", "x.yaml:1: _BASE_ https://host/a.yaml isn't a local file"),
         ("SOLVER: {BASE_LR: -1}", "x.yaml: SOLVER.BASE_LR is -1.0: it must be a number above 0"),
         ("SOLVER: {BASE_LR: .nan}", "x.yaml: SOLVER.BASE_LR is nan: it must be a number above 0"),
-        ("SOLVER: {BASE_LR: null}", "x.yaml: SOLVER.BASE_LR is None: it must be a number above 0"),
+        ("SOLVER: {BASE_LR: null}", "x.yaml:1: SOLVER.BASE_LR is None: a float is needed, such as 0.001"),
+        ("SEED: 1\nLOGGERS:", "x.yaml:2: LOGGERS is None: a tuple is needed, such as ()"),
+        ("SEED:", "x.yaml:1: SEED is None: an int is needed, such as -1"),
+        ("MODEL: {WEIGHTS: ~}", "x.yaml:1: MODEL.WEIGHTS is None: a text is needed, such as ''"),
         ("SOLVER: {MOMENTUM: 1.0}", "x.yaml: SOLVER.MOMENTUM is 1.0: it must be in [0, 1)"),
         ("SOLVER: {IMS_PER_BATCH: 0}", "x.yaml: SOLVER.IMS_PER_BATCH is 0: it must be 1 or more"),
         ("SOLVER: {MAX_ITER: 0}", "x.yaml: SOLVER.MAX_ITER is 0: it must be 1 or more"),
@@ -198,12 +202,39 @@ def test_a_mistake_in_a_file_is_one_line(
         (["_BASE_", "x.yaml"], "command line: unknown key _BASE_"),
         (["SOLVER", "3"], "command line: SOLVER is a section: give one of its keys"),
         (["SOLVER.BASE_LR.X", "3"], "command line: SOLVER.BASE_LR is a value, not a section"),
+        (
+            ["SOLVER.OPTIMIZER", "None"],
+            "command line: SOLVER.OPTIMIZER is None: a text is needed, such as 'ZENITH'",
+        ),
         (["SOLVER.STEPS", "{1: 2}"], "command line: SOLVER.STEPS is {1: 2}: a key can't hold a dict"),
         (["SOLVER.STEPS", "(" * 5000], "command line: SOLVER.STEPS is '((("),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(opts: list[str], message: str) -> None:
     assert error_of(None, *opts).startswith(message)
+
+
+NONE_TOO = {"SOLVER.WEIGHT_DECAY_BIAS", "MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.SEM_SEG_HEAD.NORM"}
+NONE_TOO |= {f"MODEL.{head}.NORM" for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "RETINANET")}
+
+
+@pytest.mark.parametrize("key", [key for key, _ in leaves(get_cfg())])
+def test_none_is_refused_where_it_means_nothing(key: str) -> None:
+    if key in NONE_TOO:
+        assert dict(leaves(load_config(None, [key, None]).cfg))[key] is None
+    else:
+        assert error_of(None, key, "None").startswith(f"command line: {key} is None: ")
+
+
+def test_none_within_a_section_and_for_an_add_ons_key() -> None:
+    cfg = get_cfg()
+    with pytest.raises(ConfigError, match="STEPS is None: a tuple is needed"):
+        cfg.SOLVER.merge_from_list(["STEPS", "None"])
+    cfg.merge_from_list(["SOLVER.WEIGHT_DECAY_BIAS", 0.1, "SOLVER.WEIGHT_DECAY_BIAS", None])
+    assert cfg.SOLVER.WEIGHT_DECAY_BIAS is None
+    cfg.MODEL.MY_HEAD = CfgNode({"DIM": 3})
+    cfg.merge_from_list(["MODEL.MY_HEAD.DIM", "None"])
+    assert cfg.MODEL.MY_HEAD.DIM is None
 
 
 def test_a_longer_base_cycle_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from ast import literal_eval
@@ -32,7 +33,8 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
        after ``cfg.set_new_allowed(True)``.
     2. ``merge_from_file``, ``merge_from_list`` and ``merge_from_other_cfg`` raise
        :class:`~zenith_det.errors.ConfigError`, which names the file and line, the key, and what was expected.
-       A whole number is taken where a key holds a float, and digits where it holds a text.
+       A whole number is taken where a key holds a float, and digits where it holds a text. ``None``
+       (in YAML: nothing) is refused where it means nothing, see :func:`_never_none`.
     3. YAML that would create Python objects is refused, and so is a Python file.
     """
 
@@ -81,7 +83,8 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
             if isinstance(node[name], FvcoreCfgNode):
                 inside = ", ".join(list(node[name])[:3])
                 raise ConfigError(f"{source}: {key} is a section: give one of its keys ({inside} …)")
-            node[name] = _coerced(value, node[name], key, source)
+            optional = _join(self.__dict__.get(_CLOSED) or "", key) not in _never_none()
+            node[name] = _coerced(value, node[name], key, source, optional=optional)
         elif node.is_new_allowed():
             node[name] = _checked(_decoded(value), key, source)
         else:
@@ -213,6 +216,16 @@ def _known_keys() -> list[str]:
     return [key for defaults in (DETECTRON2_DEFAULTS, ZENITH_DEFAULTS) for key, _ in leaves(defaults)]
 
 
+@functools.cache
+def _never_none() -> frozenset[str]:
+    """The keys that ``None`` says nothing about: all with another default but Detectron2's norms, where it is no
+    norm, like ``""``. What an add-on's key may hold isn't known here."""
+    from zenith_det.config.defaults import DETECTRON2_DEFAULTS, ZENITH_DEFAULTS
+
+    both = (*leaves(DETECTRON2_DEFAULTS), *leaves(ZENITH_DEFAULTS))
+    return frozenset(key for key, default in both if default is not None and not key.endswith(".NORM"))
+
+
 def _decoded(value: Any) -> Any:
     """Return the value that a text stands for, by yacs's rule: a Python literal, or else the text itself."""
     if not isinstance(value, str):
@@ -246,22 +259,29 @@ def _checked(value: Any, key: str, source: str) -> Any:
     return value
 
 
-def _coerced(raw: Any, current: Any, key: str, source: str) -> Any:
-    """Return ``raw`` as the type that ``current`` has.
+def _coerced(raw: Any, current: Any, key: str, source: str, *, optional: bool) -> Any:
+    """Return ``raw`` as the type that ``current`` has; ``optional``: it may be ``None``.
 
-    Beyond yacs (equal types, list for tuple, ``None`` on either side): a whole number for a float, and for a
+    Beyond yacs (equal types, list for tuple, anything for ``None``): a whole number for a float, and for a
     text whatever text would otherwise stand for something else (``OUTPUT_DIR 2024``).
     """
     value = _decoded(raw)
     if isinstance(current, str) and isinstance(raw, str) and not isinstance(value, (str, type(None))):
         return _checked(raw, key, source)
     value = _checked(value, key, source)
+    if value is None and current is not None and not optional:
+        raise _wrong_type(value, current, key, source)
     if type(value) is type(current) or value is None or current is None:
         return value
     if isinstance(current, (tuple, list)) and isinstance(value, (tuple, list)):
         return type(current)(value)
     if isinstance(current, float) and type(value) is int:
         return float(value)
+    raise _wrong_type(value, current, key, source)
+
+
+def _wrong_type(value: Any, current: Any, key: str, source: str) -> ConfigError:
     expected = {"int": "an int", "str": "a text"}.get(type(current).__name__, f"a {type(current).__name__}")
-    example = f", such as {current!r}" if current not in ("", (), []) else ""
-    raise ConfigError(f"{source}: {key} is {quote(value)}: {expected} is needed{example}")
+    # Whoever wrote nothing may have meant just that.
+    example = f", such as {current!r}" if current not in ("", (), []) or value is None else ""
+    return ConfigError(f"{source}: {key} is {quote(value)}: {expected} is needed{example}")
