@@ -22,7 +22,8 @@ _SCHEDULE_KEYS: dict[str, frozenset[str]] = {
 
 # Of SOLVER.ZENITH. The section's others, AUTO_LR and MAX_NONFINITE_STEPS, count under every optimizer.
 _RATIO = frozenset(
-    f"ZENITH.{key}" for key in ("WINDOW", "MIN_RATIO", "NORM_SOURCE", "RECORD_AFTER", "UNTIL_SETTLED")
+    f"ZENITH.{key}"
+    for key in ("WINDOW", "MIN_RATIO", "NORM_SOURCE", "RECORD_AFTER", "KEEP_HISTORY", "UNTIL_SETTLED")
 )
 
 # What each optimizer reads of SOLVER beside the LR and the weight decay; a section stands for all its keys.
