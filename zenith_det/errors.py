@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 #: The longest message, in characters: names and values in it come from files of any size.
 MAX_MESSAGE = 2000
 # Control characters, halves of surrogate pairs, line and paragraph separators.
 _UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
+# What torch makes a loader worker's error anew from, calling its class with this one text: a heading and the
+# traceback, which ends with the error's class and its message.
+_FROM_WORKER = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal .*\n[\w.]+: (.*)", re.DOTALL
+)
 
 
 def is_printable(text: str) -> bool:
@@ -42,6 +48,8 @@ class UserError(Exception):
     The message is one line that says what is wrong, where (file, key, id) and what to do: whatever a file puts
     into it, it is made one line of printable characters, of :data:`MAX_MESSAGE` at most.
     Command-line tools print it as ``error: …`` and exit with :attr:`exit_code`; see :func:`zenith_det.cli.run`.
+    Raised in a worker of torch's ``DataLoader``, it arrives with the same message; a subclass whose constructor
+    can't do with a text alone arrives as a ``RuntimeError``.
     """
 
     #: What a command ends with; 2 is :mod:`argparse`'s.
@@ -50,7 +58,10 @@ class UserError(Exception):
     label = "error"
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(one_line(message if isinstance(message, str) else str(message), MAX_MESSAGE))
+        text = message if isinstance(message, str) else str(message)
+        if raised_in_worker := _FROM_WORKER.fullmatch(text):
+            text = raised_in_worker[1]
+        super().__init__(one_line(text, MAX_MESSAGE))
 
 
 class ConfigError(UserError):

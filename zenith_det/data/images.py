@@ -47,11 +47,12 @@ class ImageError(DatasetError):
         reason: what is wrong, without the path.
     """
 
-    def __init__(self, path: str, kind: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+    # From a loader worker torch brings over a text alone: the message is kept, the parts are not.
+    def __init__(self, path: str, kind: str = "", reason: str = "") -> None:
+        super().__init__(f"{path}: {reason}" if reason else path)
         self.path, self.kind, self.reason = path, kind, reason
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a loader worker sends it to the main process
+    def __reduce__(self) -> tuple[Any, ...]:  # a process sends it to its launcher
         return type(self), (self.path, self.kind, self.reason)
 
 
