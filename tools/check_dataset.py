@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 
 from zenith_det.cli import run
-from zenith_det.data import examine_coco_dataset
-from zenith_det.errors import UserError
+from zenith_det.data import DatasetMetadata, examine_coco_dataset
+from zenith_det.errors import MAX_MESSAGE, UserError, one_line
 
 
 def main() -> int:
@@ -52,10 +52,13 @@ def main() -> int:
         sources.append((args.json, args.images))
     usable = True
     for source in sources:
-        report = examine_coco_dataset(
+        dataset = examine_coco_dataset(
             source, check_images="header" if args.fast else "full", max_bad_images=args.max_bad_images
-        ).report
+        )
+        report = dataset.report
         print(report.summary())
+        if dataset.metadata.num_keypoints:
+            print(flip_pairs_line(dataset.metadata))
         if report.problems:
             print(report.table(args.examples))
         if report.count("stops"):
@@ -67,6 +70,13 @@ def main() -> int:
         else:
             print("result: usable")
     return 0 if usable else UserError.exit_code
+
+
+def flip_pairs_line(metadata: DatasetMetadata) -> str:
+    """Which keypoints a mirror swaps, as training does it under INPUT.RANDOM_FLIP horizontal."""
+    pairs = ", ".join(f"{first} and {second}" for first, second in metadata.keypoint_flip_map) or "none"
+    hint = " (if it swaps any, give the category flip_pairs)" if metadata.lacks_flip_pairs else ""
+    return one_line(f"{metadata.num_keypoints} keypoints; a mirror swaps {pairs}{hint}", MAX_MESSAGE)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,22 @@ def test_clean_dropped_and_unusable(tmp_path: Path) -> None:
     assert "result: can't be used" in unusable.stdout
 
 
+def test_the_pairs_that_a_mirror_swaps(tmp_path: Path) -> None:
+    def line(names: list[str], **category: object) -> str:
+        data = content()
+        data["categories"] = [{"id": 1, "name": "person", "keypoints": names, **category}]
+        json_file, images = write(tmp_path, data)
+        return check("--json", json_file, "--images", images).stdout.splitlines()[1]
+
+    assert line(["tail", "l_eye", "r_eye", "LHip", "RHip"]) == (
+        "5 keypoints; a mirror swaps l_eye and r_eye, LHip and RHip"
+    )
+    assert (
+        line(["1", "2"]) == "2 keypoints; a mirror swaps none (if it swaps any, give the category flip_pairs)"
+    )
+    assert line(["1", "2"], flip_pairs=[]) == "2 keypoints; a mirror swaps none"
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["--json", "a.json"], ["no_such_set"], ["--json", "/no/x.json", "--images", "/"]]
 )

@@ -156,6 +156,17 @@ def test_keypoint_run_and_epochs(figures: SmallSet, tmp_path: Path) -> None:
     assert re.search(r"3 iterations = 0\.5\d* epochs|2 iterations", done.stdout)
 
 
+def test_keypoints_of_which_no_pair_is_known_are_warned_of_once(figures: SmallSet, tmp_path: Path) -> None:
+    def number(content: dict) -> None:
+        names = content["categories"][0]["keypoints"]
+        content["categories"][0].pop("flip_pairs", None)
+        content["categories"][0]["keypoints"] = [str(i) for i in range(len(names))]
+
+    done = small_run(edited(figures, tmp_path, number), "keypoint", tmp_path / "out", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("give the category flip_pairs") == 1
+
+
 def test_two_processes_train_the_same_model_on_the_same_images(shapes: SmallSet, tmp_path: Path) -> None:
     done = small_run(shapes, "faster", tmp_path, 3, "--num-gpus", "2")
     assert done.returncode == 0, done.stderr

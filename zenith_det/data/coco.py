@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,13 @@ XYWH_ABS = 1
 MAX_NAME = 500
 #: Keypoints of one object; sets of faces have 478.
 MAX_KEYPOINTS = 1000
+_LEFT_AND_RIGHT = (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"))
+# How a keypoint's name tells its side: by the word anywhere; by the letter where it stands alone (l_hip, "hip L"),
+# or is a word of its own in camel case (LHip, hipL).
+_SIDE = re.compile(
+    r"left|right|Left|Right|LEFT|RIGHT|(?<![^\W_])[lrLR](?=[\W_]|\Z|[A-Z][a-z])|(?<=[a-z])[LR](?=[\W_]|\Z)"
+)
+_OTHER_SIDE = {a: b for pair in (*_LEFT_AND_RIGHT, ("l", "r"), ("L", "R")) for a, b in (pair, pair[::-1])}
 Source = str | tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
 
@@ -169,7 +177,7 @@ def _is_name(value: object) -> bool:
 
 
 def _flip_map(names: Sequence[str], category: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
-    """Pairs that a mirror swaps: from ``flip_pairs`` if there, else names that differ in left and right."""
+    """Pairs that a mirror swaps: from ``flip_pairs`` if there, else names that differ in their sides."""
     given = category.get("flip_pairs")
     if given is not None:
         pairs, known = [], set(names)
@@ -187,23 +195,32 @@ def _flip_map(names: Sequence[str], category: dict[str, Any], where: str) -> tup
         if len(set(flat)) != len(flat):
             raise DatasetError(f"{where}: flip_pairs names a keypoint twice")
         return tuple(pairs)
-    known = set(names)
-    pairs = []
-    for name in names:
-        for left, right in (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT")):
-            if left in name and name.replace(left, right) in known:
-                pairs.append((name, name.replace(left, right)))
-                break
-    return tuple(pairs)
+    found: list[tuple[str, str]] = []
+    unpaired = set(names)
+    for attempt in zip(*map(_names_in_a_mirror, names)):
+        for name, mirrored in zip(names, attempt):
+            if name != mirrored and {name, mirrored} <= unpaired:
+                found.append((name, mirrored))
+                unpaired -= {name, mirrored}
+    return tuple(found)
+
+
+def _names_in_a_mirror(name: str) -> list[str]:
+    """What a keypoint may become in a mirror, the surest first."""
+    # All sides at once (left_eye_r is right_eye_l), then one word alone: left_upright is right_upright.
+    swapped = _SIDE.sub(lambda side: _OTHER_SIDE[side[0]], name)
+    return [swapped, *(name.replace(left, right) for left, right in _LEFT_AND_RIGHT)]
 
 
 def _keypoints(
     categories: list[dict[str, Any]], json_file: str
-) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], tuple[tuple[int, int], ...], tuple[float, ...]]:
-    """Names, flip pairs, bones (0-based) and sigmas of the categories that declare keypoints."""
+) -> tuple[
+    tuple[str, ...], tuple[tuple[str, str], ...], tuple[tuple[int, int], ...], tuple[float, ...], bool
+]:
+    """Of the categories that declare keypoints: names, flip pairs, bones (0-based), sigmas; are the pairs given?"""
     declaring = [c for c in categories if c.get("keypoints")]
     if not declaring:
-        return (), (), (), ()
+        return (), (), (), (), False
     category = declaring[0]
     where = f"{json_file}: category {quote(category['name'])}"
     names = category["keypoints"]
@@ -238,7 +255,8 @@ def _keypoints(
             raise DatasetError(f"{where}: sigmas must be {len(names)} positive numbers, one per keypoint")
     elif tuple(names) == COCO_KEYPOINT_NAMES:
         sigmas = COCO_OKS_SIGMAS
-    return tuple(names), _flip_map(names, category, where), tuple(bones), sigmas
+    given = category.get("flip_pairs") is not None
+    return tuple(names), _flip_map(names, category, where), tuple(bones), sigmas, given
 
 
 def _metadata(
@@ -281,7 +299,7 @@ def _metadata(
             "(they are matched by name, ids may differ)"
         )
     index = {category: number for number, category in enumerate(order)}
-    keypoint_names, flip_map, bones, sigmas = _keypoints(categories, json_file)
+    keypoint_names, flip_map, bones, sigmas, given = _keypoints(categories, json_file)
     return DatasetMetadata(
         name=name,
         json_file=json_file,
@@ -292,6 +310,7 @@ def _metadata(
         keypoint_flip_map=flip_map,
         keypoint_connections=bones,
         keypoint_oks_sigmas=sigmas,
+        flip_pairs_given=given,
     )
 
 

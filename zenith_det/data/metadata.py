@@ -54,6 +54,7 @@ class DatasetMetadata:
         keypoint_flip_map: pairs of names that change places in a mirrored image.
         keypoint_connections: pairs of 0-based keypoint indices to draw bones between.
         keypoint_oks_sigmas: per keypoint, for keypoint AP; empty when neither COCO's nor given.
+        flip_pairs_given: ``keypoint_flip_map`` is the file's own ``flip_pairs``, and not found by the names.
     """
 
     name: str
@@ -65,6 +66,7 @@ class DatasetMetadata:
     keypoint_flip_map: tuple[tuple[str, str], ...] = ()
     keypoint_connections: tuple[tuple[int, int], ...] = ()
     keypoint_oks_sigmas: tuple[float, ...] = ()
+    flip_pairs_given: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -82,6 +84,11 @@ class DatasetMetadata:
             partner[first], partner[second] = second, first
         index = {name: number for number, name in enumerate(self.keypoint_names)}
         return [index[partner[name]] for name in self.keypoint_names]
+
+    @property
+    def lacks_flip_pairs(self) -> bool:
+        """Whether there are keypoints that may have sides, and nothing tells which of them a mirror swaps."""
+        return self.num_keypoints > 1 and not self.keypoint_flip_map and not self.flip_pairs_given
 
     @property
     def contiguous_id_to_thing_dataset_id(self) -> dict[int, int]:

@@ -317,6 +317,16 @@ def test_masks_of_every_kind_in_one_file_train(tmp_path: Path, shapes: Any) -> N
         register_datasets(load(tmp_path, shapes, **{**keys, "MODEL__MASK_ON": True}), training=True)
 
 
+def test_keypoints_of_which_no_pair_is_known_are_warned_of_once(tmp_path: Path, figures: Any) -> None:
+    def number(content: dict[str, Any]) -> None:
+        category = content["categories"][0]
+        category["keypoints"] = [str(i) for i in range(len(category["keypoints"]))]
+
+    keys = altered(figures, tmp_path, number)
+    run(load(tmp_path / "out", figures, **{**keys, "MODEL__KEYPOINT_ON": True}), RunOptions())
+    assert (tmp_path / "out" / "log.txt").read_text().count("give the category flip_pairs") == 1
+
+
 def test_16_bit_images_are_not_white(tmp_path: Path, shapes: Any) -> None:
     loaded = load(tmp_path, shapes)
     register_datasets(loaded, training=True)

@@ -33,6 +33,7 @@ from zenith_det.engines.device import resolve_device, use_deterministic_algorith
 from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
+from zenith_det.engines.training_set import warn_of_missing_flip_pairs
 from zenith_det.errors import ConfigError
 from zenith_det.evaluation import RESULTS_FILE
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
@@ -81,6 +82,8 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
     """
     _refuse_torchvision_name(loaded.cfg.MODEL.WEIGHTS)
     metadata = register_datasets(loaded, training=True)
+    if metadata is not None:
+        warn_of_missing_flip_pairs(loaded.cfg, metadata)
     num_images = _count_images(loaded)
     if options.epochs is not None:
         iterations = math.ceil(options.epochs * num_images / loaded.cfg.SOLVER.IMS_PER_BATCH)
