@@ -281,6 +281,26 @@ def test_mistake_empty_training_set(shapes: SmallSet, tmp_path: Path) -> None:
     expect_one_line(done, "no image")
 
 
+def test_mistake_masks_wanted_and_none_there(shapes: SmallSet, tmp_path: Path) -> None:
+    def boxes_alone(content: dict) -> None:
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+
+    done = small_run(edited(shapes, tmp_path, boxes_alone), "mask", tmp_path / "out", 1)
+    expect_one_line(done, "MODEL.MASK_ON is True, but no object of", "train.json has a mask")
+
+
+@pytest.mark.parametrize("minimum", ["0", "1"])
+def test_mistake_keypoints_wanted_and_none_labelled(figures: SmallSet, minimum: str, tmp_path: Path) -> None:
+    def unlabel(content: dict) -> None:
+        for annotation in content["annotations"]:
+            annotation["keypoints"][2::3] = [0] * (len(annotation["keypoints"]) // 3)
+
+    key = "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE"
+    done = small_run(edited(figures, tmp_path, unlabel), "keypoint", tmp_path / "out", 1, key, minimum)
+    expect_one_line(done, "MODEL.KEYPOINT_ON is True, but no object of", "train.json has a labelled keypoint")
+
+
 def test_mistake_output_directory_that_cannot_be_written(shapes: SmallSet, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")

@@ -10,7 +10,25 @@ import pytest
 from tests.data.builders import content, write
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata, load_coco_dataset
-from zenith_det.engines.training_set import warn_of_missing_flip_pairs
+from zenith_det.engines.training_set import check_labels, warn_of_missing_flip_pairs
+from zenith_det.errors import ConfigError
+
+
+def test_a_label_in_any_set_is_enough_for_a_head() -> None:
+    def record(**labels: Any) -> dict[str, Any]:
+        return {"annotations": [{"bbox": [0, 0, 9, 9], "iscrowd": 0, **labels}]}
+
+    mask, keypoint = small_config("mask").cfg, small_config("keypoint").cfg
+    nothing: dict[str, Any] = {"annotations": []}
+    outline = record(segmentation=[[0, 0, 9, 0, 9, 9]])
+    check_labels(mask, {"a.json": [nothing, record()], "b.json": [outline]})
+    check_labels(mask, {"a.json": [nothing]})
+    check_labels(keypoint, {"a.json": [record()], "b.json": [record(keypoints=[0.5, 0.5, 0, 1, 1, 1])]})
+    crowd = record(segmentation=[[0, 0, 9, 0, 9, 9]], iscrowd=1)
+    with pytest.raises(ConfigError, match=r"no object of a\.json, b\.json has a mask"):
+        check_labels(mask, {"a.json": [record()], "b.json": [crowd]})
+    with pytest.raises(ConfigError, match=r"no object of a\.json has a labelled keypoint"):
+        check_labels(keypoint, {"a.json": [record(keypoints=[0.5, 0.5, 0])]})
 
 
 def metadata(folder: Path, names: list[str], **category: Any) -> DatasetMetadata:

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from zenith_det.data import DatasetMetadata
+from zenith_det.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+
+def check_labels(cfg: Any, sets: Mapping[str, Collection[Mapping[str, Any]]]) -> None:
+    """Refuse a head that no object of the training sets has a label for: it would train for nothing.
+
+    Sets without any object, or without a declaration of keypoints, are left to other checks.
+
+    Args:
+        cfg: ``MODEL.MASK_ON`` and ``MODEL.KEYPOINT_ON`` count.
+        sets: annotation file -> records; read up to the first label.
+
+    Raises:
+        ConfigError: no object has a mask, or none a labelled keypoint.
+    """
+
+    def having(key: str) -> Iterator[Any]:
+        """What the objects have under ``key``."""
+        for records in sets.values():
+            for record in records:
+                yield from (a[key] for a in record["annotations"] if not a["iscrowd"] and key in a)
+
+    files = ", ".join(sets)
+    if cfg.MODEL.MASK_ON and not any(having("segmentation")) and any(having("bbox")):
+        raise ConfigError(f"MODEL.MASK_ON is True, but no object of {files} has a mask")
+    labelled = (any(keypoints[2::3]) for keypoints in having("keypoints"))
+    if cfg.MODEL.KEYPOINT_ON and not any(labelled) and any(having("keypoints")):
+        raise ConfigError(f"MODEL.KEYPOINT_ON is True, but no object of {files} has a labelled keypoint")
 
 
 def warn_of_missing_flip_pairs(cfg: Any, metadata: DatasetMetadata) -> None:

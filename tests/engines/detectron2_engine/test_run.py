@@ -317,6 +317,19 @@ def test_masks_of_every_kind_in_one_file_train(tmp_path: Path, shapes: Any) -> N
         register_datasets(load(tmp_path, shapes, **{**keys, "MODEL__MASK_ON": True}), training=True)
 
 
+def test_keypoints_wanted_and_none_labelled(tmp_path: Path, figures: Any) -> None:
+    def unlabel(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["keypoints"][2::3] = [0] * (len(annotation["keypoints"]) // 3)
+
+    keys = altered(figures, tmp_path, unlabel)
+    loaded = load(tmp_path / "out", figures, **{**keys, "MODEL__KEYPOINT_ON": True})
+    with pytest.raises(
+        ConfigError, match=r"KEYPOINT_ON is True, but no object of .* has a labelled keypoint"
+    ):
+        run(loaded, RunOptions())
+
+
 def test_keypoints_of_which_no_pair_is_known_are_warned_of_once(tmp_path: Path, figures: Any) -> None:
     def number(content: dict[str, Any]) -> None:
         category = content["categories"][0]

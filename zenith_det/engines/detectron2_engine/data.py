@@ -33,6 +33,7 @@ from zenith_det.data import (
     load_coco_dataset,
     read_image,
 )
+from zenith_det.engines.training_set import check_labels
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
@@ -121,7 +122,7 @@ def register_datasets(
 
     Raises:
         DatasetError: a set cannot be used; see :func:`zenith_det.data.load_coco_dataset`.
-        ConfigError: a key contradicts the dataset; both numbers are named.
+        ConfigError: a key contradicts the dataset: both numbers are named; or no object is labelled for a head.
     """
     cfg = loaded.cfg
     sources: dict[str, tuple[str, str]] = {}
@@ -169,6 +170,9 @@ def register_datasets(
             follow_dataset(loaded, first.name, len(classes), first.num_keypoints, first.keypoint_oks_sigmas)
             if training:
                 _fit_masks(loaded, dataset)
+    if training and all(name in _checked for name in cfg.DATASETS.TRAIN):
+        sets = [_checked[name] for name in cfg.DATASETS.TRAIN]
+        check_labels(cfg, {each.metadata.json_file: each.records for each in sets})
     return first
 
 
@@ -177,8 +181,6 @@ def _fit_masks(loaded: LoadedConfig, dataset: CocoDataset) -> None:
     if not loaded.cfg.MODEL.MASK_ON:
         return
     objects = [a for record in dataset.records for a in record["annotations"] if not a["iscrowd"]]
-    if objects and not any(a.get("segmentation") for a in objects):
-        raise ConfigError(f"MODEL.MASK_ON is True, but no object of {dataset.metadata.json_file} has a mask")
     runs = sum(isinstance(a.get("segmentation"), dict) for a in objects)
     if not runs or loaded.cfg.INPUT.MASK_FORMAT == "bitmask":
         return

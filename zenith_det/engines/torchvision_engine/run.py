@@ -35,7 +35,7 @@ from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.torchvision_engine.weights import load_weights
-from zenith_det.engines.training_set import warn_of_missing_flip_pairs
+from zenith_det.engines.training_set import check_labels, warn_of_missing_flip_pairs
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training import averaging
@@ -129,18 +129,16 @@ def load_training_set(cfg: CfgNode) -> CocoDataset:
     """The training set, sets named together merged by class name, without the images left out by default.
 
     Raises:
-        ConfigError: no set is named.
+        ConfigError: no set is named, or no object is labelled for a head of the model.
         DatasetError: a set can't be used, or no image with objects is left.
     """
     sources = dataset_sources(cfg, "TRAIN")
     if not sources:
         raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
-    merged: CocoDataset | None = None
-    for source in sources:
-        classes = None if merged is None else merged.metadata.thing_classes
-        part = _load(cfg, source, classes)
-        merged = part if merged is None else replace(merged, records=merged.records + part.records)
-    assert merged is not None
+    first = _load(cfg, sources[0], None)
+    parts = [first, *(_load(cfg, source, first.metadata.thing_classes) for source in sources[1:])]
+    check_labels(cfg, {part.metadata.json_file: part.records for part in parts})
+    merged = replace(first, records=[record for part in parts for record in part.records])
     records = merged.records
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_empty(records)
