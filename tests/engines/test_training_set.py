@@ -10,8 +10,9 @@ import pytest
 from tests.data.builders import content, write
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata, load_coco_dataset
+from zenith_det.engines.torchvision_engine.run import load_training_set
 from zenith_det.engines.training_set import check_labels, warn_of_missing_flip_pairs
-from zenith_det.errors import ConfigError
+from zenith_det.errors import ConfigError, DatasetError
 
 
 def test_a_label_in_any_set_is_enough_for_a_head() -> None:
@@ -61,3 +62,62 @@ def test_keypoints_without_sides_are_warned_of_where_images_are_mirrored(
         assert "\n" not in line
         assert "set: no left and right in the names of its 2 keypoints" in line
         assert "give the category flip_pairs" in line
+
+
+FILTERS = [
+    (True, 1, [1]),
+    (True, 0, [1, 2]),
+    (False, 1, [1]),
+    (False, 0, [1, 2, 3]),
+]
+
+
+def three_images(folder: Path) -> tuple[str, str]:
+    """One with two labelled keypoints, one whose object has none labelled, one without objects."""
+    data = content()
+    data["categories"] = [{"id": 1, "name": "person", "keypoints": ["l_eye", "r_eye"]}]
+    data["annotations"][0]["keypoints"] = [6, 6, 2, 8, 8, 1]
+    del data["annotations"][2]
+    return write(folder, data)
+
+
+def filtering_config(files: tuple[str, str], filter_empty: bool, minimum: int) -> Any:
+    return small_config(
+        "keypoint", DATASETS__TRAIN_JSON=files[0], DATASETS__TRAIN_IMAGES=files[1], DATASETS__TEST=(),
+        MODEL__ROI_HEADS__NUM_CLASSES=1,
+        DATALOADER__FILTER_EMPTY_ANNOTATIONS=filter_empty,
+        MODEL__ROI_KEYPOINT_HEAD__MIN_KEYPOINTS_PER_IMAGE=minimum,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("filter_empty", "minimum", "kept"), FILTERS)
+def test_images_are_left_out_by_either_key(
+    filter_empty: bool, minimum: int, kept: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    records = load_training_set(filtering_config(three_images(tmp_path), filter_empty, minimum).cfg).records
+    assert [record["image_id"] for record in records] == kept
+    assert ("FILTER_EMPTY_ANNOTATIONS False keeps them" in caplog.text) == filter_empty
+    assert ("MIN_KEYPOINTS_PER_IMAGE 0 keeps them" in caplog.text) == (minimum > 0)
+
+
+def test_no_image_with_enough_keypoints(tmp_path: Path) -> None:
+    loaded = filtering_config(three_images(tmp_path), False, 3)
+    with pytest.raises(DatasetError, match="no image with 3 labelled keypoints or more is left to train on"):
+        load_training_set(loaded.cfg)
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize(("filter_empty", "minimum", "kept"), FILTERS)
+def test_detectron2_leaves_out_the_same(
+    filter_empty: bool, minimum: int, kept: list[int], tmp_path: Path
+) -> None:
+    data = pytest.importorskip("detectron2.data", reason="needs the real Detectron2: see docs/DETECTRON2.md")
+    from zenith_det.engines.detectron2_engine.data import register_datasets
+
+    loaded = filtering_config(three_images(tmp_path), filter_empty, minimum)
+    register_datasets(loaded, training=True)
+    records = data.get_detection_dataset_dicts(
+        loaded.cfg.DATASETS.TRAIN, filter_empty=filter_empty, min_keypoints=minimum
+    )
+    assert [record["image_id"] for record in records] == kept

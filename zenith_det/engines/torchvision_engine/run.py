@@ -140,22 +140,30 @@ def load_training_set(cfg: CfgNode) -> CocoDataset:
     check_labels(cfg, {part.metadata.json_file: part.records for part in parts})
     merged = replace(first, records=[record for part in parts for record in part.records])
     records = merged.records
+    # Each by its own key, as in Detectron2's get_detection_dataset_dicts.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_empty(records)
-        if cfg.MODEL.KEYPOINT_ON:
-            records = filter_few_keypoints(records, cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)
-        left_out = len(merged.records) - len(records)
-        if left_out:
-            what = "objects with keypoints" if cfg.MODEL.KEYPOINT_ON else "objects"
+        if left_out := len(merged.records) - len(records):
+            logger.info(
+                "%d images without objects left out of training "
+                "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them)",
+                left_out,
+            )
+    what = "objects"
+    if cfg.MODEL.KEYPOINT_ON:
+        before, minimum = len(records), cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        records = filter_few_keypoints(records, minimum)
+        what = f"{minimum} labelled keypoints or more"
+        if left_out := before - len(records):
             logger.info(
                 "%d images without %s left out of training "
-                "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them)",
+                "(MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0 keeps them)",
                 left_out,
                 what,
             )
     if not records:
         raise DatasetError(
-            f"{merged.metadata.name}: no image with objects is left to train on "
+            f"{merged.metadata.name}: no image with {what} is left to train on "
             f"({len(merged.records)} images in {merged.metadata.json_file})"
         )
     return replace(merged, records=records)
