@@ -94,6 +94,11 @@ def test_override_texts_become_values_of_the_keys_type(key: str, text: str, valu
     assert type(cfg) is type(value)
 
 
+def test_a_range_of_sizes_is_two() -> None:
+    opts = ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(640, 800)"]
+    assert load_config(None, opts).cfg.INPUT.MIN_SIZE_TRAIN == (640, 800)
+
+
 def test_a_dumped_configuration_loads_as_the_same_one(tmp_path: Path) -> None:
     loaded = load_config(
         None, ["OUTPUT_DIR", "2024", "SOLVER.STEPS", "(3,)", "DATASETS.TRAIN_JSON", "a b.json"]
@@ -171,6 +176,18 @@ def test_a_deprecated_key_is_ignored_and_said_so(tmp_path: Path, caplog: pytest.
         ("SOLVER: {WARMUP_ITERS: -1}", "x.yaml: SOLVER.WARMUP_ITERS is -1: it must be a number from 0 up"),
         ("SOLVER: {ZENITH: {WINDOW: 0}}", "x.yaml: SOLVER.ZENITH.WINDOW is 0: it must be 1 or more"),
         ("SOLVER:\n  ADAMW: {BETAS: [0.9]}", "x.yaml: SOLVER.ADAMW.BETAS is (0.9,): it must be two numbers"),
+        *(
+            (
+                f"INPUT: {{MIN_SIZE_TRAIN_SAMPLING: range, MIN_SIZE_TRAIN: [{sizes}]}}",
+                f"x.yaml: INPUT.MIN_SIZE_TRAIN is {shown}: INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' takes two sizes",
+            )
+            for sizes, shown in [
+                ("800", "(800,)"),
+                ("640, 720, 800", "(640, 720, 800)"),
+                ("800, 640", "(800, 640)"),
+                ("640, many", "(640, 'many')"),
+            ]
+        ),
         (
             "SOLVER: {ZENITH: {NORM_SOURCE: gradients}}",
             "x.yaml: SOLVER.ZENITH.NORM_SOURCE is 'gradients': it must be one of 'gradient', 'momentum'",

@@ -44,6 +44,18 @@ def test_the_validation_loss_leaves_no_trace_in_the_run(engine: str, data: Path,
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
+def test_the_validation_loss_of_a_run_on_a_range_of_sizes(engine: str, data: Path, tmp_path: Path) -> None:
+    runs.need(engine)
+    keys = {
+        "SOLVER__MAX_ITER": 1, "TEST__VALIDATION_LOSS": True,
+        "INPUT__MIN_SIZE_TRAIN_SAMPLING": "range", "INPUT__MIN_SIZE_TRAIN": "(48, 64)",
+    }  # fmt: skip
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path, **keys))
+    assert code == 0, printed
+    assert any("validation/total_loss" in line for line in lines_of(tmp_path))
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
 def test_early_stopping_ends_a_run_and_more_patience_goes_on(engine: str, data: Path, tmp_path: Path) -> None:
     runs.need(engine)
     # Nothing is found with this threshold: the AP is 0 from the first evaluation on and stays there.

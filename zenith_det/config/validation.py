@@ -114,6 +114,10 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
         if value not in choices:
             names = ", ".join(repr(choice) for choice in choices)
             raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not _is_interval(sizes):
+        problem = "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' takes two sizes, the smaller one first"
+        raise _wrong("INPUT.MIN_SIZE_TRAIN", sizes, problem, sources)
     for name in cfg.LOGGERS:
         if name not in _LOGGERS:
             raise _wrong("LOGGERS", cfg.LOGGERS, f"it may hold {' and '.join(map(repr, _LOGGERS))}", sources)
@@ -127,6 +131,15 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
     if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER not in ZENITH_OPTIMIZERS:
         problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
         raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
+
+
+def _is_interval(sizes: Any) -> bool:
+    return (
+        isinstance(sizes, (list, tuple))
+        and len(sizes) == 2
+        and all(isinstance(size, int) for size in sizes)
+        and sizes[0] <= sizes[1]
+    )
 
 
 def _check_metric(cfg: CfgNode, key: str, sources: Mapping[str, str]) -> None:

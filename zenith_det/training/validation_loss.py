@@ -21,6 +21,7 @@ def without_augmentation(cfg: Any) -> Any:
     still = cfg.clone()
     still.defrost()
     still.INPUT.MIN_SIZE_TRAIN = (cfg.INPUT.MIN_SIZE_TEST,)
+    still.INPUT.MIN_SIZE_TRAIN_SAMPLING = "choice"  # a range is of two sizes
     still.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
     still.INPUT.RANDOM_FLIP = "none"
     still.INPUT.CROP.ENABLED = False
