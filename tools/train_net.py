@@ -29,7 +29,8 @@ examples:
     tools/train_net.py --config-file output/config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
     tools/train_net.py --config-file output/config.yaml --resume
 
-exit codes: 0 done, 2 a mistake to mend (one line says which), 75 stopped on request and saved: go on with --resume
+exit codes: 0 done, 1 results other than TEST.EXPECTED_RESULTS says, 2 a mistake to mend (one line says which),
+75 stopped on request and saved: go on with --resume
 """
 
 

@@ -84,6 +84,15 @@ class RanksDisagreeError(UserError):
     """Processes of one run that don't train the same thing; the message names them and what differs."""
 
 
+class UnexpectedResultsError(UserError):
+    """An evaluation that is not what ``TEST.EXPECTED_RESULTS`` says.
+
+    Its exit code is that of Detectron2's ``verify_results``.
+    """
+
+    exit_code = 1
+
+
 class RunStopped(UserError):
     """A run that ended before its time because it was asked to, saved, and can go on with ``--resume``.
 

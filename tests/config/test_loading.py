@@ -178,6 +178,13 @@ def test_a_deprecated_key_is_ignored_and_said_so(tmp_path: Path, caplog: pytest.
         ("SOLVER:\n  ADAMW: {BETAS: [0.9]}", "x.yaml: SOLVER.ADAMW.BETAS is (0.9,): it must be two numbers"),
         *(
             (
+                f"TEST: {{EXPECTED_RESULTS: {rows}}}",
+                "x.yaml: TEST.EXPECTED_RESULTS is [['bbox', ",
+            )
+            for rows in ("[[bbox, AP, 38.5]]", "[[bbox, AP, 38.5, much]]", "[[bbox, AP, 38.5, -1]]")
+        ),
+        *(
+            (
                 f"INPUT: {{MIN_SIZE_TRAIN_SAMPLING: range, MIN_SIZE_TRAIN: [{sizes}]}}",
                 f"x.yaml: INPUT.MIN_SIZE_TRAIN is {shown}: INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' takes two sizes",
             )

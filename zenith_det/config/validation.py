@@ -31,6 +31,16 @@ _BETAS = (
     "two numbers in [0, 1)",
 )
 
+_EXPECTED = (
+    lambda rows: all(
+        isinstance(row, (list, tuple))
+        and [isinstance(item, str) for item in row] == [True, True, False, False]
+        and all(_NOT_NEGATIVE[0](number) for number in row[2:])
+        for row in rows
+    ),
+    "a list of [task, metric, value, tolerance], such as [['bbox', 'AP', 38.5, 0.2]]",
+)
+
 _LOGGERS = ("wandb", "mlflow")
 
 _RANGES: dict[str, tuple[_Check, str]] = {
@@ -67,6 +77,7 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.PRODIGY.BETAS": _BETAS,
     "SOLVER.PRODIGY.D_COEF": _POSITIVE,
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
+    "TEST.EXPECTED_RESULTS": _EXPECTED,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
     "TEST.MAX_IMAGES": _NOT_NEGATIVE,
     "TEST.DETECTIONS_PER_IMAGE": _FROM_1,

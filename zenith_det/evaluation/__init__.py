@@ -13,6 +13,7 @@ from zenith_det.evaluation.coco import (
     finite_scalars,
     infer_tasks,
 )
+from zenith_det.evaluation.expected import check_expected
 from zenith_det.evaluation.explain import explain_results
 from zenith_det.evaluation.masks import decode_masks, encode_masks
 from zenith_det.evaluation.results import (
@@ -30,6 +31,7 @@ __all__ = [
     "RESULTS_FILE",
     "TASKS",
     "Results",
+    "check_expected",
     "check_results",
     "copypaste_lines",
     "decode_masks",

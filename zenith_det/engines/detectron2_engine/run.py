@@ -18,7 +18,6 @@ from detectron2.config import CfgNode as Detectron2CfgNode
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.engine import default_setup
-from detectron2.evaluation import verify_results
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
@@ -35,7 +34,7 @@ from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.training_set import warn_of_missing_flip_pairs
 from zenith_det.errors import ConfigError
-from zenith_det.evaluation import RESULTS_FILE
+from zenith_det.evaluation import RESULTS_FILE, check_expected
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import broadcast_object
@@ -191,6 +190,7 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
 
     Raises:
         ConfigError: no weights, or nothing to evaluate on.
+        UnexpectedResultsError: the evaluation is not what ``TEST.EXPECTED_RESULTS`` says.
     """
     weights = loaded.cfg.MODEL.WEIGHTS
     _refuse_torchvision_name(weights)
@@ -204,9 +204,9 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
     results = OrderedDict(ZenithTrainer.test(cfg, model))
     if cfg.TEST.AUG.ENABLED:
         results.update(ZenithTrainer.test_with_tta(cfg, model))
-    if comm.is_main_process():
-        verify_results(cfg, results)
     _draw(cfg)
+    if comm.is_main_process():
+        check_expected(cfg.TEST.EXPECTED_RESULTS, flatten_results_dict(results))
     return results
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from detectron2.engine import AMPTrainer, DefaultTrainer, defaults, hooks
 from detectron2.engine.train_loop import HookBase
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
@@ -38,6 +38,7 @@ from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWr
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import CheckpointError, ConfigError, RunStopped, UserError
+from zenith_det.evaluation import check_expected
 from zenith_det.solver import PlateauLR, build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
 from zenith_det.training import averaging
@@ -349,6 +350,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             RunStopped: ``stop`` said so; everything is saved.
             Diverged: the loss, or gradients that stayed non-finite, left nothing to go on with.
             RanksDisagreeError: the processes have drifted apart.
+            UnexpectedResultsError: the last evaluation is not what ``TEST.EXPECTED_RESULTS`` says.
         """
         with contextlib.ExitStack() as stack:
             if stop is None:
@@ -402,9 +404,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     for hook in self._hooks:
                         if not isinstance(hook, hooks.EvalHook):
                             hook.after_train()
-        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
-            verify_results(self.cfg, self._last_eval_results)
-        return getattr(self, "_last_eval_results", None)
+        results = getattr(self, "_last_eval_results", None)
+        if comm.is_main_process():
+            check_expected(self.cfg.TEST.EXPECTED_RESULTS, flatten_results_dict(results or {}))
+        return results
 
     def _write_evaluation(self) -> None:
         """Log an evaluation at once: Detectron2's writers take the newest alone, every 20 iterations."""

@@ -37,6 +37,7 @@ from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unw
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.engines.training_set import check_labels, warn_of_missing_flip_pairs
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
+from zenith_det.evaluation import check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training import averaging
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
@@ -194,6 +195,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
     Raises:
         RunStopped: a signal or the deadline ended it before; everything is saved.
         TrainingDivergedError: it went wrong, and going back did not help.
+        UnexpectedResultsError: the last evaluation is not what ``TEST.EXPECTED_RESULTS`` says.
     """
     cfg = loaded.cfg
     training_set = load_training_set(cfg)
@@ -264,6 +266,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     if is_main_process():
         draw_run(output_dir, test_sets[0] if data.results else None, data.results, cfg.TEST.MAX_IMAGES)
+        check_expected(cfg.TEST.EXPECTED_RESULTS, scalars)
     return scalars
 
 
@@ -350,7 +353,11 @@ def train_from(
         return scalars
 
     main = is_main_process()
-    missed = start is not None and broadcast_object(main and not evaluated(output_dir, progress.iteration))
+    evaluate_first = start is not None and (
+        # A run that had ended already evaluates nothing by itself, and there would be nothing to compare.
+        len(cfg.TEST.EXPECTED_RESULTS) > 0
+        or broadcast_object(main and not evaluated(output_dir, progress.iteration))
+    )
     with starting_workers():
         batches = iter(loader)
     trainer = Trainer(
@@ -373,7 +380,7 @@ def train_from(
     )
     if start is not None:
         resume(trainer, start)
-    return trainer.train(stop, evaluate_first=missed and trainer.evaluation_due())
+    return trainer.train(stop, evaluate_first=evaluate_first and trainer.evaluation_due())
 
 
 def check_batch(cfg: CfgNode) -> None:
@@ -445,6 +452,7 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
 
     Raises:
         ConfigError: no weights or no test set.
+        UnexpectedResultsError: the evaluation is not what ``TEST.EXPECTED_RESULTS`` says.
     """
     cfg = loaded.cfg
     if not cfg.MODEL.WEIGHTS:
@@ -475,4 +483,5 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
         all_results.append(results)
     if is_main_process():
         draw_run(output_dir, test_sets[0], all_results[0], cfg.TEST.MAX_IMAGES)
+        check_expected(cfg.TEST.EXPECTED_RESULTS, scalars)
     return scalars
