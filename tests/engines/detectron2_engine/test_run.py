@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, Instances
 
 from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
 from zenith_det.config import LoadedConfig
-from zenith_det.data import load_coco_dataset
+from zenith_det.data import catalog, load_coco_dataset, register_coco_dataset
 from zenith_det.engines.detectron2_engine import load_config_file
 from zenith_det.engines.detectron2_engine.data import (
     CocoMapper,
@@ -317,6 +317,26 @@ def test_masks_of_every_kind_in_one_file_train(tmp_path: Path, shapes: Any) -> N
         register_datasets(load(tmp_path, shapes, **{**keys, "MODEL__MASK_ON": True}), training=True)
 
 
+def test_runs_in_a_second_training_set_make_the_masks_bitmaps(
+    tmp_path: Path, shapes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def polygons(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+
+    monkeypatch.setattr(catalog, "_registered", dict(catalog._registered))
+    outlines = altered(shapes, tmp_path, polygons)
+    register_coco_dataset("outlines", outlines["DATASETS__TRAIN_JSON"], outlines["DATASETS__TRAIN_IMAGES"])
+    register_coco_dataset("runs", shapes["train"].json_file, shapes["train"].image_root)
+    for name in ("outlines", "runs"):
+        forget(name)
+    opts = rcnn_opts(DATASETS__TRAIN="('outlines', 'runs')", MODEL__MASK_ON=True, OUTPUT_DIR=tmp_path / "out")
+    loaded = load_config_file("", opts)
+    register_datasets(loaded, training=True)
+    assert loaded.cfg.INPUT.MASK_FORMAT == "bitmask"
+
+
 def test_keypoints_wanted_and_none_labelled(tmp_path: Path, figures: Any) -> None:
     def unlabel(content: dict[str, Any]) -> None:
         for annotation in content["annotations"]:
@@ -380,6 +400,8 @@ def test_mistakes_are_one_line(tmp_path: Path, shapes: Any, figures: Any) -> Non
     other = load(out, shapes, MODEL__WEIGHTS=str(tmp_path / "other.pth"))
     told(other, CheckpointError, "of the built-in engine: convert it with tools/convert_checkpoint.py")
     told(load(out, shapes, DATASETS__TRAIN_JSON="no.json"), DatasetError, "no.json does not exist")
+    empty = altered(shapes, tmp_path, lambda content: content["annotations"].clear())
+    told(load(out, shapes, **empty), DatasetError, "no image with objects is left to train on")
     nothing = load_config_file("", rcnn_opts(OUTPUT_DIR=out))
     told(nothing, ConfigError, "DATASETS.TRAIN is empty: .*--train-json")
     unknown = load_config_file("", rcnn_opts(OUTPUT_DIR=out, DATASETS__TRAIN="('coco_2017_trai',)"))

@@ -168,16 +168,17 @@ def register_datasets(
             first = dataset.metadata
             classes = classes or first.thing_classes
             follow_dataset(loaded, first.name, len(classes), first.num_keypoints, first.keypoint_oks_sigmas)
-            if training:
-                _fit_masks(loaded, dataset)
-    if training and all(name in _checked for name in cfg.DATASETS.TRAIN):
-        sets = [_checked[name] for name in cfg.DATASETS.TRAIN]
-        check_labels(cfg, {each.metadata.json_file: each.records for each in sets})
+    if training:
+        ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
+        for each in ours:
+            _fit_masks(loaded, each)
+        if len(ours) == len(cfg.DATASETS.TRAIN):
+            check_labels(cfg, {each.metadata.json_file: each.records for each in ours})
     return first
 
 
-def _fit_masks(loaded: LoadedConfig, dataset: CocoDataset) -> None:
-    """Choose the mask format that the training set's masks can be trained in."""
+def _fit_masks(loaded: LoadedConfig, dataset: _Checked) -> None:
+    """Choose the mask format that a training set's masks can be trained in."""
     if not loaded.cfg.MODEL.MASK_ON:
         return
     objects = [a for record in dataset.records for a in record["annotations"] if not a["iscrowd"]]

@@ -33,7 +33,7 @@ from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.training_set import warn_of_missing_flip_pairs
-from zenith_det.errors import ConfigError
+from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.evaluation import RESULTS_FILE, check_expected
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
 from zenith_det.training.checkpoint import Checkpointer
@@ -268,13 +268,23 @@ def _draw(cfg: Any) -> None:
 
 
 def _count_images(loaded: LoadedConfig) -> int:
-    """Images that are trained on."""
+    """Images that are trained on.
+
+    Raises:
+        DatasetError: none is left.
+    """
     cfg = loaded.cfg
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    return len(
-        get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=keypoints,
+    try:
+        return len(
+            get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=keypoints,
+            )
         )
-    )
+    except AssertionError as error:  # Detectron2's, for a set without images or one that it left all of out
+        what = f"objects with {keypoints} keypoints or more" if keypoints else "objects"
+        raise DatasetError(
+            f"{', '.join(cfg.DATASETS.TRAIN)}: no image with {what} is left to train on ({error})"
+        ) from error
