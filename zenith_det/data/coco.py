@@ -8,8 +8,6 @@ stops. The rule for what is dropped is the same whoever asks, so that all engine
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import logging
 import os
@@ -43,6 +41,7 @@ from zenith_det.data.checking import (
     check_side,
     mask_rle,
 )
+from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.images import max_pixels
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS, DatasetMetadata
 from zenith_det.errors import DatasetError, is_printable, one_line, quote
@@ -84,18 +83,6 @@ class CocoDataset:
 # ---------------------------------------------------------------------------------------------- the file
 
 
-@contextlib.contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    """Millions of new objects and no cycle among them: looking for cycles doubles the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def read_annotation_file(json_file: str) -> dict[str, Any]:
     """Read a COCO annotation file: a JSON object with lists ``images`` and ``categories``.
 
@@ -119,7 +106,7 @@ def _read_bytes(json_file: str) -> bytes:
 
 def _parse(data: bytes, json_file: str) -> dict[str, Any]:
     try:
-        with _garbage_collection_off():
+        with garbage_collection_off():
             content = _from_json(data, json_file)
     except MemoryError:
         raise DatasetError(f"{json_file}: does not fit into memory") from None
@@ -717,7 +704,7 @@ def _examine(
     del data
     metadata = _metadata(content, name, json_file, image_root, classes)
     report = DatasetReport(name, num_classes=metadata.num_classes)
-    with _garbage_collection_off():
+    with garbage_collection_off():
         records, left_out = _read_images(content["images"], metadata, report, check_images, max_bad_images)
         _AnnotationReader(records, left_out, metadata, report).read(content.get("annotations", []))
     for key in ("info", "licenses"):
@@ -783,7 +770,7 @@ def _remembered(
     Raises:
         DatasetError: its categories are not ``classes``.
     """
-    with _garbage_collection_off():
+    with garbage_collection_off():
         kept = entry.read()
         if kept is None:
             return None

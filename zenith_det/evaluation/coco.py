@@ -10,7 +10,6 @@ of detections other than 100, ground truth without masks.
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import logging
 import math
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as coco_mask
 
+from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.evaluation.results import check_results
 from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
@@ -117,7 +117,7 @@ def evaluate_coco(
     if unknown := set(chosen) - set(TASKS):
         raise ValueError(f"unknown task {sorted(unknown)[0]!r}; the tasks are {', '.join(TASKS)}")
     resolved = _resolve_backend(backend)
-    with _no_garbage_collection():
+    with garbage_collection_off():
         check_results(results, ground_truth, chosen, known_categories_only=False)
         work = []
         for task in sorted(set(chosen)):
@@ -131,18 +131,6 @@ def evaluate_coco(
             precision, one.task, _class_columns(ground_truth, one.category_ids, class_names)
         )
     return out
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Millions of dicts without a cycle among them: looking for one takes up to a third of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def infer_tasks(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
