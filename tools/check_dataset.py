@@ -18,7 +18,7 @@ from zenith_det.data import DatasetMetadata, examine_coco_dataset
 from zenith_det.errors import MAX_MESSAGE, UserError, one_line
 
 
-def main() -> int:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,6 +39,11 @@ def main() -> int:
         "--max-bad-images", type=int, default=0, metavar="N", help="unusable images to put up with"
     )
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
+    return parser
+
+
+def main() -> int:
+    parser = argument_parser()
     args = parser.parse_args()
     if bool(args.json) != bool(args.images):
         parser.error("--json and --images go together")

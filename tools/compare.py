@@ -85,7 +85,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--report-only", action="store_true", help="start nothing: tables of what is there so far"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, at the end")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs")
     return parser
 
 
@@ -96,7 +96,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     args = argument_parser().parse_args(argv[:first])
     args.opts += argv[first:] if first is not None else []
-    return args
+    return cli.flags_among_keys(argument_parser(), args)
 
 
 def positive(text: str) -> int:

@@ -43,15 +43,13 @@ def argument_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("output/find_lr"), metavar="DIR",
         help="for the curve, as PNG and JSON (default output/find_lr)",
     )  # fmt: skip
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override, at the end"
-    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Test, choose, draw."""
-    args = argument_parser().parse_args(argv)
+    args = cli.parse_arguments(argument_parser(), argv)
     least = 5 * lr_range_test.CYCLE
     if args.iterations < least:
         raise ConfigError(f"--iterations {args.iterations}: at least {least} are needed to see anything")

@@ -14,8 +14,7 @@ from zenith_det import cli
 from zenith_det.report.run_report import HTML_FILE, write_run_report
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read what the run left, write the page."""
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +29,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="P",
         help="lowest score that counts as found (default 0.5)",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read what the run left, write the page."""
+    args = argument_parser().parse_args(argv)
     logging.disable(
         logging.WARNING
     )  # of reading the data again: the run's own log has it, and so has the page

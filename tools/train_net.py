@@ -91,15 +91,13 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="where the machines meet: tcp://HOST:PORT of machine 0; auto on one machine",
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override, at the end"
-    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, choose the engine, run."""
-    args = argument_parser().parse_args(argv)
+    args = cli.parse_arguments(argument_parser(), argv)
     if not args.config_file and not args.opts:
         raise ConfigError("--config-file is missing: give one, such as configs/mask_rcnn_zenith.yaml")
     if args.epochs is not None and not 0 < args.epochs < float("inf"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zenith_det.errors import UserError
 
 EXIT_INTERRUPTED = 130
+_FLAG = re.compile(r"--[a-z]")
 
 _DATA_FLAGS = {
     "train_json": "COCO-format annotations to train on",
@@ -33,6 +35,24 @@ def data_overrides(args: argparse.Namespace) -> list[tuple[str, str, str]]:
         for name in _DATA_FLAGS
         if (value := getattr(args, name, None))
     ]
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line whose KEY VALUE pairs (``opts``, all that is left over) may stand before flags, too."""
+    return flags_among_keys(parser, parser.parse_args(argv))
+
+
+def flags_among_keys(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """Take the flags out of ``args.opts``, where the first KEY of a command line puts all that follows it."""
+    keys: list[str] = []
+    while args.opts:
+        words, args.opts = args.opts, []
+        at = next((i for i, word in enumerate(words) if _FLAG.match(word)), len(words))
+        keys += words[:at]
+        if at < len(words):
+            args = parser.parse_args(words[at:], args)
+    args.opts = keys
+    return args
 
 
 def run(main: Callable[[], int | None]) -> None:
