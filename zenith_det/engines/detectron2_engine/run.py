@@ -38,6 +38,7 @@ from zenith_det.evaluation import RESULTS_FILE, check_expected
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import broadcast_object
+from zenith_det.training.earlier_run import EarlierRun
 from zenith_det.training.logging_setup import setup_logging
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.resume_report import config_facts, log_changes
@@ -67,12 +68,13 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     resolve_device(loaded)
     output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
     setup_logging(output_dir, comm.get_rank())
-    results = evaluate(loaded, options) if options.eval_only else train(loaded, options, output_dir)
+    with EarlierRun(output_dir) as earlier:
+        results = evaluate(loaded, options) if options.eval_only else train(loaded, options, earlier)
     flat = flatten_results_dict(results)
     return {name: float(value) for name, value in flat.items() if math.isfinite(float(value))}
 
 
-def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mapping[str, Any]:
+def train(loaded: LoadedConfig, options: RunOptions, earlier: EarlierRun) -> Mapping[str, Any]:
     """Train to the end, evaluating and saving on the way; then draw the curves.
 
     Raises:
@@ -92,6 +94,7 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
             f"SOLVER.IMS_PER_BATCH is {loaded.cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by "
             f"{comm.get_world_size()} processes"
         )
+    output_dir = Path(loaded.cfg.OUTPUT_DIR)
     checkpointer = Checkpointer(output_dir)
     run_id, start = find_start(checkpointer, resume=options.resume, tensors=False)
     set_base_lr(loaded, start, output_dir, make_lr_probe)
@@ -135,7 +138,8 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> Mappin
         while True:
             try:
                 attempt_facts = facts | {"recovery": recovery.to_dict()}
-                results = train_from(start, recovery.scaled(_seeded(cfg, seed)), attempt_facts, stop)
+                attempt_cfg = recovery.scaled(_seeded(cfg, seed))
+                results = train_from(start, attempt_cfg, attempt_facts, stop, earlier)
                 break
             except Diverged as divergence:
                 path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
@@ -152,7 +156,9 @@ def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
     return lr_probe(loaded)
 
 
-def train_from(start: Start | None, cfg: Any, facts: dict[str, Any], stop: StopRequest) -> Mapping[str, Any]:
+def train_from(
+    start: Start | None, cfg: Any, facts: dict[str, Any], stop: StopRequest, earlier: EarlierRun
+) -> Mapping[str, Any]:
     """Train from a checkpoint, or from the beginning, to the end.
 
     Raises:
@@ -168,6 +174,7 @@ def train_from(start: Start | None, cfg: Any, facts: dict[str, Any], stop: StopR
         missed = broadcast_object(
             due and comm.is_main_process() and not evaluated(cfg.OUTPUT_DIR, start.iteration)
         )
+    earlier.give_way(anew=start is None, weights=cfg.MODEL.WEIGHTS)
     results: Mapping[str, Any] = trainer.train(stop, evaluate_first=missed) or {}
     return results
 

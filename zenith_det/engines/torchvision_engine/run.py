@@ -55,6 +55,7 @@ from zenith_det.training.distributed import (
     is_main_process,
     process_line,
 )
+from zenith_det.training.earlier_run import EarlierRun
 from zenith_det.training.evaluations import Evaluations
 from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.loggers import build_loggers
@@ -99,7 +100,8 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     apply_torch_settings(cfg)
     if options.eval_only:
         return evaluate_only(loaded, output_dir)
-    return train(loaded, options, output_dir)
+    with EarlierRun(output_dir) as earlier:
+        return train(loaded, options, output_dir, earlier)
 
 
 def apply_torch_settings(cfg: CfgNode) -> None:
@@ -189,7 +191,9 @@ def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDatas
 # ---- training
 
 
-def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[str, float]:
+def train(
+    loaded: LoadedConfig, options: RunOptions, output_dir: Path, earlier: EarlierRun
+) -> dict[str, float]:
     """Train to the end, evaluating and saving on the way; then draw the curves and predictions.
 
     Raises:
@@ -237,7 +241,6 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         }
     )
     if is_main_process():
-        write_config(output_dir, cfg)
         log_start(
             cfg,
             loaded.sources,
@@ -255,10 +258,16 @@ def train(loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[s
         )
     data = RunData(SerializedList(training_set.records), metadata, test_sets)
     with StopRequest(options.deadline, main=is_main_process()) as stop:
+
+        def begin() -> None:
+            earlier.give_way(anew=start is None, weights=cfg.MODEL.WEIGHTS)
+            if is_main_process():
+                write_config(output_dir, cfg)
+
         while True:
             progress = start_progress(cfg, start, seed, run_facts | {"recovery": recovery.to_dict()})
             try:
-                scalars = train_from(start, recovery.scaled(cfg), data, progress, checkpointer, stop)
+                scalars = train_from(start, recovery.scaled(cfg), data, progress, checkpointer, stop, begin)
                 break
             except Diverged as divergence:
                 path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
@@ -302,8 +311,12 @@ def train_from(
     progress: Progress,
     checkpointer: Checkpointer,
     stop: StopRequest,
+    begin: Callable[[], None],
 ) -> dict[str, float]:
     """Train from a checkpoint, or from the beginning, to the end.
+
+    Args:
+        begin: called when nothing of the user's can be wrong any more, and nothing has been written.
 
     Returns:
         Scalars of the last evaluation.
@@ -380,6 +393,7 @@ def train_from(
     )
     if start is not None:
         resume(trainer, start)
+    begin()
     return trainer.train(stop, evaluate_first=evaluate_first and trainer.evaluation_due())
 
 

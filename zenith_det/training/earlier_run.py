@@ -1,0 +1,92 @@
+"""What an earlier run left in the folder of a new one: a mistake changes nothing of it, a run replaces none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+from zenith_det.errors import UserError
+from zenith_det.training.checkpoint import LAST_FILE, SUFFIX
+from zenith_det.training.distributed import is_main_process
+from zenith_det.training.run_record import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "earlier_run_{}"
+
+
+class EarlierRun:
+    """The checkpoints and ``config.yaml`` of an earlier run, around all of a new one::
+
+        with EarlierRun(output_dir) as earlier:
+            ...  # all that a mistake can end
+            earlier.give_way(anew=True)
+            ...  # train
+
+    Left before it gave way, ``config.yaml`` is put back as it was: the folder still holds the earlier run, whose
+    models it describes. The main process alone acts.
+
+    Args:
+        output_dir: of the new run.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self._folder = output_dir
+        self._config: bytes | None = None
+        self._gone = not is_main_process()
+
+    def __enter__(self) -> EarlierRun:
+        with contextlib.suppress(OSError):
+            self._config = (self._folder / CONFIG_FILE).read_bytes()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._gone and self._config is not None:
+            with contextlib.suppress(OSError):
+                (self._folder / CONFIG_FILE).write_bytes(self._config)
+
+    def give_way(self, *, anew: bool, weights: str = "") -> None:
+        """The new run begins to train. Of no effect when called again.
+
+        Args:
+            anew: it starts at iteration 0: the checkpoints and ``config.yaml`` of the earlier one are moved to a
+                folder beside.
+            weights: a file that may be needed where it is; it is copied.
+
+        Raises:
+            UserError: they can't be moved.
+        """
+        if self._gone:
+            return
+        self._gone = True
+        models = sorted(self._folder.glob(f"model_*{SUFFIX}"))
+        if not anew or not models:
+            return
+        aside = next(path for n in count(1) if not (path := self._folder / FOLDER.format(n)).exists())
+        try:
+            aside.mkdir()
+            for path in (*models, self._folder / LAST_FILE):
+                if not path.exists():
+                    continue
+                if weights and os.path.realpath(weights) == os.path.realpath(path):
+                    shutil.copy2(path, aside)
+                else:
+                    os.replace(path, aside / path.name)
+            if self._config is not None:
+                (aside / CONFIG_FILE).write_bytes(self._config)
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} holds the checkpoints of an earlier run, which can't be moved to {aside.name}: "
+                f"{error.strerror or error}; choose another OUTPUT_DIR"
+            ) from error
+        logger.warning(
+            "%s held an earlier run, which --resume would have gone on with: its %d checkpoints are in %s now",
+            self._folder, len(models), aside,
+        )  # fmt: skip
