@@ -6,7 +6,7 @@
 
 Prints what was found and what training would do about it: "stops" (the set can't be used), "dropped" (left
 out), "filled" (worked out), "kept" (worth knowing). Exit code 0: the set can be used; 2: it can't, or
-something would be dropped and --strict was given.
+--strict was given and something would be dropped or the boxes look suspicious.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="annotation file of another dataset")
     parser.add_argument("--images", metavar="FOLDER", help="its image folder")
     parser.add_argument(
-        "--strict", action="store_true", help="refuse a set of which anything would be dropped"
+        "--strict",
+        action="store_true",
+        help="refuse a set of which anything would be dropped, or whose boxes look suspicious",
     )
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--full", action="store_true", help="decode each image (the default)")
@@ -69,7 +71,7 @@ def main() -> int:
         if report.count("stops"):
             print("result: can't be used")
             usable = False
-        elif report.count("dropped") and args.strict:
+        elif args.strict and (report.count("dropped") or report.suspicions()):
             print("result: refused, as --strict was given")
             usable = False
         else:

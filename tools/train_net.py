@@ -80,7 +80,9 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     cli.add_data_flags(parser)
     parser.add_argument(
-        "--strict", action="store_true", help="refuse a dataset with annotations that had to be dropped"
+        "--strict",
+        action="store_true",
+        help="refuse a dataset with annotations that had to be dropped or boxes that look suspicious",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (0: the CPU)")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all")

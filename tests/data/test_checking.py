@@ -164,10 +164,26 @@ def test_boxes_that_reach_out_are_kept_and_many_are_suspicious(tmp_path: Path) -
     corners["annotations"] = [{**template, "id": i, "bbox": [20, 15, 30, 25]} for i in range(1, 13)]
     report = load_coco_dataset(write(tmp_path, corners)).report
     assert "(x1, y1, x2, y2)" in report.table()
+    assert report.summary().endswith("1 class; suspicious boxes")
 
     relative = content(1)
     relative["annotations"] = [{**template, "id": i, "bbox": [0.2, 0.3, 0.1, 0.2]} for i in range(1, 13)]
     assert "in pixels" in load_coco_dataset(write(tmp_path, relative)).report.table()
+
+
+def test_suspicious_boxes_are_a_warning_before_training_and_refused_by_strict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = content(1)
+    template = data["annotations"][0]
+    data["annotations"] = [{**template, "id": i, "bbox": [20, 15, 30, 25]} for i in range(1, 13)]
+    source = write(tmp_path, data)
+    told = "12 of 12 boxes reach out of their images: are they (x1, y1, x2, y2)?"
+    load_coco_dataset(source)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert line.startswith(f"set: {told}")
+    with pytest.raises(DatasetError, match=rf"set\.json is refused by the strict check: {re.escape(told)}"):
+        load_coco_dataset(source, strict=True)
 
 
 def break_image(kind: str, folder: Path, entry: dict[str, Any]) -> None:

@@ -179,6 +179,7 @@ def test_a_run_after_the_test_is_one_that_was_given_the_lr(engine: str, data: Pa
     assert not config.SOLVER.ZENITH.AUTO_LR
     assert f"SOLVER.ZENITH.AUTO_LR: eta0 = {config.SOLVER.BASE_LR:g}" in printed
     assert config.SOLVER.BASE_LR != 0.02
+    assert printed.count(": 24 images (") == 1  # what the check found is said once
     assert (tmp_path / "auto" / "lr_range_test.png").exists()
     keys["SOLVER__BASE_LR"] = config.SOLVER.BASE_LR
     code, printed = runs.run(runs.arguments(engine, data, tmp_path / "given", **keys))

@@ -82,6 +82,23 @@ def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
     assert "the next message" not in text
 
 
+def test_suspicious_boxes_are_told_with_the_data(tmp_path: Path) -> None:
+    data = builders.content(1)
+    data["annotations"] = [
+        {**data["annotations"][0], "id": i, "bbox": [0.2, 0.3, 0.1, 0.2]} for i in range(12)
+    ]
+    folder = write_run(tmp_path / "run", [])
+    setup_logging(folder)
+    try:
+        load_coco_dataset(builders.write(tmp_path / "data", data))
+    finally:
+        reset_logging()
+    text, _ = page_of(folder)
+    told = text[text.index("set: 1 image ") :].splitlines()
+    assert told[0].endswith("1 class; suspicious boxes")
+    assert told[1].startswith("set: no box is larger than a pixel: are they relative to the image's size?")
+
+
 def test_one_test_set_has_no_name(tmp_path: Path) -> None:
     evaluation = {"iteration": 39, "bbox/AP": 40.0, "bbox/AP50": 60.0, "averaged/bbox/AP": 42.0}
     text, _ = page_of(write_run(tmp_path / "run", [evaluation]))

@@ -305,7 +305,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "VAL_IMAGES": "",
         "MAX_BAD_IMAGES": 0,  # missing or unreadable images that are left out rather than stop the run
         "CACHE": True,  # keep what a large annotation file came to, in $ZENITH_DET_CACHE or ~/.cache/zenith_det
-        "STRICT": False,  # True: stop at an annotation that could be dropped, rather than drop and count it
+        "STRICT": False,  # True: stop at what could be dropped or looks suspicious, rather than go on and tell
     },
     "SOLVER": {
         "OPTIMIZER": "ZENITH",  # a name in OPTIMIZER_REGISTRY

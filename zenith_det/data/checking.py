@@ -30,6 +30,8 @@ Action = Literal["stops", "dropped", "filled", "kept"]
 _ACTION_ORDER: tuple[Action, ...] = ("stops", "dropped", "filled", "kept")
 ImageCheck = Literal["none", "header", "full"]
 
+#: The kind of what concerns a set's boxes as a whole, and is said before training.
+SUSPICIOUS = "suspicious boxes"
 #: Per kind of problem, how many are kept with their file and id; all are counted.
 EXAMPLES_KEPT = 10_000
 #: Ids must fit what COCO's evaluation and torch keep them in.
@@ -120,6 +122,10 @@ class DatasetReport:
     def first(self, action: Action) -> Problem | None:
         return next((problem for problem in self.problems if problem.action == action), None)
 
+    def suspicions(self) -> list[str]:
+        """What the boxes as a whole look like, if not like COCO's: each a line."""
+        return [problem.reason for problem in self.problems if problem.kind == SUSPICIOUS]
+
     def kinds(self, action: Action) -> str:
         """The kinds met with this action and their counts: ``missing file 2, box without area 1``."""
         found = [(n, kind) for (kind, act), n in self.counts.items() if act == action]
@@ -134,7 +140,11 @@ class DatasetReport:
         for action in ("stops", "dropped", "filled"):
             if self.count(action):
                 text += f"; {'can not be used' if action == 'stops' else action}: {self.kinds(action)}"
-        return text if self.count("stops", "dropped", "filled") else text + "; no problems"
+        if self.suspicions():
+            text += f"; {SUSPICIOUS}"
+        elif not self.count("stops", "dropped", "filled"):
+            text += "; no problems"
+        return text
 
     def table(self, examples: int = 3) -> str:
         """Counts per problem, the worst first, with the first examples: file, annotation id, reason."""

@@ -26,6 +26,7 @@ from zenith_det.data import annotation_cache
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
 from zenith_det.data.checking import (
     EXAMPLES_KEPT,
+    SUSPICIOUS,
     Action,
     DatasetReport,
     Fault,
@@ -627,14 +628,14 @@ class _AnnotationReader:
             )
         if self.boxes >= 10 and len(self.reaching_out) > 0.3 * self.boxes:
             self.report.add(
-                "suspicious boxes",
+                SUSPICIOUS,
                 "kept",
                 f"{len(self.reaching_out)} of {self.boxes} boxes reach out of their images: are they "
                 "(x1, y1, x2, y2)? COCO's are (x, y, width, height)",
             )
         elif self.boxes >= 10 and self.largest_side <= 1:
             self.report.add(
-                "suspicious boxes",
+                SUSPICIOUS,
                 "kept",
                 "no box is larger than a pixel: are they relative to the image's size? COCO's are in pixels",
             )
@@ -830,7 +831,7 @@ def load_coco_dataset(
 
     Args:
         source: a dataset's name (see :mod:`zenith_det.data.catalog`) or (annotation file, image folder).
-        strict: refuse the dataset when anything had to be dropped.
+        strict: refuse the dataset when anything had to be dropped, or its boxes are suspicious as a whole.
         check_images: ``header`` opens each image and compares its size; ``full`` decodes it as well;
             ``none`` opens only those whose size isn't declared.
         classes: class names of the training set, for any other set: categories are then matched by name and
@@ -841,7 +842,7 @@ def load_coco_dataset(
             for the next; see :mod:`zenith_det.data.annotation_cache`. Images are checked each time.
 
     Raises:
-        DatasetError: the set can't be used, or ``strict`` and something was dropped.
+        DatasetError: the set can't be used, or is refused as ``strict`` says.
     """
     dataset = _examine(source, name, check_images, classes, max_bad_images, cache=cache)
     report = dataset.report
@@ -854,7 +855,12 @@ def load_coco_dataset(
                 f"{dataset.metadata.json_file} {reason}: {report.kinds(action)}; the first: {first} "
                 "(tools/check_dataset.py lists them all)"
             )
+    suspicions = report.suspicions()
+    if strict and suspicions:
+        raise DatasetError(f"{dataset.metadata.json_file} is refused by the strict check: {suspicions[0]}")
     logger.info(report.summary())
+    for suspicion in suspicions:
+        logger.warning("%s: %s", report.name, suspicion)
     if report.count("dropped"):
         logger.warning("Dropped from %s:\n%s", report.name, report.table())
     return dataset

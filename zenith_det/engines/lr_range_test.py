@@ -107,11 +107,24 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
             ITERATIONS,
             *lrs_of(loaded),
         )
-        test = measure(loaded, make_probe)
+        with _sets_told_already():
+            test = measure(loaded, make_probe)
         lr = choose_and_draw(test, output_dir / CURVE_FILE).lr
         logger.info("SOLVER.ZENITH.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
     loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
     loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+
+
+@contextlib.contextmanager
+def _sets_told_already() -> Iterator[None]:
+    """Reading the sets once more says nothing new: the run has just done it."""
+    data = logging.getLogger("zenith_det.data")
+    level = data.level
+    data.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        data.setLevel(level)
 
 
 def lrs_of(loaded: LoadedConfig) -> tuple[float, float]:

@@ -401,12 +401,14 @@ def _events(output_dir: Path) -> str:
 
 
 def _data_lines(output_dir: Path) -> list[str]:
-    """What the log says about the sets: how many images, and what was dropped or left out."""
+    """What the log says about the sets: how many images, what is suspicious, and what was dropped or left out."""
     try:
         text = (output_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return [paragraph("There is no log.txt: what was dropped from the data is not known.")]
-    summaries = re.findall(r"^\[[^\]]* zenith_det\.data\.coco\]: (?!WARNING)(.*)$", text, re.MULTILINE)
+    summaries = re.findall(
+        r"^\[[^\]]* zenith_det\.data\.coco\]: (?!WARNING Dropped from )(?:WARNING )?(.*)$", text, re.MULTILINE
+    )
     summaries += re.findall(
         r"^\[[^\]]*\]: (\d+ images without .* left out of training.*)$", text, re.MULTILINE
     )
