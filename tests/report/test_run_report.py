@@ -99,6 +99,14 @@ def test_suspicious_boxes_are_told_with_the_data(tmp_path: Path) -> None:
     assert told[1].startswith("set: no box is larger than a pixel: are they relative to the image's size?")
 
 
+def test_a_run_within_its_warm_up_looks_out_of_the_ordinary(tmp_path: Path) -> None:
+    text, _ = page_of(write_run(tmp_path / "short", []))
+    assert "The run's 40 iterations don't leave the warm-up of SOLVER.WARMUP_ITERS 1000, and the LR " in text
+    assert "Nothing in the curves" not in text
+    text, _ = page_of(write_run(tmp_path / "long", [], "SOLVER.WARMUP_ITERS", 4, "SOLVER.ZENITH.WINDOW", 4))
+    assert "Nothing in the curves" in text
+
+
 def test_one_test_set_has_no_name(tmp_path: Path) -> None:
     evaluation = {"iteration": 39, "bbox/AP": 40.0, "bbox/AP50": 60.0, "averaged/bbox/AP": 42.0}
     text, _ = page_of(write_run(tmp_path / "run", [evaluation]))

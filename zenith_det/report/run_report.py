@@ -39,6 +39,7 @@ from zenith_det.report.metrics_file import Series, by_test_set, read_metrics
 from zenith_det.report.pictures import ByteImage, draw_instances
 from zenith_det.report.run_data import Evaluated, read_evaluated, run_config
 from zenith_det.training import averaging
+from zenith_det.training.run_record import short_run_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,11 +113,13 @@ def _page(
     state = f"{done} of {length} iterations" if length else f"{done} iterations"
     page = Page(f"Run: {output_dir.resolve().name}", f"{state}; {time.strftime('%Y-%m-%d %H:%M')}")
     window = config_window(cfg) if cfg is not None else None
-    notes = sentences(diagnose(metrics, window=window, max_iter=length) if metrics else [])
+    notes = diagnose(metrics, window=window, max_iter=length) if metrics else []
+    if cfg is not None:
+        notes = [f"{line[0].upper()}{line[1:]}." for line in short_run_lines(cfg)] + notes
     page.lead(
         verdict(_finals(metrics), warn=length is not None and done < length),
         heading("What the curves say"),
-        bullets(notes),
+        bullets(sentences(notes)),
     )
     if missing:
         page.lead(heading("What is missing"), bullets(missing))

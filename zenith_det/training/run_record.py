@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 RUN_ID_FILE = "run_id"
+# Their LR after the warm-up is BASE_LR; the others lower it within the run, the warm-up included.
+_CONSTANT_SCHEDULES = ("WarmupZenithLR", "WarmupConstantLR", "WarmupPlateauLR")
 
 
 def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
@@ -158,10 +160,46 @@ def unused_keys_line(unused: Sequence[tuple[str, str]], optimizer: str, schedule
     return f"not used under {optimizer} with {scheduler}: {listed}"
 
 
+def short_run_lines(cfg: Any) -> list[str]:
+    """What a run is too short for: a warm-up that it never leaves, a ratio of ZENITH that never changes.
+
+    Args:
+        cfg: the configuration that the run trains with, ``SOLVER.MAX_ITER`` final.
+    """
+    solver = cfg.SOLVER
+    length, warmup, name = solver.MAX_ITER, solver.WARMUP_ITERS, solver.LR_SCHEDULER_NAME
+    lines = []
+    if 0 < length <= warmup and name.startswith("Warmup"):
+        reached = "never gets to SOLVER.BASE_LR"
+        if name in _CONSTANT_SCHEDULES:
+            rise = (length - 1) / warmup if solver.WARMUP_METHOD == "linear" else 0.0
+            factor = solver.WARMUP_FACTOR + (1 - solver.WARMUP_FACTOR) * rise
+            reached = f"ends at {factor:.3g} of SOLVER.BASE_LR"
+        lines.append(
+            f"the run's {length} iterations don't leave the warm-up of SOLVER.WARMUP_ITERS {warmup}, and the LR "
+            f"{reached}: set SOLVER.WARMUP_ITERS to about {_part(length, 10)}, or train longer"
+        )
+    zenith = solver.ZENITH
+    # Where the window is full for the first time, its mean is the zenith: the ratio is 1 in that iteration, too.
+    if solver.OPTIMIZER in ZENITH_OPTIMIZERS and 0 < length <= zenith.RECORD_AFTER + zenith.WINDOW:
+        after = f" after SOLVER.ZENITH.RECORD_AFTER {zenith.RECORD_AFTER}" if zenith.RECORD_AFTER else ""
+        lower = "SOLVER.ZENITH.RECORD_AFTER lower and " if zenith.RECORD_AFTER else ""
+        lines.append(
+            f"ZENITH's ratio is 1 in all of the run's {length} iterations, as it may fall only once "
+            f"SOLVER.ZENITH.WINDOW {zenith.WINDOW} norms are recorded{after}: set {lower}SOLVER.ZENITH.WINDOW to "
+            f"about {_part(length, 4)}, or train longer"
+        )
+    return lines
+
+
+def _part(length: int, parts: int) -> int:
+    return min(max(1, length // parts), max(1, length - 1))
+
+
 def log_start(
     cfg: Any, sources: Mapping[str, str], *, num_images: int, start_iter: int, num_processes: int
 ) -> None:
-    """Log :func:`start_line` for a run of ``cfg``, and a warning with the keys that were set in vain.
+    """Log :func:`start_line` for a run of ``cfg``, and warnings: keys set in vain, :func:`short_run_lines`.
 
     Args:
         cfg: the configuration that the run trains with, scaled and resolved.
@@ -186,3 +224,5 @@ def log_start(
     idle = unused_keys_line(zenith_unused_keys(sources, cfg), solver.OPTIMIZER, solver.LR_SCHEDULER_NAME)
     if idle:
         logger.warning(idle)
+    for line in short_run_lines(cfg):
+        logger.warning(line)
