@@ -72,6 +72,10 @@ class DatasetError(UserError):
     """A dataset, annotation file or image that cannot be used."""
 
 
+class MissingDatasetError(DatasetError):
+    """A dataset whose annotation file or image folder does not exist."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be read, trusted or matched to the model."""
 

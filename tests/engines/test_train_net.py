@@ -241,6 +241,23 @@ def test_mistake_missing_image(shapes: SmallSet, tmp_path: Path) -> None:
     expect_one_line(done, "nowhere.png", "missing")
 
 
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_mistake_no_validation_set(engine: str, shapes: SmallSet, tmp_path: Path) -> None:
+    """The config's own is not there: the line says how to do without, and that works."""
+    runs.need(engine)
+    words = [
+        "--engine", engine, "--config-file", str(ROOT / "configs" / "quickstart" / "mask_rcnn_zenith.yaml"),
+        *shapes.flags[:4], *SMALL, "OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", "2",
+    ]  # fmt: skip
+    done = runs.forked([*words, "DATASETS.TEST", "('coco_2014_minival',)"], one_stream=False)
+    advice = 'give --val-json and --val-images, or DATASETS.TEST "()" to train without evaluation'
+    expect_one_line(done, "dataset coco_2014_minival: annotation file ", "does not exist", advice)
+    done = runs.forked([*words, "DATASETS.TEST", "()"], one_stream=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model_final.pth").exists()
+    assert "copypaste" not in done.stdout
+
+
 def test_mistake_truncated_jpeg(shapes: SmallSet, tmp_path: Path) -> None:
     from PIL import Image
 

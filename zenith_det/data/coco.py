@@ -45,7 +45,7 @@ from zenith_det.data.checking import (
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.images import max_pixels
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS, DatasetMetadata
-from zenith_det.errors import DatasetError, is_printable, one_line, quote
+from zenith_det.errors import DatasetError, MissingDatasetError, is_printable, one_line, quote
 
 logger = logging.getLogger(__name__)
 
@@ -657,9 +657,9 @@ def _resolve(source: Source, name: str | None) -> tuple[str, str, str]:
     if isinstance(source, str) and is_builtin(source):
         hint = f" ({ROOT_VARIABLE} is {datasets_root()!r}; datasets/README.md shows the layout)"
     if not os.path.isfile(json_file):
-        raise DatasetError(f"dataset {name}: annotation file {json_file} does not exist{hint}")
+        raise MissingDatasetError(f"dataset {name}: annotation file {json_file} does not exist{hint}")
     if not os.path.isdir(image_root):
-        raise DatasetError(f"dataset {name}: image folder {image_root} does not exist{hint}")
+        raise MissingDatasetError(f"dataset {name}: image folder {image_root} does not exist{hint}")
     return name, json_file, image_root
 
 

@@ -1,13 +1,14 @@
-"""What a training set lacks for what it is to train, told before the training starts."""
+"""What a training set lacks for what it is to train, or a run for its evaluations, told before it starts."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from zenith_det.data import DatasetMetadata
-from zenith_det.errors import ConfigError
+from zenith_det.errors import ConfigError, DatasetError, MissingDatasetError
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,26 @@ def check_labels(cfg: Any, sets: Mapping[str, Collection[Mapping[str, Any]]]) ->
     labelled = (any(keypoints[2::3]) for keypoints in having("keypoints"))
     if cfg.MODEL.KEYPOINT_ON and not any(labelled) and any(having("keypoints")):
         raise ConfigError(f"MODEL.KEYPOINT_ON is True, but no object of {files} has a labelled keypoint")
+
+
+@contextlib.contextmanager
+def reading_test_sets(cfg: Any) -> Iterator[None]:
+    """Around the reading of ``DATASETS.TEST``, of a run that trains on one's own files.
+
+    Such a run may never have asked for the sets that its config file evaluates on.
+
+    Raises:
+        DatasetError: a set is not there; the line says how to evaluate on other files, or not at all.
+    """
+    try:
+        yield
+    except MissingDatasetError as error:
+        if not cfg.DATASETS.TRAIN_JSON or cfg.DATASETS.VAL_JSON:
+            raise
+        raise DatasetError(
+            f'{error}; DATASETS.TEST names it: give --val-json and --val-images, or DATASETS.TEST "()" to train '
+            "without evaluation"
+        ) from None
 
 
 def warn_of_missing_flip_pairs(cfg: Any, metadata: DatasetMetadata) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from zenith_det.data import (
     load_coco_dataset,
     read_image,
 )
-from zenith_det.engines.training_set import check_labels
+from zenith_det.engines.training_set import check_labels, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
@@ -150,7 +151,11 @@ def register_datasets(
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
             continue
-        with first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()):
+        to_test = training and name not in cfg.DATASETS.TRAIN
+        with (
+            reading_test_sets(cfg) if to_test else contextlib.nullcontext(),
+            first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()),
+        ):
             dataset = load_coco_dataset(
                 sources.get(name, name),
                 strict=cfg.DATASETS.STRICT,

@@ -35,7 +35,7 @@ from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.torchvision_engine.weights import load_weights
-from zenith_det.engines.training_set import check_labels, warn_of_missing_flip_pairs
+from zenith_det.engines.training_set import check_labels, reading_test_sets, warn_of_missing_flip_pairs
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
 from zenith_det.evaluation import check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
@@ -208,7 +208,8 @@ def train(
         loaded, metadata.name, metadata.num_classes, metadata.num_keypoints, metadata.keypoint_oks_sigmas
     )
     warn_of_missing_flip_pairs(cfg, metadata)
-    test_sets = load_test_sets(cfg, metadata.thing_classes)
+    with reading_test_sets(cfg):
+        test_sets = load_test_sets(cfg, metadata.thing_classes)
     if options.epochs is not None:
         iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
         loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
