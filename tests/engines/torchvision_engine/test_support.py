@@ -49,6 +49,16 @@ def test_the_file_that_set_the_key_is_named(tmp_path: Path) -> None:
         check_supported(load_config(str(config)))
 
 
+def test_the_defaults_alone_are_another_model() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no --config-file was given.*give one, such as configs/.*BACKBONE\.NAME"
+    ):
+        check_supported(load_config(None, ["SOLVER.MAX_ITER", 1]))
+    # What was typed is refused as such.
+    with pytest.raises(ConfigError, match=r"^MODEL\.META_ARCHITECTURE = 'RetinaNet' \(command line\)"):
+        check_supported(load_config(None, ["MODEL.META_ARCHITECTURE", "RetinaNet"]))
+
+
 @pytest.mark.parametrize("path", sorted(str(p) for p in Path("configs").rglob("*_rcnn_*.yaml")))
 def test_every_shipped_config_is_supported(path: str) -> None:
     check_supported(load_config(path))

@@ -139,7 +139,13 @@ def check_supported(loaded: LoadedConfig) -> None:
             supported = key in defaults and _plain(value) == _plain(defaults[key])
         if not supported:
             source = loaded.sources.get(key, "its default")
-            raise ConfigError(f"{key} = {value!r} ({source}): {REMEDY}")
+            refusal = f"{key} = {value!r} ({source}): {REMEDY}"
+            if loaded.config_file is None and key not in loaded.sources:
+                refusal = (
+                    "no --config-file was given, and the defaults are those of Detectron2, a C4 model: give one, such "
+                    f"as configs/mask_rcnn_zenith.yaml ({refusal})"
+                )
+            raise ConfigError(refusal)
     _check_levels(loaded)
 
 
