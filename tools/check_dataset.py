@@ -69,7 +69,7 @@ def main() -> int:
         if report.problems:
             print(report.table(args.examples))
         if report.count("stops"):
-            print("result: can't be used")
+            print("result: can't be used" + (f": {report.hint}" if report.hint else ""))
             usable = False
         elif args.strict and (report.count("dropped") or report.suspicions()):
             print("result: refused, as --strict was given")

@@ -186,6 +186,52 @@ def test_suspicious_boxes_are_a_warning_before_training_and_refused_by_strict(
         load_coco_dataset(source, strict=True)
 
 
+def moved(folder: Path, where: str) -> None:
+    for path in sorted((folder / "images").glob("?.png")):
+        target = folder / "images" / where.format(path.stem)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+
+
+@pytest.mark.parametrize(
+    ("listed", "lies", "hint"),
+    [
+        (
+            "cam b\\{}.png",
+            "cam b/{}.png",
+            r"'cam b\\1.png' is there as 'cam b/1.png': replace backslashes in file_name",
+        ),
+        ("images/{}.png", "{}.png", "'images/1.png' is there below ROOT: give that as the image folder"),
+        ("{}.png", "train/{}.png", "'1.png' is there below ROOT/images/train: give that as the image folder"),
+        ("{}.png", "a/{0}/{0}.png", "'1.png' is there as 'a/1/1.png': file_name must name the folder, too"),
+        ("{}.PNG", "{}.png", "'1.PNG' is there as '1.png': file_name needs the same capital letters"),
+        ("{}.png", "{}.Png", "'1.png' is there as '1.Png': file_name needs the same capital letters"),
+        ("export/{}.png", "{}.png", "'export/1.png' is there as '1.png': take the folder out of file_name"),
+        ("{}.png", "{}.jpg", ""),
+        ("../{}.png", "../other/{}.png", ""),
+    ],
+)
+def test_where_all_images_are_missing_the_usual_mistakes_are_looked_for(
+    listed: str, lies: str, hint: str, tmp_path: Path
+) -> None:
+    data = content()
+    for entry in data["images"]:
+        entry["file_name"] = listed.format(entry["id"])
+    source = write(tmp_path, data)
+    moved(tmp_path, lies)
+    with pytest.raises(DatasetError) as caught:
+        load_coco_dataset(source)
+    hint = hint.replace("ROOT", str(tmp_path))
+    assert str(caught.value).endswith(f"{'; ' if hint else ''}{hint} (tools/check_dataset.py lists them all)")
+    assert examine_coco_dataset(source).report.hint == hint
+
+
+def test_a_few_missing_images_are_looked_for_nowhere(tmp_path: Path) -> None:
+    data = content()
+    data["images"][1]["file_name"] = "2.PNG"
+    assert examine_coco_dataset(write(tmp_path, data)).report.hint == ""
+
+
 def break_image(kind: str, folder: Path, entry: dict[str, Any]) -> None:
     path = folder / "images/2.png"
     if kind == "missing":

@@ -42,6 +42,8 @@ MAX_POLYGONS = 10_000
 #: about 60 bytes for each pixel of it.
 MAX_OUTLINE = 100
 _FAR = 1e9  # pixels; a box at 1e200 would be infinite in single precision, and so would its area
+_TRIED = 5  # missing images that are looked for elsewhere
+_FOLDERS_TRIED = 1000
 _RUNS_AT_ONCE = 2**16  # of a compressed mask: each takes 70 bytes on the way
 
 
@@ -89,6 +91,7 @@ class DatasetReport:
         num_without_objects: images among them that have no annotation, or only crowd regions.
         problems: the first :data:`EXAMPLES_KEPT` of each kind.
         counts: (kind, action) -> how many.
+        hint: where all images are missing, what finds them; "" where nothing does.
     """
 
     name: str
@@ -98,6 +101,7 @@ class DatasetReport:
     num_without_objects: int = 0
     problems: list[Problem] = field(default_factory=list)
     counts: dict[tuple[str, Action], int] = field(default_factory=dict)
+    hint: str = ""
 
     def add(
         self,
@@ -432,6 +436,76 @@ def check_image_files(
         # In parts: the pool takes up two kilobytes for each that waits.
         for start in range(0, len(files), 4096):
             yield from pool.map(look, files[start : start + 4096])
+
+
+def where_missing_images_are(names: Sequence[str], image_root: str) -> str:
+    """Why images that are there are not found, where one of the usual mistakes explains it.
+
+    Args:
+        names: ``file_name`` of images that don't exist; a few of them are looked for.
+        image_root: their folder, absolute.
+
+    Returns:
+        What was found and what to change, a line; "" where no mistake explains all that were tried.
+    """
+    tried = names[:: max(1, len(names) // _TRIED)][:_TRIED]
+    if not tried:
+        return ""
+    first = tried[0]
+
+    def are_there(changed: Iterable[str], folder: str = image_root) -> bool:
+        return all(_is_below(name, folder) for name in changed)
+
+    def told(found: str, advice: str) -> str:
+        return f"{quote(first)} is there as {quote(found)}: {advice}"
+
+    slashes = [name.replace("\\", "/") for name in tried]
+    if are_there(slashes):
+        return told(slashes[0], "replace backslashes in file_name")
+    folder = image_root
+    for _ in range(
+        3
+    ):  # file_name repeats the folder's last parts, or the folder is a sibling of the right one
+        folder = os.path.dirname(folder)
+        if are_there(tried, folder):
+            return f"{quote(first)} is there below {folder}: give that as the image folder"
+    for change in (str.lower, str.upper, str.capitalize):
+        # Of ".JPG" Python capitalizes the dot.
+        other = [
+            stem + extension[:1] + change(extension[1:]) for stem, extension in map(os.path.splitext, tried)
+        ]
+        if are_there(other):
+            return told(other[0], "file_name needs the same capital letters")
+    within = _subfolders(image_root)
+    for folder in within:
+        if are_there(tried, folder):
+            return f"{quote(first)} is there below {folder}: give that as the image folder"
+    found = [next((folder for folder in within if _is_below(name, folder)), None) for name in tried]
+    if None not in found:
+        path = os.path.relpath(os.path.join(str(found[0]), first), image_root)
+        return told(path, "file_name must name the folder, too")
+    bare = [name.rpartition("/")[2] for name in slashes]
+    return told(bare[0], "take the folder out of file_name") if are_there(bare) else ""
+
+
+def _is_below(name: str, folder: str) -> bool:
+    try:
+        return os.path.isfile(check_file_name(name, folder))
+    except Fault:
+        return False
+
+
+def _subfolders(root: str) -> list[str]:
+    """Folders below ``root``, of two levels, not too many."""
+    found: list[str] = []
+    for path, folders, _ in os.walk(root):
+        folders.sort()
+        found += [os.path.join(path, folder) for folder in folders]
+        if path != root:
+            folders.clear()
+        if len(found) >= _FOLDERS_TRIED:
+            break
+    return found[:_FOLDERS_TRIED]
 
 
 def filter_empty(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ from zenith_det.data.checking import (
     check_rle,
     check_side,
     mask_rle,
+    where_missing_images_are,
 )
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.images import max_pixels
@@ -386,6 +387,9 @@ def _read_images(
         report.add(kind, action, reason, image=name, image_id=image_id)
     for kind, count in counts.items():
         report.counts[kind, action] += max(0, count - EXAMPLES_KEPT)
+    missing = [name for name, _, kind, _ in faults if kind == "missing file" and name]
+    if counts.get("missing file", 0) > 0.9 * len(entries):
+        report.hint = where_missing_images_are(missing, metadata.image_root)
     return records, left_out - records.keys()
 
 
@@ -851,8 +855,9 @@ def load_coco_dataset(
         first = report.first(action)
         if first is not None:
             reason = "can't be used" if action == "stops" else "is refused by the strict check"
+            hint = f"; {report.hint}" if report.hint else ""
             raise DatasetError(
-                f"{dataset.metadata.json_file} {reason}: {report.kinds(action)}; the first: {first} "
+                f"{dataset.metadata.json_file} {reason}: {report.kinds(action)}; the first: {first}{hint} "
                 "(tools/check_dataset.py lists them all)"
             )
     suspicions = report.suspicions()
