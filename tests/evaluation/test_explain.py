@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zenith_det.evaluation import evaluate_coco, explain_results
+from zenith_det.evaluation.explain import NO_GROUND_TRUTH
 
 from .coco_cases import perturb, random_ground_truth
 from .test_coco import hit, one_object
@@ -31,11 +32,20 @@ def test_nothing_above_the_threshold_names_it_and_the_highest_score() -> None:
 
 def test_no_object_of_a_size_or_class() -> None:
     lines = explained(one_object(), [hit()])
-    assert lines == [
-        "bbox APs is nan: the ground truth has no small object (area up to 1024 px)",
-        "bbox APl is nan: the ground truth has no large object (area from 9216 px)",
-        "bbox AP-b is nan: no ground truth of this class",
-    ]
+    assert lines == ["no ground truth, hence n/a: bbox APs, bbox APl, AP of b"]
+
+
+def test_a_class_that_lacks_masks_alone() -> None:
+    ground_truth = one_object()
+    second = {**ground_truth["annotations"][0], "id": 2, "category_id": 9}
+    second.pop("segmentation", None)
+    first = {
+        **ground_truth["annotations"][0],
+        "segmentation": {"size": [200, 200], "counts": [0, 1600, 38400]},
+    }
+    ground_truth["annotations"] = [first, second]
+    lines = explained(ground_truth, [], ("bbox", "segm"))
+    assert lines[-1] == "no ground truth, hence n/a: bbox APs, bbox APl, segm APs, segm APl, segm AP of b"
 
 
 def test_no_object_at_all() -> None:
@@ -128,4 +138,9 @@ def test_every_zero_and_nan_is_explained_and_nothing_else() -> None:
         for task, metrics in results.items():
             own = [line.split(" is ")[0].split(" are ")[0] for line in lines if line.startswith(f"{task} ")]
             named = [name for line in own for name in line.removeprefix(f"{task} ").split(", ")]
+            notes = [line.removeprefix(NO_GROUND_TRUTH) for line in lines if line.startswith(NO_GROUND_TRUTH)]
+            for note in notes:
+                sizes, _, classes = note.partition("AP of ")
+                named += [s.removeprefix(f"{task} ") for s in sizes.split(", ") if s.startswith(f"{task} ")]
+                named += [f"AP-{name}" for name in classes.split(", ") if name]
             assert sorted(named) == sorted(m for m, value in metrics.items() if not value > 0)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from zenith_det.evaluation import copypaste_lines, log_results, results_table
+from zenith_det.evaluation.explain import NO_GROUND_TRUTH
 
 NAN = float("nan")
 BOX = {
@@ -68,9 +69,12 @@ def test_one_class_needs_no_second_table() -> None:
 
 def test_log_has_tables_reasons_and_copypaste_last(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="zenith_det"):
-        log_results({"bbox": BOX}, ["bbox APs is nan: the ground truth has no small object"])
+        log_results(
+            {"bbox": BOX}, ["bbox AP75 is 0: no detection of this class", f"{NO_GROUND_TRUTH}bbox APs"]
+        )
     assert caplog.messages[-3:] == copypaste_lines({"bbox": BOX})
     assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-        "bbox APs is nan: the ground truth has no small object"
+        "bbox AP75 is 0: no detection of this class"
     ]
+    assert f"{NO_GROUND_TRUTH}bbox APs" in caplog.messages  # what a set merely lacks is no warning
     assert all(r.name.startswith("zenith_det") for r in caplog.records)

@@ -152,6 +152,19 @@ def test_the_start_of_a_short_run_warns(caplog: pytest.LogCaptureFixture) -> Non
     assert warned == short_run_lines(cfg) != []
 
 
+@pytest.mark.parametrize(("start", "at_its_end"), [(16, False), (17, True), (20, True)])
+def test_a_run_resumed_at_its_end_says_how_to_go_on(
+    start: int, at_its_end: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["SOLVER.MAX_ITER", 17, "SOLVER.WARMUP_ITERS", 1, "SOLVER.ZENITH.WINDOW", 4]
+    log_start(load_config(None, words).cfg, {}, num_images=24, start_iter=start, num_processes=1)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == at_its_end
+    for line in warned:
+        assert line.startswith("the run has reached its end, SOLVER.MAX_ITER 17: nothing is left to train")
+        assert "--resume with more --epochs, or a higher SOLVER.MAX_ITER" in line
+
+
 def test_memory_grows_with_what_is_held() -> None:
     if resident_mib() is None:
         pytest.skip("this system does not tell a process's memory")

@@ -23,7 +23,7 @@ from zenith_det.evaluation.results import (
     load_results,
     write_results,
 )
-from zenith_det.evaluation.tables import copypaste_lines, log_results, results_table
+from zenith_det.evaluation.tables import copypaste_lines, log_explanations, log_results, results_table
 
 __all__ = [
     "COCO_OKS_SIGMAS",
@@ -42,6 +42,7 @@ __all__ = [
     "finite_scalars",
     "infer_tasks",
     "load_results",
+    "log_explanations",
     "log_results",
     "results_table",
     "write_results",

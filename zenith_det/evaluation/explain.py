@@ -13,6 +13,8 @@ from typing import Any
 
 from zenith_det.evaluation.coco import AREA_RANGES, METRICS, SIZE_OF_METRIC
 
+#: How the line begins that tells of what a set has no objects for, which is no mistake.
+NO_GROUND_TRUTH = "no ground truth, hence n/a: "
 _NAMES_SHOWN = 10
 _IDS_SHOWN = 5
 
@@ -41,8 +43,9 @@ def explain_results(
         image_ids: the images evaluated on (default: all).
 
     Returns:
-        Lines such as ``"bbox APs is nan: the ground truth has no small object (area up to 1024 px)"``. APs
-        with the same reason share a line. Empty when there is nothing to explain.
+        Lines such as ``"bbox AP75 is 0: no detection of this class"``. APs with the same reason share a line.
+        Those that are nan because the set has no object of a size or class share the last one over all tasks,
+        which begins with :data:`NO_GROUND_TRUTH`. Empty when there is nothing to explain.
     """
     wanted = None if image_ids is None else set(image_ids)
     names = {
@@ -62,6 +65,8 @@ def explain_results(
             f"; weights: only {weights[0]} of the model's {weights[1]} were loaded, the rest is random"
         )
 
+    sizes: list[str] = []
+    classes: dict[str, list[str]] = {}  # without objects -> tasks
     for task, metrics in results.items():
         objects = [
             o
@@ -72,16 +77,30 @@ def explain_results(
         for metric, value in metrics.items():
             if value > 0:
                 continue
+            if metric not in METRICS[task] and _has_no_object(metric.removeprefix("AP-"), objects, names):
+                classes.setdefault(metric.removeprefix("AP-"), []).append(task)
+                continue
+            if objects and metric in SIZE_OF_METRIC and not _of_size(metric, objects):
+                sizes.append(f"{task} {metric}")
+                continue
             if metric in METRICS[task]:
                 reason = _why_metric(metric, objects, counted, names, nothing_found, task)
             else:
-                reason = _why_class(metric.removeprefix("AP-"), objects, counted, names, nothing_found)
+                reason = _why_class(metric.removeprefix("AP-"), counted, names, nothing_found)
             shown = "0" if value == 0 else "nan"
             reasons.setdefault((shown, reason), []).append(metric)
         for (shown, reason), which in reasons.items():
             verb = "is" if len(which) == 1 else "are"
             hint = weights_hint if shown == "0" else ""
             lines.append(f"{task} {_shorten(which)} {verb} {shown}: {reason}{hint}")
+    if sizes or classes:
+        by_tasks: dict[str, list[str]] = {}
+        for name, tasks in classes.items():
+            by_tasks.setdefault("" if len(tasks) == len(results) else f"{' and '.join(tasks)} ", []).append(
+                name
+            )
+        absent = [f"{tasks}AP of {_shorten(which)}" for tasks, which in by_tasks.items()]
+        lines.append(NO_GROUND_TRUTH + ", ".join(sizes + absent))
     return lines
 
 
@@ -158,6 +177,21 @@ def _area(annotation: Mapping[str, Any]) -> float:
     return float(area) if area is not None else float(annotation["bbox"][2] * annotation["bbox"][3])
 
 
+def _of_size(metric: str, objects: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    low, high = AREA_RANGES[SIZE_OF_METRIC[metric]]
+    return [o for o in objects if low <= _area(o) <= high]
+
+
+def _categories(name: str, names: Mapping[int, str]) -> set[int]:
+    return {number for number, known in names.items() if name in (known, f"{known} (id {number})")}
+
+
+def _has_no_object(name: str, objects: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> bool:
+    """Whether a class is declared and has no object."""
+    category_ids = _categories(name, names)
+    return bool(category_ids) and not any(o["category_id"] in category_ids for o in objects)
+
+
 def _why_no_detections(threshold: float | None, candidates: int | None, highest: float | None) -> str:
     told = (
         f"no detection above the score threshold {threshold:g}"
@@ -183,22 +217,11 @@ def _why_metric(
     what = {"bbox": "object", "segm": "object with a mask", "keypoints": "object with a visible keypoint"}[
         task
     ]
-    size = SIZE_OF_METRIC.get(metric)
     if not objects:
         return f"the ground truth has no {what}"
-    if size is not None:
-        low, high = AREA_RANGES[size]
-        objects = [o for o in objects if low <= _area(o) <= high]
-        what = f"{size} {what}"
-        if not objects:
-            limits = (
-                f"up to {high:.0f}"
-                if low == 0
-                else f"{low:.0f} to {high:.0f}"
-                if size == "medium"
-                else f"from {low:.0f}"
-            )
-            return f"the ground truth has no {what} (area {limits} px)"
+    if metric in SIZE_OF_METRIC:
+        objects = _of_size(metric, objects)
+        what = f"{SIZE_OF_METRIC[metric]} {what}"
     if nothing_found:
         return nothing_found
     valid = [d for d in detections if d["category_id"] in names]
@@ -217,16 +240,13 @@ def _why_metric(
 
 def _why_class(
     name: str,
-    objects: list[Mapping[str, Any]],
     detections: list[Mapping[str, Any]],
     names: Mapping[int, str],
     nothing_found: str,
 ) -> str:
-    category_ids = {number for number, known in names.items() if name in (known, f"{known} (id {number})")}
+    category_ids = _categories(name, names)
     if not category_ids:
         return f"the ground truth has no category of this name (it has {_shorten(list(names.values()))})"
-    if not any(o["category_id"] in category_ids for o in objects):
-        return "no ground truth of this class"
     if nothing_found:
         return nothing_found
     own = [d for d in detections if d["category_id"] in category_ids]

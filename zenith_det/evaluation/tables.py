@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from zenith_det.evaluation.coco import METRICS
+from zenith_det.evaluation.explain import NO_GROUND_TRUTH
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,18 @@ def copypaste_lines(results: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def log_results(results: Mapping[str, Mapping[str, float]], explanations: Sequence[str] = ()) -> None:
-    """Log the tables, the explanations (of :func:`~zenith_det.evaluation.explain_results`) as warnings, and
-    the ``copypaste:`` lines last, where scripts expect them."""
+    """Log the tables, the explanations (of :func:`~zenith_det.evaluation.explain_results`), and the
+    ``copypaste:`` lines last, where scripts expect them."""
     logger.info("COCO AP in percent:\n%s", results_table(results))
-    for line in explanations:
-        logger.warning("%s", line)
+    log_explanations(explanations)
     for line in copypaste_lines(results):
         logger.info("%s", line)
+
+
+def log_explanations(explanations: Sequence[str]) -> None:
+    """Log what :func:`~zenith_det.evaluation.explain_results` found: warnings, but for what a set merely lacks."""
+    for line in explanations:
+        logger.log(logging.INFO if line.startswith(NO_GROUND_TRUTH) else logging.WARNING, "%s", line)
 
 
 def _per_class_table(results: Mapping[str, Mapping[str, float]]) -> str:

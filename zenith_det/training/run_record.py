@@ -199,7 +199,8 @@ def _part(length: int, parts: int) -> int:
 def log_start(
     cfg: Any, sources: Mapping[str, str], *, num_images: int, start_iter: int, num_processes: int
 ) -> None:
-    """Log :func:`start_line` for a run of ``cfg``, and warnings: keys set in vain, :func:`short_run_lines`.
+    """Log :func:`start_line` for a run of ``cfg``, and warnings: keys set in vain, :func:`short_run_lines`, or that
+    a resumed run is at its end already.
 
     Args:
         cfg: the configuration that the run trains with, scaled and resolved.
@@ -224,5 +225,12 @@ def log_start(
     idle = unused_keys_line(zenith_unused_keys(sources, cfg), solver.OPTIMIZER, solver.LR_SCHEDULER_NAME)
     if idle:
         logger.warning(idle)
+    if start_iter >= solver.MAX_ITER > 0:
+        logger.warning(
+            "the run has reached its end, SOLVER.MAX_ITER %d: nothing is left to train; to go on, --resume with more "
+            "--epochs, or a higher SOLVER.MAX_ITER",
+            solver.MAX_ITER,
+        )
+        return
     for line in short_run_lines(cfg):
         logger.warning(line)

@@ -32,6 +32,7 @@ from zenith_det.evaluation import (
     detections_to_results,
     evaluate_coco,
     explain_results,
+    log_explanations,
     results_table,
     write_results,
 )
@@ -152,8 +153,7 @@ class CocoEvaluator(DatasetEvaluator):
         reasons = explain_results(
             metrics, ground_truth, results, score_threshold=self._score_threshold, image_ids=images
         )
-        for reason in reasons:
-            logger.warning("%s", reason)
+        log_explanations(reasons)
         return metrics
 
 
