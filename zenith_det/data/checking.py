@@ -462,10 +462,9 @@ def where_missing_images_are(names: Sequence[str], image_root: str) -> str:
     slashes = [name.replace("\\", "/") for name in tried]
     if are_there(slashes):
         return told(slashes[0], "replace backslashes in file_name")
+    # file_name repeats the folder's last parts, or the folder lies beside the right one.
     folder = image_root
-    for _ in range(
-        3
-    ):  # file_name repeats the folder's last parts, or the folder is a sibling of the right one
+    for _ in range(3):
         folder = os.path.dirname(folder)
         if are_there(tried, folder):
             return f"{quote(first)} is there below {folder}: give that as the image folder"
