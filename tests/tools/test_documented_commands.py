@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 from zenith_det import cli
 from zenith_det.config import load_config
 
@@ -33,15 +31,6 @@ def commands(document: str) -> list[str]:
 ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
 
 
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"documented_{name}", ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(("document", "command"), ALL, ids=[f"{d}: {c[:60]}" for d, c in ALL])
 def test_a_documented_command_is_understood(
     document: str, command: str, monkeypatch: pytest.MonkeyPatch
@@ -49,7 +38,7 @@ def test_a_documented_command_is_understood(
     monkeypatch.chdir(ROOT)
     path, *words = shlex.split(command, comments=True)
     name = Path(path).stem
-    module = tool(name)
+    module = load_tool(name)
     if name == "compare":
         args = module.parse_arguments(words)
     elif name in WITH_KEYS:
@@ -68,7 +57,7 @@ def test_there_are_commands_to_check() -> None:
 
 
 def test_flags_may_follow_keys() -> None:
-    parser = tool("train_net").argument_parser()
+    parser = load_tool("train_net").argument_parser()
     words = [
         "--epochs",
         "3",
@@ -88,9 +77,9 @@ def test_flags_may_follow_keys() -> None:
 
 
 def test_a_key_without_a_value_before_a_flag_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    args = cli.parse_arguments(tool("train_net").argument_parser(), ["OUTPUT_DIR", "--resume"])
+    args = cli.parse_arguments(load_tool("train_net").argument_parser(), ["OUTPUT_DIR", "--resume"])
     assert args.resume
     assert args.opts == ["OUTPUT_DIR"]
     with pytest.raises(SystemExit):
-        cli.parse_arguments(tool("train_net").argument_parser(), ["OUTPUT_DIR", "out", "--reusme"])
+        cli.parse_arguments(load_tool("train_net").argument_parser(), ["OUTPUT_DIR", "out", "--reusme"])
     assert "--reusme" in capsys.readouterr().err
