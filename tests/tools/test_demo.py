@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +16,7 @@ from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.config import load_config
 from zenith_det.data import load_coco_dataset
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.errors import CheckpointError, UserError
+from zenith_det.errors import CheckpointError, ConfigError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,23 @@ def trained(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "config.yaml"
 
 
-def demo(config: Path, output: Path, *inputs: Path, threshold: float = 0.0) -> None:
+def demo(config: Path, output: Path, *inputs: Path, threshold: float = 0.0, end: Sequence[str] = ()) -> None:
     load_tool("demo").main(
         [
             "--config-file", str(config), "--output", str(output), "--confidence-threshold", str(threshold),
-            "--input", *map(str, inputs),
+            "--input", *map(str, inputs), *end,
         ]
     )  # fmt: skip
+
+
+def copy(image: np.ndarray, *paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+
+
+def pictures_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
 
 
 def test_a_folder_of_images(trained: Path, shapes: SmallSet, tmp_path: Path) -> None:
@@ -44,6 +56,62 @@ def test_a_folder_of_images(trained: Path, shapes: SmallSet, tmp_path: Path) -> 
     demo(trained, tmp_path, folder)
     pictures = sorted(p.stem for p in tmp_path.glob("*.png"))
     assert pictures == sorted(p.stem for p in folder.glob("*.png"))
+
+
+def test_subfolders_are_searched_and_kept(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    given = tmp_path / "given"
+    copy(image, given / "c1" / "000001.png", given / "c2" / "000001.png", given / "c2" / "night" / "a.b.jpg")
+    (given / "again").symlink_to(given)  # would never end
+    output = given / "found"
+    for _ in range(2):  # and what the first command drew isn't drawn again by the second
+        demo(trained, output, given)
+        assert pictures_below(output) == ["c1/000001.png", "c2/000001.png", "c2/night/a.b.png"]
+    assert str(output / "c2" / "night" / "a.b.png") in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    one, two, output = tmp_path / "c1", tmp_path / "c2", tmp_path / "found"
+    copy(image, one / "1.png", two / "1.png", two / "1.jpg", two / "1-2.png")
+    demo(trained, output, one, two)
+    assert pictures_below(output) == ["1-2.png", "1-3.png", "1-4.png", "1.png"]
+    lines = capsys.readouterr().out.splitlines()
+    told = {Path(line.rpartition(", ")[2]).name for line in lines if line.startswith(str(tmp_path))}
+    assert told == {"1-2.png", "1-3.png", "1-4.png", "1.png"}
+    with pytest.raises(UserError, match=r"2\.png is an input and would be lost"):
+        demo(trained, two, two)
+
+
+@pytest.mark.parametrize("before", [(), ("--opts",), ("MODEL.DEVICE", "cpu")])
+def test_keys_at_the_end(trained: Path, shapes: SmallSet, tmp_path: Path, before: tuple[str, ...]) -> None:
+    image = tmp_path / "DSC.JPG"  # which looks like a key
+    copy(cv2.imread(str(next(Path(shapes.val[1]).glob("*.png")))), image)
+    config = tmp_path / "config.yaml"
+    config.write_text(trained.read_text())
+    with pytest.raises(ConfigError, match=r"add MODEL\.WEIGHTS OUTPUT_DIR/model_final\.pth at the end"):
+        demo(config, tmp_path / "found", image, end=["SOLVER.AVERAGE.KIND", ""])
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR/model_final_averaged\.pth at the end"):
+        demo(config, tmp_path / "found", image, end=["SOLVER.AVERAGE.KIND", "ema"])
+    weights = str(trained.parent / "model_final.pth")
+    demo(config, tmp_path / "found", image, end=[*before, "MODEL.WEIGHTS", weights])
+    assert (tmp_path / "found" / "DSC.png").exists()
+
+
+def test_no_objects_says_how_far_below_the_threshold(
+    trained: Path, shapes: SmallSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = next(Path(shapes.val[1]).glob("*.png"))
+    demo(trained, tmp_path, image, threshold=0.99)
+    told = capsys.readouterr().out
+    match = re.search(r"0 objects \(highest score (0\.\d\d); lower --confidence-threshold\), ", told)
+    assert match is not None
+    demo(trained, tmp_path, image, threshold=float(match[1]) - 0.01)
+    assert "highest score" not in capsys.readouterr().out
+    demo(trained, tmp_path, image, end=["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"])
+    assert "0 objects (no detection at all), " in capsys.readouterr().out
 
 
 def test_a_runs_result_is_taken_and_not_what_it_started_from(

@@ -7,6 +7,7 @@ from pathlib import Path
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata
 from zenith_det.errors import CheckpointError, ConfigError
+from zenith_det.training.averaging import result_file
 from zenith_det.training.checkpoint import load_checkpoint
 
 
@@ -27,7 +28,9 @@ def classes_to_predict(loaded: LoadedConfig) -> DatasetMetadata:
     """
     weights = loaded.cfg.MODEL.WEIGHTS
     if not weights:
-        raise ConfigError("MODEL.WEIGHTS is empty: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
+        raise ConfigError(
+            f"MODEL.WEIGHTS is empty: add MODEL.WEIGHTS OUTPUT_DIR/{result_file(loaded.cfg)} at the end"
+        )
     metadata = remembered_classes(weights)
     if metadata is None:
         raise CheckpointError(

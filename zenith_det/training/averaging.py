@@ -26,7 +26,14 @@ PREFIX = "averaged/"
 FOLDER = "averaged"
 #: Added to the name of the final checkpoint for the file that holds the averaged weights.
 SUFFIX = "_averaged"
+#: What a run that has ended leaves: its trained weights, and beside them the averaged ones.
+TRAINED_FILE, AVERAGED_FILE = "model_final.pth", f"model_final{SUFFIX}.pth"
 _KEPT_FACTS = ("dataset", "engine", "config", "iteration", "best")
+
+
+def result_file(cfg: Any) -> str:
+    """The name of the weights to use of a run with this configuration."""
+    return AVERAGED_FILE if cfg.SOLVER.AVERAGE.KIND else TRAINED_FILE
 
 
 class WeightAverage:

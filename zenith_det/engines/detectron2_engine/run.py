@@ -35,6 +35,7 @@ from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.training_set import warn_of_missing_flip_pairs
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.evaluation import RESULTS_FILE, check_expected
+from zenith_det.training import averaging
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import broadcast_object
@@ -202,7 +203,9 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
     weights = loaded.cfg.MODEL.WEIGHTS
     _refuse_torchvision_name(weights)
     if not weights and not options.resume:
-        raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
+        raise ConfigError(
+            f"--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/{averaging.result_file(loaded.cfg)}"
+        )
     remembered = remembered_classes(weights)
     register_datasets(loaded, training=False, classes=remembered.thing_classes if remembered else None)
     cfg = set_up(loaded, options)

@@ -471,7 +471,9 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
     """
     cfg = loaded.cfg
     if not cfg.MODEL.WEIGHTS:
-        raise ConfigError("--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/model_final.pth")
+        raise ConfigError(
+            f"--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/{averaging.result_file(cfg)}"
+        )
     if not dataset_sources(cfg, "TEST"):
         raise ConfigError("DATASETS.TEST is empty: name a dataset, or give --val-json and --val-images")
     remembered = remembered_classes(cfg.MODEL.WEIGHTS)
