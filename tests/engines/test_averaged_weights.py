@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.reliability import runs
+from tests.report.test_run_report import page_of
 from zenith_det.data.synthetic import generate
 
 
@@ -25,6 +26,19 @@ def test_averaged_weights_are_evaluated_and_kept(engine: str, tmp_path: Path) ->
     assert [line["iteration"] for line in logged] in ([5, 11], [6, 12], [5, 12])
     assert all("bbox/AP" in line and "averaged/segm/AP" in line for line in logged)
     assert (output / "averaged" / "inference" / "coco_instances_results.json").exists()
+
+    assert f"saved {output / 'model_final_averaged.pth'}, with the averaged weights" in printed
+
+    of_trained, of_averaged = (
+        json.loads((folder / "inference" / "evaluated.json").read_text())
+        for folder in (output, output / "averaged")
+    )
+    assert of_trained == {"dataset": of_trained["dataset"], "averaged": False, "iteration": 11, "file": ""}
+    assert of_averaged == of_trained | {"averaged": True}
+    text, missing = page_of(output)
+    assert missing == []
+    assert "Largest objects missed (averaged weights, iteration 11)" in text
+    assert "the AP are of the run's last evaluation" not in text
 
     trained, averaged = (
         torch.load(output / name, weights_only=True)["model"]
@@ -45,3 +59,7 @@ def test_averaged_weights_are_evaluated_and_kept(engine: str, tmp_path: Path) ->
         for folder in (output / "averaged", tmp_path / "again")
     )
     assert found == again
+    noted = json.loads((tmp_path / "again" / "inference" / "evaluated.json").read_text())
+    assert noted == of_trained | {
+        "averaged": True, "iteration": None, "file": str(output / "model_final_averaged.pth"),
+    }  # fmt: skip

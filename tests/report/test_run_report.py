@@ -15,6 +15,7 @@ from zenith_det.config import load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.catalog import ROOT_VARIABLE
 from zenith_det.data.synthetic import generate
+from zenith_det.evaluation import EvaluatedWeights, note_weights
 from zenith_det.report.run_report import write_run_report
 from zenith_det.training.logging_setup import reset_logging, setup_logging
 
@@ -41,8 +42,8 @@ def write_run(folder: Path, evaluations: list[dict[str, Any]], *opts: Any) -> Pa
     return folder
 
 
-def write_detections(path: Path, dataset: CocoDataset) -> None:
-    """One on each object: all are found."""
+def write_detections(path: Path, dataset: CocoDataset, weights: EvaluatedWeights | None = None) -> None:
+    """One on each object: all are found; and what they are of, where it is known."""
     ids = dataset.metadata.contiguous_id_to_thing_dataset_id
     results = [
         {
@@ -54,8 +55,10 @@ def write_detections(path: Path, dataset: CocoDataset) -> None:
         for record in dataset.records
         for o in record["annotations"]
     ]
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results))
+    if weights is not None:
+        note_weights(path.parent, weights)
 
 
 def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
@@ -149,3 +152,96 @@ def test_several_test_sets_have_their_own_numbers(
     )
     assert re.search(r"on shapes_train\n.*\n *ring \| 52.0 \| *\n", text)
     assert "Largest objects missed: shapes_val" in text
+
+
+def run_of_two_cameras(folder: Path, evaluation: dict[str, Any], *opts: Any) -> tuple[Path, CocoDataset]:
+    """A run, without detections yet, on images that share a base name."""
+    data = builders.content(2)
+    for number, image in enumerate(data["images"]):
+        image["file_name"] = f"camera{number}/000003.png"
+        path = folder / "data" / "images" / image["file_name"]
+        path.parent.mkdir(parents=True)
+        builders.picture().save(path)
+    json_file, images = builders.write(folder / "data", data)
+    keys = ["DATASETS.VAL_JSON", json_file, "DATASETS.VAL_IMAGES", images]
+    run = write_run(folder / "run", [{"iteration": 39, **evaluation}], *keys, *opts)
+    return run, load_coco_dataset((json_file, images))
+
+
+def test_images_are_named_as_the_annotations_name_them(tmp_path: Path) -> None:
+    run, dataset = run_of_two_cameras(tmp_path, {"bbox/AP": 40.0})
+    (run / "inference").mkdir()
+    (run / "inference" / RESULTS).write_text("[]")
+    text, _ = page_of(run)
+    assert "square: no detection there, camera0/000003.png" in text
+    assert "square: no detection there, camera1/000003.png" in text
+    assert str(dataset.metadata.image_root) not in text[text.index("Largest") : text.index("Skipped")]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_averaged_weights_are_those_whose_errors_are_shown(tmp_path: Path, noted: bool) -> None:
+    evaluation = {"bbox/AP": 40.0, "averaged/bbox/AP": 42.0}
+    run, dataset = run_of_two_cameras(tmp_path, evaluation, "SOLVER.AVERAGE.KIND", "ema")
+    (run / "inference").mkdir()
+    (run / "inference" / RESULTS).write_text("[]")
+    text, _ = page_of(run)  # averaged ones are not there, or no longer
+    assert "Classes, hardest first (trained weights)" in text
+    assert "square | 40.0 | 2 | 0 | 2 | 0 |" in text
+    weights = EvaluatedWeights(dataset.metadata.name, averaged=True, iteration=39) if noted else None
+    write_detections(run / "averaged" / "inference" / RESULTS, dataset, weights)
+    text, _ = page_of(run)
+    assert "Classes, hardest first (averaged weights)" in text
+    assert "square | 42.0 | 2 | 2 | 0 | 0 |" in text
+    assert f"Largest objects missed (averaged weights{', iteration 39' if noted else ''})" in text
+    assert f"with the highest scores (averaged weights{', iteration 39' if noted else ''})" in text
+    assert "Objects found, missed and false positives are of" not in text
+
+
+@pytest.mark.parametrize(
+    ("of", "heading", "line"),
+    [
+        ({"iteration": 39}, "trained weights, iteration 39", ""),
+        ({"iteration": 40}, "trained weights, iteration 40", ""),  # Detectron2's last
+        ({"iteration": 19}, "trained weights, iteration 19", "iteration 19"),
+        (
+            {"file": "out/model_best.pth"},
+            "model_best.pth",
+            "out/model_best.pth, which was evaluated by itself",
+        ),
+        (
+            {"file": "x/model_final_averaged.pth", "averaged": True},
+            "averaged weights, model_final_averaged.pth",
+            "x/model_final_averaged.pth, which was evaluated by itself",
+        ),
+    ],
+)
+def test_results_of_other_weights_are_called_so(
+    tmp_path: Path, of: dict[str, Any], heading: str, line: str
+) -> None:
+    run, dataset = run_of_two_cameras(tmp_path, {"bbox/AP": 40.0})
+    weights = EvaluatedWeights(dataset.metadata.name, **({"averaged": False} | of))
+    write_detections(run / "inference" / RESULTS, dataset, weights)
+    text, _ = page_of(run)
+    assert f"Largest objects missed ({heading})" in text
+    told = re.findall(r"are of (.*); the AP are of the run's last evaluation, at iteration 39\.", text)
+    assert told == ([line] if line else [])
+
+
+def test_results_on_another_set_are_refused(tmp_path: Path) -> None:
+    run, dataset = run_of_two_cameras(tmp_path, {"bbox/AP": 40.0})
+    other = EvaluatedWeights("night", averaged=False, file="model_final.pth")
+    write_detections(run / "inference" / RESULTS, dataset, other)
+    text, missing = page_of(run)
+    assert len(missing) == 1
+    assert f"the detections are on night, not on the run's {dataset.metadata.name}" in missing[0]
+    assert "Largest objects missed" not in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"dataset": 1, "averaged": 2}', '{"of": "x"}'])
+def test_a_damaged_note_is_as_none(tmp_path: Path, content: str) -> None:
+    run, dataset = run_of_two_cameras(tmp_path, {"bbox/AP": 40.0})
+    write_detections(run / "inference" / RESULTS, dataset)
+    (run / "inference" / "evaluated.json").write_text(content)
+    text, missing = page_of(run)
+    assert missing == []
+    assert "Largest objects missed (trained weights)" in text

@@ -13,6 +13,13 @@ from zenith_det.evaluation.coco import (
     finite_scalars,
     infer_tasks,
 )
+from zenith_det.evaluation.evaluated_weights import (
+    EVALUATED_FILE,
+    EvaluatedWeights,
+    forget_weights,
+    note_weights,
+    noted_weights,
+)
 from zenith_det.evaluation.expected import check_expected
 from zenith_det.evaluation.explain import explain_results
 from zenith_det.evaluation.masks import decode_masks, encode_masks
@@ -27,9 +34,11 @@ from zenith_det.evaluation.tables import copypaste_lines, log_explanations, log_
 
 __all__ = [
     "COCO_OKS_SIGMAS",
+    "EVALUATED_FILE",
     "METRICS",
     "RESULTS_FILE",
     "TASKS",
+    "EvaluatedWeights",
     "Results",
     "check_expected",
     "check_results",
@@ -40,10 +49,13 @@ __all__ = [
     "evaluate_coco",
     "explain_results",
     "finite_scalars",
+    "forget_weights",
     "infer_tasks",
     "load_results",
     "log_explanations",
     "log_results",
+    "note_weights",
+    "noted_weights",
     "results_table",
     "write_results",
 ]

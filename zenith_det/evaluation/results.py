@@ -178,7 +178,7 @@ def _rle_problem(rle: Any, size: tuple[Any, Any]) -> str:
 
 
 def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Write results as JSON, whole or not at all: beside the target first, then renamed over it.
+    """Write results as JSON, see :func:`write_whole`.
 
     Args:
         results: detections in COCO's result format.
@@ -194,6 +194,15 @@ def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[
         raise DatasetError(
             f"{target}: a detection has a number that is not finite; the model's outputs diverged"
         ) from error
+    return write_whole(target, text)
+
+
+def write_whole(target: Path, text: str) -> Path:
+    """Write a file whole or not at all: beside the target first, then renamed over it. Its folder is made.
+
+    Raises:
+        DatasetError: it cannot be written.
+    """
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,23 +13,39 @@ from typing import Any
 from zenith_det.config import load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.errors import UserError
+from zenith_det.evaluation import EvaluatedWeights, noted_weights
+from zenith_det.training import averaging
 
 RESULTS_FILE = Path("inference") / "coco_instances_results.json"
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The last evaluation of a run.
+    """The last evaluation of a run, or what an evaluation since has put in its place.
 
     Attributes:
         dataset: the set.
         records: those of its images that were evaluated on.
         by_image: detections in COCO's result format by image id, only of those images.
+        averaged: the detections are those of the run's averaged weights.
+        weights: what the detections are of; ``None`` where that was not written down.
     """
 
     dataset: CocoDataset
     records: list[dict[str, Any]]
     by_image: Mapping[int, list[dict[str, Any]]]
+    averaged: bool = False
+    weights: EvaluatedWeights | None = None
+
+    @property
+    def of(self) -> str:
+        """``"averaged weights, iteration 89999"``, as far as it is known."""
+        return str(self.weights or ("averaged weights" if self.averaged else "trained weights"))
+
+    def name_of(self, record: Mapping[str, Any]) -> str:
+        """An image's path below the set's folder: a base name may be that of several."""
+        root = self.dataset.metadata.image_root
+        return os.path.relpath(record["file_name"], root) if root else str(record["file_name"])
 
 
 def run_config(folder: Path) -> Any:
@@ -40,15 +57,17 @@ def run_config(folder: Path) -> Any:
     return load_config(str(folder / "config.yaml")).cfg
 
 
-def read_evaluated(folder: Path, *, averaged: bool = False) -> Evaluated:
+def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
     """The set that a run was last evaluated on, the first of several, and its detections.
 
     Args:
         folder: the run's OUTPUT_DIR.
-        averaged: the detections of its averaged weights, in place of those of the last.
+        averaged: the detections of its averaged weights, in place of those of the last; ``None``: where
+            the run has them.
 
     Raises:
-        UserError: the config, the set or the detections are no longer there, or can't be read.
+        UserError: the config, the set or the detections are no longer there, or can't be read; or the
+            detections are on another set.
     """
     cfg = run_config(folder)
     source: Any
@@ -58,23 +77,35 @@ def read_evaluated(folder: Path, *, averaged: bool = False) -> Evaluated:
         source = cfg.DATASETS.TEST[0]
     else:
         raise UserError(f"{folder}: its config names no set to evaluate on")
-    several = not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1
-    below = folder / "averaged" if averaged else folder
-    path = below / RESULTS_FILE
-    if several:
-        # The built-in engine's folder, or else Detectron2's.
-        path = below / source / RESULTS_FILE
-        other = below / RESULTS_FILE.parent / Path(source).stem / RESULTS_FILE.name
-        path = other if other.exists() and not path.exists() else path
+    several = source if not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1 else ""
+    if averaged is None:
+        averaged = (
+            bool(cfg.SOLVER.AVERAGE.KIND) and _results_file(folder / averaging.FOLDER, several).exists()
+        )
+    path = _results_file(folder / averaging.FOLDER if averaged else folder, several)
     results = read_detections(path)
     dataset = _load(source, cfg.DATASETS.MAX_BAD_IMAGES)
+    weights = noted_weights(path.parent)
+    if weights is not None and weights.dataset != dataset.metadata.name:
+        raise UserError(
+            f"{path}: the detections are on {weights.dataset}, not on the run's {dataset.metadata.name}: evaluate "
+            "on that again"
+        )
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     by_image: dict[int, list[dict[str, Any]]] = {record["image_id"]: [] for record in records}
     known = dataset.metadata.thing_dataset_id_to_contiguous_id
     for result in results:
         if result["image_id"] in by_image and result["category_id"] in known:
             by_image[result["image_id"]].append(result)
-    return Evaluated(dataset, records, by_image)
+    return Evaluated(dataset, records, by_image, averaged, weights)
+
+
+def _results_file(below: Path, name: str) -> Path:
+    """The detections in a folder, on the set of that name where there are several, else ""."""
+    path = below / name / RESULTS_FILE
+    # With several, the built-in engine's folder, or else Detectron2's.
+    other = below / RESULTS_FILE.parent / Path(name).stem / RESULTS_FILE.name
+    return other if other.exists() and not path.exists() else path
 
 
 @lru_cache(maxsize=1)  # the runs of a comparison share theirs

@@ -91,7 +91,9 @@ def write_run_report(
     metrics: Metrics = have(lambda: read_metrics(output_dir)) or {}
     if cfg is None and not metrics:
         raise UserError(f"{output_dir}: neither config.yaml nor metrics.json: no run was made there")
-    evaluated: Evaluated | None = have(lambda: read_evaluated(output_dir)) if cfg is not None else None
+    evaluated: Evaluated | None = (
+        have(lambda: read_evaluated(output_dir, averaged=None)) if cfg is not None else None
+    )
     if metrics and not any(name.endswith("/AP") for name in metrics):
         missing.append("no evaluation yet: there is no AP in metrics.json")
     page = _page(output_dir, cfg, metrics, evaluated, threshold, missing)
@@ -135,15 +137,22 @@ def _page(
     if evaluated is not None:
         findings = find_errors(evaluated.records, evaluated.by_image, evaluated.dataset.metadata, threshold)
         of = evaluated.dataset.metadata.name if evaluated.dataset.metadata.name in sets else ""
-    classes = []
+    # One kind of weights for AP and errors: those to use.
+    averaged = any(_has_averaged(scalars) for scalars in sets.values())
+    averaged = averaged if evaluated is None else evaluated.averaged
+    other = _other_weights(evaluated, sets.get(of, {})) if evaluated is not None else ""
+    classes = [paragraph(other)] if other else []
     for name, scalars in sets.items():
         errors = (evaluated, findings) if name == of else (None, None)
-        classes.append(_class_table(scalars, name, *errors))
-    page.section("Classes, hardest first", *classes)
+        prefix = averaging.PREFIX if averaged and _has_averaged(scalars) else ""
+        classes.append(_class_table(scalars, name, prefix, *errors))
+    kind = "averaged weights" if averaged else "trained weights"
+    page.section(f"Classes, hardest first ({kind})", *classes)
     if evaluated is not None and findings is not None:
         wrong = curves.of_test_set("False positives with the highest scores", of)
-        page.section(wrong, *_false_positives(evaluated, findings))
-        page.section(curves.of_test_set("Largest objects missed", of), *_misses(evaluated, findings))
+        page.section(f"{wrong} ({evaluated.of})", *_false_positives(evaluated, findings))
+        missed = curves.of_test_set("Largest objects missed", of)
+        page.section(f"{missed} ({evaluated.of})", *_misses(evaluated, findings))
     page.section("Skipped steps and roll-backs", _events(output_dir))
     page.section("Data", *_data_lines(output_dir))
     page.section("Configuration", *_config(output_dir, cfg))
@@ -244,14 +253,37 @@ def _ap_table(metrics: Metrics, test_set: str, prefix: str) -> Html:
     )
 
 
-def _class_table(
-    metrics: Metrics, test_set: str, evaluated: Evaluated | None, findings: Findings | None
-) -> Html:
-    """Of one test set, its name taken off."""
-    tasks = [task for task in TASKS if f"{task}/AP" in metrics]
-    names = sorted(
-        {name.partition("/AP-")[2] for name in metrics if re.match(r"(bbox|segm|keypoints)/AP-", name)}
+def _has_averaged(metrics: Metrics) -> bool:
+    """Whether averaged weights were evaluated on a test set, its name taken off."""
+    return any(f"{averaging.PREFIX}{task}/AP" in metrics for task in TASKS)
+
+
+def _other_weights(evaluated: Evaluated, metrics: Metrics) -> str:
+    """A line where the detections are not those of the last AP; ``metrics`` of their test set, its name taken off."""
+    weights = evaluated.weights
+    prefix = averaging.PREFIX if evaluated.averaged else ""
+    ends = [int(s.iterations[-1]) for task in TASKS if (s := metrics.get(f"{prefix}{task}/AP")) is not None]
+    if weights is None or not ends:
+        return ""
+    # Detectron2 logs its last evaluation under the number of iterations, one more than the last one's.
+    if weights.iteration is not None and abs(weights.iteration - ends[0]) <= 1:
+        return ""
+    of = f"iteration {weights.iteration}"
+    if weights.file:
+        of = f"{weights.file}, which was evaluated by itself"
+    return (
+        f"Objects found, missed and false positives are of {of}; the AP are of the run's last evaluation, at "
+        f"iteration {ends[0]}."
     )
+
+
+def _class_table(
+    metrics: Metrics, test_set: str, prefix: str, evaluated: Evaluated | None, findings: Findings | None
+) -> Html:
+    """Of one test set, its name taken off; ``prefix``: of averaged weights."""
+    tasks = [task for task in TASKS if f"{prefix}{task}/AP" in metrics]
+    own = re.compile(rf"{prefix}(?:bbox|segm|keypoints)/AP-(.*)")
+    names = sorted({match[1] for name in metrics if (match := own.fullmatch(name))})
     index: dict[str, int] = {}
     if evaluated is not None:
         index = {name: n for n, name in enumerate(evaluated.dataset.metadata.thing_classes)}
@@ -260,7 +292,9 @@ def _class_table(
     for name in names:
         values = []
         for task in tasks:
-            series = metrics.get(f"{task}/AP-{name}") or (metrics[f"{task}/AP"] if len(index) == 1 else None)
+            series = metrics.get(f"{prefix}{task}/AP-{name}")
+            if series is None and len(index) == 1:
+                series = metrics[f"{prefix}{task}/AP"]
             values.append(float(series.values[-1]) if series is not None else float("nan"))
         counts: list[Any] = []
         if findings is not None and name in index:
@@ -312,7 +346,7 @@ def _show_false_positive(evaluated: Evaluated, found: FalsePositive) -> str:
     picture = draw_instances(image, [box], [label], scores, metadata=metadata, scale=_scale(image))
     iou = f" (IoU {found.iou:.2f})" if found.iou > 0 else ""
     text = f"{metadata.thing_classes[label]} {found.result['score'] * 100:.0f} %: {found.reason}{iou}"
-    name = Path(found.record["file_name"]).name
+    name = evaluated.name_of(found.record)
     return photo(picture, f"False positive in {name}: {text}", f"{text}, {name}", width=_CELL)
 
 
@@ -337,7 +371,7 @@ def _show_miss(evaluated: Evaluated, miss: Miss) -> str:
     image, box = cut
     label = int(miss.annotation["category_id"])
     picture = draw_instances(image, [box], [label], metadata=metadata, scale=_scale(image))
-    name = Path(miss.record["file_name"]).name
+    name = evaluated.name_of(miss.record)
     text = f"{metadata.thing_classes[label]}: {miss.reason}"
     return photo(picture, f"Missed in {name}: {text}", f"{text}, {name}", width=_CELL)
 

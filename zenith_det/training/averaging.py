@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ _KEPT_FACTS = ("dataset", "engine", "config", "iteration", "best")
 def result_file(cfg: Any) -> str:
     """The name of the weights to use of a run with this configuration."""
     return AVERAGED_FILE if cfg.SOLVER.AVERAGE.KIND else TRAINED_FILE
+
+
+def is_averaged(file: str) -> bool:
+    """Whether a file, by its name, holds averaged weights."""
+    return Path(file).stem.endswith(SUFFIX)
 
 
 class WeightAverage:

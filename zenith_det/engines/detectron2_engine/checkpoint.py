@@ -116,6 +116,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
         return loaded
 
+    @property
+    def source(self) -> str:
+        """The file that was loaded last; "" before."""
+        return self._source
+
     def has_checkpoint(self) -> bool:
         return bool(self._last) if self._last is not None else super().has_checkpoint()
 

@@ -29,10 +29,13 @@ from zenith_det.engines.detectron2_engine.data import checked_dataset
 from zenith_det.errors import ConfigError
 from zenith_det.evaluation import (
     RESULTS_FILE,
+    EvaluatedWeights,
     detections_to_results,
     evaluate_coco,
     explain_results,
+    forget_weights,
     log_explanations,
+    note_weights,
     results_table,
     write_results,
 )
@@ -136,6 +139,7 @@ class CocoEvaluator(DatasetEvaluator):
             results = list(itertools.chain.from_iterable(part for part, _ in gathered))
             images = list(itertools.chain.from_iterable(part for _, part in gathered))
         if self._output_dir:
+            forget_weights(Path(self._output_dir))
             path = write_results(results, os.path.join(self._output_dir, RESULTS_FILE))
             logger.info("%d detections on %d images, written to %s", len(results), len(images), path)
         ground_truth = coco_ground_truth(self._dataset)
@@ -214,6 +218,22 @@ def results_dir(cfg: Any, dataset_name: str, *, averaged: bool = False) -> str:
     folder = os.path.join(cfg.OUTPUT_DIR, *([FOLDER] if averaged else []), "inference")
     # The name of a set given by its file is a path.
     return os.path.join(folder, Path(dataset_name).stem) if len(cfg.DATASETS.TEST) > 1 else folder
+
+
+def note_evaluated(cfg: Any, *, averaged: bool, iteration: int | None = None, file: str = "") -> None:
+    """Write ``evaluated.json`` beside the detections on each test set; of the first process alone.
+
+    Args:
+        cfg: Detectron2's configuration.
+        averaged, iteration, file: see :class:`~zenith_det.evaluation.EvaluatedWeights`.
+    """
+    if not comm.is_main_process():
+        return
+    for name in cfg.DATASETS.TEST:
+        dataset = checked_dataset(name)
+        weights = EvaluatedWeights(dataset.metadata.name if dataset else name, averaged, iteration, file)
+        # Weights of a file are evaluated in the run's own folder, averaged ones, too.
+        note_weights(Path(results_dir(cfg, name, averaged=averaged and not file)), weights)
 
 
 def _tasks(cfg: Any) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from zenith_det.config.keys import leaves
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
-from zenith_det.engines.detectron2_engine.evaluation import results_dir
+from zenith_det.engines.detectron2_engine.evaluation import note_evaluated, results_dir
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
 from zenith_det.engines.lr_range_test import set_base_lr
@@ -146,7 +146,7 @@ def train(loaded: LoadedConfig, options: RunOptions, earlier: EarlierRun) -> Map
                 path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
             start = Start.load(path, tensors=False) if path else None
             gc.collect()  # the model and the loader's processes of the abandoned attempt
-    _draw(cfg)
+    _draw(cfg, averaged=bool(cfg.SOLVER.AVERAGE.KIND))
     return results
 
 
@@ -210,11 +210,14 @@ def evaluate(loaded: LoadedConfig, options: RunOptions) -> Mapping[str, Any]:
     register_datasets(loaded, training=False, classes=remembered.thing_classes if remembered else None)
     cfg = set_up(loaded, options)
     model = ZenithTrainer.build_model(cfg)
-    SafeCheckpointer(model, cfg.OUTPUT_DIR, require_all=True).resume_or_load(weights, resume=options.resume)
+    checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, require_all=True)
+    checkpointer.resume_or_load(weights, resume=options.resume)
     results = OrderedDict(ZenithTrainer.test(cfg, model))
+    loaded_from = checkpointer.source
+    note_evaluated(cfg, averaged=averaging.is_averaged(loaded_from), file=loaded_from)
     if cfg.TEST.AUG.ENABLED:
         results.update(ZenithTrainer.test_with_tta(cfg, model))
-    _draw(cfg)
+    _draw(cfg, averaged=False)  # whatever weights: --eval-only writes to the run's own folder
     if comm.is_main_process():
         check_expected(cfg.TEST.EXPECTED_RESULTS, flatten_results_dict(results))
     return results
@@ -261,12 +264,11 @@ def _refuse_torchvision_name(weights: str) -> None:
         )
 
 
-def _draw(cfg: Any) -> None:
-    """The curves, and the predictions on the first test set."""
+def _draw(cfg: Any, *, averaged: bool) -> None:
+    """The curves, and the predictions on the first test set; ``averaged``: of the averaged weights."""
     if not comm.is_main_process():
         return
     names = cfg.DATASETS.TEST
-    averaged = bool(cfg.SOLVER.AVERAGE.KIND)
     results = Path(results_dir(cfg, names[0], averaged=averaged), RESULTS_FILE) if names else None
     found = results is not None and results.exists()
     draw_run(

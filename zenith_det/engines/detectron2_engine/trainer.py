@@ -31,7 +31,7 @@ from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, 
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_test_loader
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
-from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, results_dir
+from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, note_evaluated, results_dir
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
@@ -388,7 +388,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     if self._why_stop:
                         self._save_and_stop(stop)
                 if self.average is not None and comm.is_main_process():
-                    self._save_averaged(f"model_final{averaging.SUFFIX}", iteration=self.iter)
+                    path = self._save_averaged(f"model_final{averaging.SUFFIX}", iteration=self.iter)
+                    logger.info("saved %s, with the averaged weights", path)
                 self.iter += 1
                 finished = True
                 self.after_train()
@@ -491,6 +492,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             if self._why_stop:
                 return {}
             results = evaluate()
+            last = min(self.iter, self.max_iter - 1)
+            note_evaluated(self.cfg, averaged=False, iteration=last)
             if self.cfg.TEST.VALIDATION_LOSS:
                 results = {**(results or {}), **self._validation_losses()}
             if self.average is not None:
@@ -506,7 +509,6 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     best = BestCheckpoint(
                         folder, self.cfg.CHECKPOINT.BEST, resumed=self.start_iter > 0 or rolled_back
                     )
-                last = min(self.iter, self.max_iter - 1)
                 best.offer(
                     flatten_results_dict(results or {}),
                     last,
@@ -522,10 +524,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         else:
             self.checkpointer.save(name, mark_last=False, iteration=iteration, **more)
 
-    def _save_averaged(self, name: str, **facts: Any) -> None:
+    def _save_averaged(self, name: str, **facts: Any) -> Path:
         assert self.average is not None
         state = self.average.checkpoint({**self.checkpointer.facts, **facts})
-        Checkpointer(self.cfg.OUTPUT_DIR).save(name, state, mark_last=False)
+        return Checkpointer(self.cfg.OUTPUT_DIR).save(name, state, mark_last=False)
 
     def _test_averaged(self) -> dict[str, Any]:
         """Evaluate the averaged weights: ``averaged/`` + task -> metric -> percent."""
@@ -537,6 +539,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         ]
         with self.average.applied():
             results = self.test(self.cfg, self.model, evaluators)
+            note_evaluated(self.cfg, averaged=True, iteration=min(self.iter, self.max_iter - 1))
             if self.cfg.TEST.VALIDATION_LOSS:
                 results.update(self._validation_losses())
         return {averaging.PREFIX + task: metrics for task, metrics in results.items()}

@@ -16,11 +16,14 @@ from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_loss_loader, build_test_loader
 from zenith_det.evaluation import (
     RESULTS_FILE,
+    EvaluatedWeights,
     detections_to_results,
     evaluate_coco,
     explain_results,
     finite_scalars,
+    forget_weights,
     log_results,
+    note_weights,
     write_results,
 )
 from zenith_det.training.distributed import (
@@ -135,14 +138,18 @@ def evaluate(
     output_dir: Path,
     weights: tuple[int, int] | None = None,
     should_stop: Callable[[], int] = lambda: 0,
+    of: EvaluatedWeights | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Predict, write ``inference/coco_instances_results.json``, compute and print the COCO metrics.
+
+    ``inference/evaluated.json`` says which weights these detections are of.
 
     Args:
         class_names: the model's classes; the dataset's categories were matched to them by name.
         output_dir: of the run.
         weights: (loaded, all) parameters, for explaining an AP of 0.
         should_stop: see :func:`predict`, also for what it raises.
+        of: which weights the model has, to be noted beside the detections.
 
     Returns:
         Scalars such as ``bbox/AP`` (percent; an AP without ground truth is left out), and the results. On
@@ -159,7 +166,11 @@ def evaluate(
     if not is_main_process():
         return {}, []
     truth = coco_ground_truth(dataset)
-    write_results(results, output_dir / "inference" / RESULTS_FILE)
+    folder = output_dir / "inference"
+    forget_weights(folder)
+    write_results(results, folder / RESULTS_FILE)
+    if of is not None:
+        note_weights(folder, of)
     used = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
     image_ids = {r["image_id"] for r in used}
     scores = evaluate_coco(

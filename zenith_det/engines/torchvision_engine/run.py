@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unw
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.engines.training_set import check_labels, reading_test_sets, warn_of_missing_flip_pairs
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError
-from zenith_det.evaluation import check_expected
+from zenith_det.evaluation import EvaluatedWeights, check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training import averaging
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
@@ -275,7 +275,8 @@ def train(
             start = Start.load(path) if path else None
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     if is_main_process():
-        draw_run(output_dir, test_sets[0] if data.results else None, data.results, cfg.TEST.MAX_IMAGES)
+        evaluated_on = test_sets[0] if data.results is not None else None
+        draw_run(output_dir, evaluated_on, data.results or [], cfg.TEST.MAX_IMAGES)
         check_expected(cfg.TEST.EXPECTED_RESULTS, scalars)
     return scalars
 
@@ -289,13 +290,13 @@ class RunData:
         metadata: of the training set.
         test_sets: to evaluate on.
         results: of the last evaluation (of averaged weights, where there are any), on the first test set, in
-            COCO's format; main process only.
+            COCO's format; main process only. ``None`` before one.
     """
 
     records: SerializedList
     metadata: DatasetMetadata
     test_sets: list[CocoDataset]
-    results: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] | None = None
 
 
 def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
@@ -355,8 +356,9 @@ def train_from(
             logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", cfg.SOLVER.AVERAGE.KIND)
         for number, dataset in enumerate(data.test_sets):
             folder = parent if len(data.test_sets) == 1 else parent / dataset.metadata.name
+            of = EvaluatedWeights(dataset.metadata.name, averaged, progress.iteration - 1)
             values, results = inference.evaluate(
-                cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop
+                cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop, of
             )
             prefix = "" if len(data.test_sets) == 1 else f"{dataset.metadata.name}/"
             if cfg.TEST.VALIDATION_LOSS:
@@ -494,7 +496,12 @@ def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
     for dataset in test_sets:
         folder = output_dir if len(test_sets) == 1 else output_dir / dataset.metadata.name
         counts = (len(weights.matched), weights.total) if weights else None
-        values, results = inference.evaluate(cfg, model, dataset, metadata.thing_classes, folder, counts)
+        of = EvaluatedWeights(
+            dataset.metadata.name, averaging.is_averaged(cfg.MODEL.WEIGHTS), file=cfg.MODEL.WEIGHTS
+        )
+        values, results = inference.evaluate(
+            cfg, model, dataset, metadata.thing_classes, folder, counts, of=of
+        )
         prefix = "" if len(test_sets) == 1 else f"{dataset.metadata.name}/"
         scalars |= {prefix + k: v for k, v in values.items()}
         all_results.append(results)

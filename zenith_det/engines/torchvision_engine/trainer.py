@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -351,7 +352,8 @@ class Trainer:
             path = self.checkpointer.save(name, state)
             logger.info("saved %s", path)
             if self.average is not None and name == FINAL_NAME:
-                self._save_averaged(name + averaging.SUFFIX, {})
+                averaged = self._save_averaged(name + averaging.SUFFIX, {})
+                logger.info("saved %s, with the averaged weights", averaged)
             if state["good"]:
                 self._last_good = str(path)
         # Nobody goes on as if it were saved while it is not: a full disk ends all ranks together.
@@ -380,10 +382,10 @@ class Trainer:
             train_mode(self.optimizer)
         return state
 
-    def _save_averaged(self, name: str, more: dict[str, Any]) -> None:
+    def _save_averaged(self, name: str, more: dict[str, Any]) -> Path:
         assert self.average is not None
         facts = {**self.progress.facts, "iteration": self.progress.iteration - 1, **more}
-        self.checkpointer.save(name, self.average.checkpoint(facts), mark_last=False)
+        return self.checkpointer.save(name, self.average.checkpoint(facts), mark_last=False)
 
     def _save_best(self, name: str, more: dict[str, Any]) -> None:
         if self.best.of_average:
