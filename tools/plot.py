@@ -3,6 +3,8 @@
 
 python tools/plot.py output                      # output/curves.png
 python tools/plot.py runs/zenith runs/step       # curves_compare.png
+
+The AP is that of the averaged weights where a run has them; its label says so.
 """
 
 from __future__ import annotations

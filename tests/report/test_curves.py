@@ -120,7 +120,7 @@ def test_each_of_several_test_sets_has_its_panel(tmp_path: Path, figures: list[F
         "Average precision: my/woods",
     ]
     street = labelled(found["Average precision: street"])
-    assert list(street["box AP 46.0"].get_ydata()) == [41.0, 46.0]
+    assert list(street["box AP, averaged 46.0"].get_ydata()) == [41.0, 46.0]
     assert "dashed: trained weights; else averaged" in street
     assert list(labelled(found["Average precision: my/woods"])["box AP 25.0"].get_ydata()) == [20.0, 25.0]
     loss = labelled(found["Total loss"])
@@ -255,7 +255,7 @@ def test_comparison_of_runs_with_several_test_sets(tmp_path: Path, figures: list
     two = write(tmp_path / "two", [training_line(9), {"iteration": 9, "street/bbox/AP": 7.0}])
     plot_curves_compare([one, two], tmp_path / "both.png")
     found = panels(figures[0])
-    assert set(labelled(found["Box AP: street"])) == {"one  45.0", "two  7.0"}
+    assert set(labelled(found["Box AP: street"])) == {"one, averaged  46.0", "two  7.0"}
     assert set(labelled(found["Box AP: my/woods"])) == {"one  25.0"}
 
 

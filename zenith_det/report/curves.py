@@ -113,7 +113,7 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
 def plot_curves_compare(
     output_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Draw several runs over one another, one colour each.
+    """Draw several runs over one another, one colour each; their AP is that of averaged weights where there is one.
 
     Args:
         output_dirs: the runs' folders.
@@ -264,9 +264,8 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
         series = metrics.get(f"{task}/AP")
         if series is None:
             continue
-        averaged = metrics.get(f"{averaging.PREFIX}{task}/AP")
+        main, weights = _to_use(metrics, f"{task}/AP", series)
         half = metrics.get(f"{task}/AP50")
-        main = averaged if averaged is not None else series
         axes.plot(
             main.iterations,
             main.values,
@@ -274,11 +273,11 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
             marker=marker if len(main) <= _MAX_MARKERS else None,
             markersize=4.5,
             linewidth=1.8,
-            label=f"{label} {main.values[-1]:.1f}" + _best(main),
+            label=f"{label}{weights} {main.values[-1]:.1f}" + _best(main),
         )
         beside, style, what = (
             (series, DASHES[1], "dashed: trained weights; else averaged")
-            if averaged is not None
+            if weights
             else (half, DASHES[2], "dotted: AP50")
         )
         if beside is not None and len(beside) > 1:
@@ -293,6 +292,12 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
     axes.set_ylim(0, min(100.0, top * 1.12) if top > 0 else 1.0)
     axes.set_ylabel("%")
     axes.legend(loc="lower right")
+
+
+def _to_use(metrics: Metrics, key: str, trained: Series) -> tuple[Series, str]:
+    """An AP of the averaged weights where there is one, and what to add to its label; else the trained ones' own."""
+    averaged = metrics.get(averaging.PREFIX + key)
+    return (trained, "") if averaged is None else (averaged, ", averaged")
 
 
 def _best(series: Series) -> str:
@@ -361,12 +366,14 @@ def _draw_overlay(axes: Axes, key: str, runs: Mapping[str, Metrics], noisy: bool
         if series is None:
             continue
         color, dashes = line_style(index)
+        is_ap, weights = key.endswith("/AP"), ""
+        if is_ap:
+            series, weights = _to_use(metrics, key, series)
         if noisy:
             _draw_noisy(axes, series, color, name, 1.8, dashes)
         else:
-            is_ap = key.endswith("/AP")
             marker = "o" if is_ap and len(series) <= _MAX_MARKERS else None
-            label = f"{name}  {series.values[-1]:.1f}" if is_ap else name
+            label = f"{name}{weights}  {series.values[-1]:.1f}" if is_ap else name
             axes.plot(
                 series.iterations,
                 series.values,

@@ -192,7 +192,8 @@ def _curves(metrics: Metrics) -> list[Picture]:
     for number, (name, scalars) in enumerate(curves.with_ap(metrics).items()):
         title = curves.of_test_set("Average precision", name)
         paint = partial(curves.draw_ap, metrics=scalars)
-        add(f"ap{number or ''}", title, paint, scalars.get("bbox/AP"))
+        trained = scalars.get("bbox/AP")
+        add(f"ap{number or ''}", title, paint, scalars.get(f"{averaging.PREFIX}bbox/AP", trained))
     if "lr" in metrics:
         lr = metrics["lr"]
         add("lr", "Effective learning rate", lambda axes: curves.draw_lr(axes, lr), lr)
