@@ -289,6 +289,10 @@ def _worker(local_rank: int, plan: _Plan) -> None:
     # A spawned process would spawn its loader's workers, too, and each of them imports everything again.
     multiprocessing.set_start_method(plan.start_method, force=True)
     listen_to_launcher(plan.signalled)
+    if sys.platform.startswith("linux"):
+        # torch.multiprocessing.spawn asks for SIGINT at the launcher's death, which what a shell starts with "&"
+        # ignores: this process would train on without a launcher.
+        mp._prctl_pr_set_pdeathsig(signal.SIGTERM)  # type: ignore[attr-defined]
     code = 0
     try:
         store = _meet(plan, rank)
