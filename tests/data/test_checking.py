@@ -504,7 +504,8 @@ def test_junk_anywhere_is_refused_in_one_line_or_read(changes: list[Any], tmp_pa
     )
     data["categories"].append({"id": 3, "name": "none"})
     data["annotations"][0]["keypoints"] = [1, 1, 2, 3, 3, 1]
-    for (table, number, key), junk in changes:
+    for (table, number, key), drawn in changes:
+        junk = copy.deepcopy(drawn)  # one that is drawn twice would come to hold itself, which JSON can't
         if key and isinstance(data[table][number], dict):
             data[table][number][key] = junk
         else:
