@@ -59,11 +59,12 @@ def compare_iterations(
 ) -> Comparison:
     """One iteration under ZENITH and under SGD, on each engine that is there.
 
-    All start from the same seed and go round the same four batches, loaded beforehand, so that forward and
-    backward pass have the same to do. (How many boxes they find on the way still depends on the weights.)
+    All start from the same weights and go round the same four batches, loaded beforehand, so that forward and
+    backward pass have the same to do.
     """
     engines, problem = _engines()
     with generated_images(config_file, opts, batch_size * FIXED_BATCHES, size) as (images, folder):
+        images = [*images, *shared_weights(config_file, opts, images, folder)]
         cases = []
         for engine in engines:
             for optimizer in ("ZENITH", "SGD"):
@@ -107,6 +108,7 @@ def compare_training(
     comparisons = []
     for batch_size in batch_sizes:
         with generated_images(config_file, opts, batch_size * FIXED_BATCHES, size) as (images, folder):
+            images = [*images, *shared_weights(config_file, opts, images, folder)]
             cases: list[Case] = []
             columns: dict[str, dict[str, float | str]] = {}
             for kind in kinds:
@@ -194,6 +196,23 @@ def generated_images(
         json_file, images = split_files(folder / "set", "train", task)
         _keep_one_shape(json_file)
         yield ["DATASETS.TRAIN_JSON", str(json_file), "DATASETS.TRAIN_IMAGES", str(images)], folder
+
+
+def shared_weights(config_file: str, opts: Sequence[str], images: Sequence[str], folder: Path) -> list[str]:
+    """The KEY VALUE pair of random weights for both engines, in a file in ``folder``.
+
+    With weights of its own each would find other numbers of boxes, and the second stage other work: twice as much
+    has been seen.
+    """
+    from zenith_det.engines.torchvision_engine import conversion
+    from zenith_det.engines.torchvision_engine.stepping import make_trainer
+
+    loaded = loaded_config(config_file, opts, images, folder / "weights", 1, 64, torch.device("cpu"))
+    level = int(loaded.cfg.MODEL.FPN.IN_FEATURES[0][3:])
+    path = folder / "weights.pth"
+    weights = conversion.to_detectron2(make_trainer(loaded).model.state_dict(), level)
+    torch.save({"model": weights, "__author__": "zenith_det"}, path)
+    return ["MODEL.WEIGHTS", str(path)]
 
 
 def _keep_one_shape(json_file: Path) -> None:
