@@ -77,7 +77,7 @@ def convert(cfg: CfgNode, name: str, to: str) -> dict[str, torch.Tensor]:
         )
     if to == "torchvision":
         return tensors
-    return conversion.to_detectron2(tensors, int(cfg.MODEL.FPN.IN_FEATURES[0][3:]))
+    return conversion.to_detectron2(tensors, conversion.lowest_level(cfg))
 
 
 def _facts(name: str) -> dict[str, Any]:

@@ -208,9 +208,10 @@ def shared_weights(config_file: str, opts: Sequence[str], images: Sequence[str],
     from zenith_det.engines.torchvision_engine.stepping import make_trainer
 
     loaded = loaded_config(config_file, opts, images, folder / "weights", 1, 64, torch.device("cpu"))
-    level = int(loaded.cfg.MODEL.FPN.IN_FEATURES[0][3:])
     path = folder / "weights.pth"
-    weights = conversion.to_detectron2(make_trainer(loaded).model.state_dict(), level)
+    weights = conversion.to_detectron2(
+        make_trainer(loaded).model.state_dict(), conversion.lowest_level(loaded.cfg)
+    )
     torch.save({"model": weights, "__author__": "zenith_det"}, path)
     return ["MODEL.WEIGHTS", str(path)]
 

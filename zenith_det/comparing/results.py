@@ -16,7 +16,7 @@ from zenith_det.comparing.runner import LOG_FILE, Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
-from zenith_det.report.metrics_file import Series, read_metrics
+from zenith_det.report.metrics_file import Series, by_test_set, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,10 @@ class Outcome:
     def ap(self, task: str) -> Series | None:
         """AP over iterations, of the averaged weights where the arm is about those."""
         # Several test sets: the first one's.
-        for name, series in self.metrics.items():
-            if re.fullmatch(rf"(?!{AVERAGED})([^/]+/)?{task}/AP", name):
-                return self.metrics.get(AVERAGED + name) if self.run.arm.averaged else series
+        name = f"{task}/AP"
+        for scalars in by_test_set(self.metrics).values():
+            if name in scalars:
+                return scalars.get(AVERAGED + name if self.run.arm.averaged else name)
         return None
 
     def final_ap(self, task: str) -> float | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zenith_det.errors import CheckpointError
+from zenith_det.training.checkpoint import FINAL_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ FOLDER = "averaged"
 #: Added to the name of the final checkpoint for the file that holds the averaged weights.
 SUFFIX = "_averaged"
 #: What a run that has ended leaves: its trained weights, and beside them the averaged ones.
-TRAINED_FILE, AVERAGED_FILE = "model_final.pth", f"model_final{SUFFIX}.pth"
+TRAINED_FILE, AVERAGED_FILE = f"{FINAL_NAME}.pth", f"{FINAL_NAME}{SUFFIX}.pth"
 _KEPT_FACTS = ("dataset", "engine", "config", "iteration", "best")
 
 

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".pth"
 LAST_FILE = "last_checkpoint"
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
-_FINAL = "model_final.pth"
+#: Of a run that has ended, without suffix.
+FINAL_NAME = "model_final"
+_FINAL = f"{FINAL_NAME}{SUFFIX}"
 _ZIP_MAGIC = b"PK\x03\x04"
 # What zipfile stumbles over in a damaged archive (RuntimeError: a flipped "encrypted" bit).
 _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error, RuntimeError)

@@ -13,7 +13,7 @@ from types import TracebackType
 from zenith_det.errors import UserError
 from zenith_det.training.checkpoint import LAST_FILE, SUFFIX
 from zenith_det.training.distributed import is_main_process
-from zenith_det.training.run_record import CONFIG_FILE
+from zenith_det.training.run_record import CONFIG_FILE, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class EarlierRun:
     ) -> None:
         if not self._gone and self._config is not None:
             with contextlib.suppress(OSError):
-                (self._folder / CONFIG_FILE).write_bytes(self._config)
+                replace_file(self._folder / CONFIG_FILE, self._config)
 
     def give_way(self, *, anew: bool, weights: str = "") -> None:
         """The new run begins to train. Of no effect when called again.

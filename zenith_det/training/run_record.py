@@ -42,6 +42,17 @@ def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
     return path
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: beside it first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
 def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
     """Write the whole configuration (``cfg.dump()``) to ``config.yaml``, whole or not at all.
 
@@ -49,10 +60,8 @@ def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
         UserError: it cannot be written.
     """
     path = Path(output_dir) / CONFIG_FILE
-    beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(cfg.dump(), encoding="utf-8")
-        os.replace(beside, path)
+        replace_file(path, cfg.dump().encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
@@ -73,9 +82,7 @@ def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
         if not anew and path.exists():
             return path.read_text(encoding="utf-8", errors="replace").strip()[:64]
         run_id = secrets.token_hex(8)
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text(run_id, encoding="utf-8")
-        os.replace(beside, path)
+        replace_file(path, run_id.encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return run_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,13 +147,15 @@ def register_datasets(
         raise ConfigError(f"DATASETS.{key} is empty: name a dataset, or give {flags}")
     first: DatasetMetadata | None = None
     for name in dict.fromkeys((*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)):
+        to_train = training and name in cfg.DATASETS.TRAIN
         if name not in sources and name not in dataset_names():
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
+            if to_train and name in _checked:
+                _fit_masks(loaded, _checked[name].metadata.name, _checked[name].records)
             continue
-        to_test = training and name not in cfg.DATASETS.TRAIN
         with (
-            reading_test_sets(cfg) if to_test else contextlib.nullcontext(),
+            reading_test_sets(cfg) if training and not to_train else contextlib.nullcontext(),
             first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()),
         ):
             dataset = load_coco_dataset(
@@ -173,30 +175,30 @@ def register_datasets(
             first = dataset.metadata
             classes = classes or first.thing_classes
             follow_dataset(loaded, first.name, len(classes), first.num_keypoints, first.keypoint_oks_sigmas)
+        if to_train:
+            _fit_masks(loaded, dataset.metadata.name, dataset.records)  # at rest each record is unpickled
     if training:
         ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
-        for each in ours:
-            _fit_masks(loaded, each)
         if len(ours) == len(cfg.DATASETS.TRAIN):
             check_labels(cfg, {each.metadata.json_file: each.records for each in ours})
     return first
 
 
-def _fit_masks(loaded: LoadedConfig, dataset: _Checked) -> None:
+def _fit_masks(loaded: LoadedConfig, name: str, records: Iterable[Mapping[str, Any]]) -> None:
     """Choose the mask format that a training set's masks can be trained in."""
     if not loaded.cfg.MODEL.MASK_ON:
         return
-    objects = [a for record in dataset.records for a in record["annotations"] if not a["iscrowd"]]
+    objects = [a for record in records for a in record["annotations"] if not a["iscrowd"]]
     runs = sum(isinstance(a.get("segmentation"), dict) for a in objects)
     if not runs or loaded.cfg.INPUT.MASK_FORMAT == "bitmask":
         return
     if "INPUT.MASK_FORMAT" in loaded.sources:
         raise ConfigError(
             f"{loaded.sources['INPUT.MASK_FORMAT']}: INPUT.MASK_FORMAT is 'polygon', but {runs} objects of "
-            f"{dataset.metadata.name} have RLE masks: take 'bitmask'"
+            f"{name} have RLE masks: take 'bitmask'"
         )
     logger.info("%d objects have RLE masks: INPUT.MASK_FORMAT is set to 'bitmask'", runs)
-    loaded.override("INPUT.MASK_FORMAT", "bitmask", source=f"RLE masks in {dataset.metadata.name}")
+    loaded.override("INPUT.MASK_FORMAT", "bitmask", source=f"RLE masks in {name}")
 
 
 class CocoMapper(DatasetMapper):

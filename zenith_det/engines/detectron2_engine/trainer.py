@@ -46,7 +46,7 @@ from zenith_det.training.agreement import check_steps_agree
 from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import Checkpointer
+from zenith_det.training.checkpoint import FINAL_NAME, Checkpointer
 from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
@@ -388,7 +388,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
                     if self._why_stop:
                         self._save_and_stop(stop)
                 if self.average is not None and comm.is_main_process():
-                    path = self._save_averaged(f"model_final{averaging.SUFFIX}", iteration=self.iter)
+                    path = self._save_averaged(FINAL_NAME + averaging.SUFFIX, iteration=self.iter)
                     logger.info("saved %s, with the averaged weights", path)
                 self.iter += 1
                 finished = True
@@ -422,7 +422,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         self.iter = last
         self.guard.inspect()
         if comm.is_main_process():
-            self.checkpointer.save("model_final", iteration=last)
+            self.checkpointer.save(FINAL_NAME, iteration=last)
 
     def run_step(self) -> None:
         """One iteration, with the random numbers that belong to it, unless its gradient isn't finite."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 4
 TORCHVISION_STD = (58.395, 57.12, 57.375)
 # Left out when reading: constants of the configuration, not weights.
 _CONSTANTS = re.compile(r"(^|\.)(pixel_mean|pixel_std|cell_anchors\.\d+)$")
+
+
+def lowest_level(cfg: Any) -> int:
+    """The number of the finest feature map that ``MODEL.FPN.IN_FEATURES`` names: 2 for res2."""
+    return int(cfg.MODEL.FPN.IN_FEATURES[0][3:])
 
 
 def to_detectron2(weights: Mapping[str, Tensor], lowest_level: int = 2) -> Weights:

@@ -26,7 +26,7 @@ from zenith_det.training.agreement import check_steps_agree
 from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import Checkpointer
+from zenith_det.training.checkpoint import FINAL_NAME, Checkpointer
 from zenith_det.training.distributed import (
     agree_on_maximum,
     all_gather_objects,
@@ -46,7 +46,6 @@ from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
-FINAL_NAME = "model_final"
 
 Batch = list[dict[str, Any]]
 

@@ -67,7 +67,7 @@ def torchvision_url(name: str) -> str:
 
 def to_our_names(cfg: CfgNode, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of any origin that :func:`load_weights` names, converted; ours pass through."""
-    lowest = int(cfg.MODEL.FPN.IN_FEATURES[0][3:])
+    lowest = conversion.lowest_level(cfg)
     if conversion.is_detectron2(tensors):
         return conversion.from_detectron2(tensors, lowest)
     if conversion.is_caffe2_resnet(tensors):
