@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine.data import register_checked_dataset
     from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator, build_evaluator
     from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics, measure_before_clipping
+    from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
     from zenith_det.engines.detectron2_engine.run import RunOptions
-    from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer, ZenithTrainerMixin
+    from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
     from zenith_det.engines.detectron2_engine.zoo import (
         load_config_file,
         put_zenith_under,
@@ -41,7 +42,7 @@ _MODULES = {
     "SafeCheckpointer": "checkpoint",
     "ZenithMetrics": "hooks",
     "ZenithTrainer": "trainer",
-    "ZenithTrainerMixin": "trainer",
+    "ZenithTrainerMixin": "mixin",
     "build_evaluator": "evaluation",
     "load_config_file": "zoo",
     "measure_before_clipping": "hooks",

@@ -10,7 +10,7 @@ from zenith_det.config import LoadedConfig
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.checkpoint_classes import classes_to_predict
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
-from zenith_det.engines.detectron2_engine.run import to_detectron2
+from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.device import resolve_device
 from zenith_det.report.pictures import Instances

@@ -10,23 +10,23 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode as Detectron2CfgNode
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.engine import default_setup
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from zenith_det.config import LoadedConfig, add_zenith_config
-from zenith_det.config.keys import leaves
+from zenith_det.config import LoadedConfig
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
+from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
 from zenith_det.engines.detectron2_engine.evaluation import note_evaluated, results_dir
+from zenith_det.engines.detectron2_engine.stepping import lr_probe
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
 from zenith_det.engines.lr_range_test import set_base_lr
@@ -98,7 +98,7 @@ def train(loaded: LoadedConfig, options: RunOptions, earlier: EarlierRun) -> Map
     output_dir = Path(loaded.cfg.OUTPUT_DIR)
     checkpointer = Checkpointer(output_dir)
     run_id, start = find_start(checkpointer, resume=options.resume, tensors=False)
-    set_base_lr(loaded, start, output_dir, make_lr_probe)
+    set_base_lr(loaded, start, output_dir, lr_probe)
     cfg = set_up(loaded, options)
     seed = int(start.state["seed"]) if start and "seed" in start.state else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
@@ -148,13 +148,6 @@ def train(loaded: LoadedConfig, options: RunOptions, earlier: EarlierRun) -> Map
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     _draw(cfg, averaged=bool(cfg.SOLVER.AVERAGE.KIND))
     return results
-
-
-def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
-    """See :func:`zenith_det.engines.detectron2_engine.stepping.lr_probe`."""
-    from zenith_det.engines.detectron2_engine.stepping import lr_probe  # which builds on this module
-
-    return lr_probe(loaded)
 
 
 def train_from(
@@ -231,20 +224,6 @@ def join_machine() -> None:
         comm.get_local_rank()
     except AssertionError:
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size())))
-
-
-def to_detectron2(loaded: LoadedConfig) -> Detectron2CfgNode:
-    """The configuration as Detectron2's own, frozen."""
-    cfg = get_cfg()
-    add_zenith_config(cfg)
-    for key, value in leaves(loaded.cfg):
-        *sections, name = key.split(".")
-        node = cfg
-        for section in sections:
-            node = node[section]
-        node[name] = value
-    cfg.freeze()
-    return cfg
 
 
 def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:

@@ -11,8 +11,8 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from zenith_det.config import LoadedConfig
+from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.data import register_datasets
-from zenith_det.engines.detectron2_engine.run import to_detectron2
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.lr_range_test import CYCLE, lr_setter
 from zenith_det.solver import train_mode

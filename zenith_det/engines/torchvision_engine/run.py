@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ from zenith_det.data import (
     CocoDataset,
     DatasetMetadata,
     SerializedList,
-    filter_empty,
-    filter_few_keypoints,
-    load_coco_dataset,
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
@@ -29,14 +26,16 @@ from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.torchvision_engine import inference
+from zenith_det.engines.torchvision_engine.datasets import dataset_sources, load_test_sets, load_training_set
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
 from zenith_det.engines.torchvision_engine.rcnn import build_model
+from zenith_det.engines.torchvision_engine.stepping import lr_probe
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.torchvision_engine.weights import load_weights
-from zenith_det.engines.training_set import check_labels, reading_test_sets, warn_of_missing_flip_pairs
-from zenith_det.errors import CheckpointError, ConfigError, DatasetError
+from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
+from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.evaluation import EvaluatedWeights, check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training import averaging
@@ -48,7 +47,6 @@ from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.ddp import data_parallel, settle_buckets
 from zenith_det.training.distributed import (
     broadcast_object,
-    first_on_each_machine,
     get_local_rank,
     get_rank,
     get_world_size,
@@ -113,81 +111,6 @@ def apply_torch_settings(cfg: CfgNode) -> None:
         torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
 
 
-# ---- data
-
-
-def dataset_sources(cfg: CfgNode, kind: str) -> list[Any]:
-    """The (name | (json, images)) of ``DATASETS.TRAIN`` (``kind="TRAIN"``) or ``DATASETS.TEST`` (``"TEST"``)."""
-    prefix = "TRAIN" if kind == "TRAIN" else "VAL"
-    json_file, images = cfg.DATASETS[f"{prefix}_JSON"], cfg.DATASETS[f"{prefix}_IMAGES"]
-    if bool(json_file) != bool(images):
-        missing = f"--{prefix.lower()}-{'images' if json_file else 'json'}"
-        raise ConfigError(
-            f"DATASETS.{prefix}_JSON and DATASETS.{prefix}_IMAGES go together: give {missing} too"
-        )
-    return [(json_file, images)] if json_file else list(cfg.DATASETS[kind])
-
-
-def load_training_set(cfg: CfgNode) -> CocoDataset:
-    """The training set, sets named together merged by class name, without the images left out by default.
-
-    Raises:
-        ConfigError: no set is named, or no object is labelled for a head of the model.
-        DatasetError: a set can't be used, or no image with objects is left.
-    """
-    sources = dataset_sources(cfg, "TRAIN")
-    if not sources:
-        raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
-    first = _load(cfg, sources[0], None)
-    parts = [first, *(_load(cfg, source, first.metadata.thing_classes) for source in sources[1:])]
-    check_labels(cfg, {part.metadata.json_file: part.records for part in parts})
-    merged = replace(first, records=[record for part in parts for record in part.records])
-    records = merged.records
-    # Each by its own key, as in Detectron2's get_detection_dataset_dicts.
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        records = filter_empty(records)
-        if left_out := len(merged.records) - len(records):
-            logger.info(
-                "%d images without objects left out of training "
-                "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them)",
-                left_out,
-            )
-    what = "objects"
-    if cfg.MODEL.KEYPOINT_ON:
-        before, minimum = len(records), cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-        records = filter_few_keypoints(records, minimum)
-        what = f"{minimum} labelled keypoints or more"
-        if left_out := before - len(records):
-            logger.info(
-                "%d images without %s left out of training "
-                "(MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0 keeps them)",
-                left_out,
-                what,
-            )
-    if not records:
-        raise DatasetError(
-            f"{merged.metadata.name}: no image with {what} is left to train on "
-            f"({len(merged.records)} images in {merged.metadata.json_file})"
-        )
-    return replace(merged, records=records)
-
-
-def load_test_sets(cfg: CfgNode, classes: Sequence[str] | None) -> list[CocoDataset]:
-    """The sets to evaluate on, their categories matched by name to ``classes``."""
-    return [_load(cfg, source, classes) for source in dataset_sources(cfg, "TEST")]
-
-
-def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDataset:
-    with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
-        return load_coco_dataset(
-            source,
-            strict=cfg.DATASETS.STRICT,
-            classes=classes,
-            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
-            cache=cfg.DATASETS.CACHE,
-        )
-
-
 # ---- training
 
 
@@ -218,7 +141,7 @@ def train(
         raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
     checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
     run_id, start = find_start(checkpointer, resume=options.resume)
-    set_base_lr(loaded, start, output_dir, make_lr_probe)
+    set_base_lr(loaded, start, output_dir, lr_probe)
     seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
     run_facts = {
@@ -297,13 +220,6 @@ class RunData:
     metadata: DatasetMetadata
     test_sets: list[CocoDataset]
     results: list[dict[str, Any]] | None = None
-
-
-def make_lr_probe(loaded: LoadedConfig) -> Callable[[float], float]:
-    """See :func:`zenith_det.engines.torchvision_engine.stepping.lr_probe`."""
-    from zenith_det.engines.torchvision_engine.stepping import lr_probe  # which builds on this module
-
-    return lr_probe(loaded)
 
 
 def train_from(

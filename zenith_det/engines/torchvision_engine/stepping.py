@@ -12,10 +12,10 @@ from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import SerializedList
 from zenith_det.engines.lr_range_test import CYCLE, lr_setter
 from zenith_det.engines.model_format import compile_backbone
+from zenith_det.engines.torchvision_engine.datasets import load_training_set
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_train_loader
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.run import load_training_set
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer
 from zenith_det.engines.torchvision_engine.weights import load_weights

@@ -1,0 +1,247 @@
+"""ZENITH under a Detectron2 trainer that a project has already: the mix-in put before it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from detectron2.engine import AMPTrainer, DefaultTrainer, defaults, hooks
+from detectron2.engine.train_loop import HookBase
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
+from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
+from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
+from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.model_format import compile_backbone, use_channels_last
+from zenith_det.errors import ConfigError
+from zenith_det.solver import PlateauLR, build_lr_scheduler, build_optimizer, eval_mode, train_mode
+from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+
+logger = logging.getLogger(__name__)
+
+# Detectron2's schedules that are its own to build under SGD. WarmupStepWithFixedGammaLR is not among them:
+# Detectron2's raises at the last iteration, before the final checkpoint is written.
+DETECTRON2_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR")
+
+
+class ZenithTrainerMixin:
+    """Put before a Detectron2 trainer, it trains with what ``SOLVER.OPTIMIZER`` names::
+
+        class Trainer(ZenithTrainerMixin, DefaultTrainer):
+            ...
+
+        cfg = get_cfg()
+        add_zenith_config(cfg)
+
+    It overrides
+
+    * ``build_model``: under ``MODEL.CHANNELS_LAST`` alone,
+    * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is the base class's own,
+    * ``build_lr_scheduler``: from :data:`~zenith_det.solver.LR_SCHEDULER_REGISTRY`; under "SGD",
+      Detectron2's schedules are the base class's own,
+    * ``build_hooks``: adds :class:`ZenithMetrics`, so that ``lr`` in the logs is the one used,
+    * ``auto_scale_workers``: rescales this toolkit's iteration keys as well.
+
+    Everything else is the base class's. With ``SOLVER.OPTIMIZER: SGD`` and Detectron2's schedule, training is
+    the base class's training, bit for bit.
+
+    A trainer that clips gradients in ``optimizer.step`` keeps doing so; ZENITH measures the norm before. One
+    that clips them between ``backward()`` and ``step()`` calls ``optimizer.record_norm()`` before it clips.
+
+    Raises:
+        ConfigError: ``cfg`` lacks the keys of :func:`zenith_det.config.add_zenith_config`, or a key cannot be
+            honoured.
+    """
+
+    # Whether the trainer tells evaluations to its scheduler (PlateauLR).
+    follows_evaluations: ClassVar[bool] = False
+
+    def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        if "OPTIMIZER" not in cfg.SOLVER:
+            raise ConfigError(
+                "SOLVER.OPTIMIZER is missing: call zenith_det.config.add_zenith_config(cfg) after get_cfg()"
+            )
+        if not logging.getLogger("zenith_det").isEnabledFor(logging.INFO):
+            # Detectron2's default_setup gives handlers to its own and fvcore's loggers alone.
+            setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="zenith_det")
+        # DefaultTrainer calls its own auto_scale_workers by name, past an override; after this it has
+        # nothing left to do.
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        amp = cfg.SOLVER.AMP
+        if amp.ENABLED and amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+            raise ConfigError(
+                "SOLVER.AMP.ENABLED is True, and SOLVER.AMP.DTYPE float16 needs a GPU: take bfloat16 on the CPU"
+            )
+        with _ddp_on_the_models_device(), warnings.catch_warnings():
+            # Detectron2's AMPTrainer makes a loss scaler by a deprecated name; it is replaced below.
+            warnings.filterwarnings("ignore", r".*torch\.cuda\.amp\.GradScaler")
+            super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
+        inner = self._trainer  # type: ignore[attr-defined]
+        check_accumulation(cfg, inner)
+        if isinstance(inner, AMPTrainer):
+            inner.precision, inner.grad_scaler = amp_dtype(cfg), make_grad_scaler(cfg)
+        if cfg.MODEL.COMPILE_BACKBONE:
+            compile_backbone(cfg, getattr(inner.model, "module", inner.model))
+
+    @classmethod
+    def build_model(cls, cfg: Any) -> nn.Module:
+        """The base class's model, its memory as ``MODEL.CHANNELS_LAST`` says.
+
+        Raises:
+            ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
+        """
+        model: nn.Module = super().build_model(cfg)  # type: ignore[misc]
+        use_channels_last(cfg, model)
+        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
+            pool_at_exact_boxes(model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer that ``SOLVER.OPTIMIZER`` names, gradient clipping included.
+
+        Raises:
+            ConfigError: see :func:`zenith_det.solver.build_optimizer`.
+        """
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        # Detectron2 itself has no clipping of the whole model's norm.
+        if cfg.SOLVER.OPTIMIZER == "SGD" and not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
+            optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)  # type: ignore[misc]
+            return optimizer
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: Any, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names.
+
+        A name that this toolkit doesn't know goes to the base class.
+
+        Raises:
+            ConfigError: see :func:`zenith_det.solver.build_lr_scheduler`.
+        """
+        name = cfg.SOLVER.LR_SCHEDULER_NAME
+        theirs = cfg.SOLVER.OPTIMIZER == "SGD" and name in DETECTRON2_SCHEDULES
+        if theirs or (name not in LR_SCHEDULER_REGISTRY and _has_own(cls, "build_lr_scheduler")):
+            scheduler: torch.optim.lr_scheduler.LRScheduler = super().build_lr_scheduler(  # type: ignore[misc]
+                cfg, optimizer
+            )
+            return scheduler
+        built = build_lr_scheduler(cfg, optimizer)
+        if isinstance(built, PlateauLR) and not cls.follows_evaluations:
+            raise ConfigError(
+                f"SOLVER.LR_SCHEDULER_NAME {name} follows the evaluations, of which ZenithTrainer tells it and "
+                f"{cls.__name__} does not"
+            )
+        return built
+
+    def run_step(self) -> None:
+        """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""
+        parts = self.cfg.SOLVER.GRADIENT_ACCUMULATION  # type: ignore[attr-defined]
+        # Detectron2's own AMP step wants CUDA; bfloat16 on the CPU takes the other one.
+        amp_on_cpu = self.cfg.SOLVER.AMP.ENABLED and self.cfg.MODEL.DEVICE == "cpu"  # type: ignore[attr-defined]
+        if parts == 1 and not amp_on_cpu:
+            super().run_step()  # type: ignore[misc]
+            return
+        self._trainer.iter = self.iter  # type: ignore[attr-defined]
+        accumulated_step(self._trainer, parts)  # type: ignore[attr-defined]
+
+    def build_hooks(self) -> list[HookBase]:
+        """The base class's hooks, and :class:`ZenithMetrics` after the scheduler's."""
+        built: list[HookBase] = super().build_hooks()  # type: ignore[misc]
+        built = [hook for hook in built if hook is not None]
+        solver = self.cfg.SOLVER  # type: ignore[attr-defined]
+        metrics = ZenithMetrics(batch_size=solver.IMS_PER_BATCH, keep_history=solver.ZENITH.KEEP_HISTORY)
+        # Before whatever saves and writes: the checkpoint is to hold its state, the writers its values.
+        schedulers = [i for i, hook in enumerate(built) if isinstance(hook, hooks.LRScheduler)]
+        built.insert(schedulers[-1] + 1 if schedulers else 0, metrics)
+        self._evaluate_averaged_weights(built)
+        return built
+
+    def _evaluate_averaged_weights(self, built: list[HookBase]) -> None:
+        """Evaluate and save the weights that Schedule-Free averages, and train on with its own."""
+        optimizer = self.optimizer  # type: ignore[attr-defined]
+        if not callable(getattr(optimizer, "eval", None)):
+            return
+        for hook in built:
+            if isinstance(hook, hooks.EvalHook):
+                hook._func = _with_averaged_weights(optimizer, hook._func)
+        checkpointer = self.checkpointer  # type: ignore[attr-defined]
+        checkpointer.save = _with_averaged_weights(optimizer, checkpointer.save)
+
+    @staticmethod
+    def auto_scale_workers(cfg: Any, num_workers: int) -> Any:
+        """Detectron2's scaling for another number of processes, with this toolkit's keys.
+
+        ``SOLVER.ZENITH.WINDOW`` and ``SOLVER.ZENITH.RECORD_AFTER`` count iterations, like ``WARMUP_ITERS``
+        and ``STEPS``, and are divided by the same factor: they span the same number of images as before. The
+        window stays at least 1. ``MAX_NONFINITE_STEPS`` counts failures and stays.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg:
+            return cfg
+        frozen = scaled.is_frozen()
+        scaled.defrost()
+        zenith = scaled.SOLVER.ZENITH
+        factor = num_workers / reference
+        zenith.WINDOW = max(1, round(zenith.WINDOW / factor))
+        zenith.RECORD_AFTER = round(zenith.RECORD_AFTER / factor)
+        logger.info(
+            "Auto-scaling SOLVER.ZENITH to WINDOW %d, RECORD_AFTER %d", zenith.WINDOW, zenith.RECORD_AFTER
+        )
+        if frozen:
+            scaled.freeze()
+        return scaled
+
+
+def _has_own(trainer: type, method: str) -> bool:
+    """Whether a class between the mix-in and Detectron2's trainer defines ``method``."""
+    bases = trainer.__mro__[trainer.__mro__.index(ZenithTrainerMixin) + 1 :]
+    owner = next((base for base in bases if method in vars(base)), None)
+    return owner is not None and owner is not DefaultTrainer
+
+
+def _with_averaged_weights(
+    optimizer: torch.optim.Optimizer, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        eval_mode(optimizer)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            train_mode(optimizer)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def _ddp_on_the_models_device() -> Iterator[None]:
+    """Let Detectron2's trainer wrap a model on the CPU for several processes.
+
+    ``create_ddp_model`` pins DDP to the GPU of the process's rank, which DDP refuses for such a model, and
+    ``DefaultTrainer`` leaves no way to pass other arguments.
+    """
+    original = defaults.create_ddp_model
+
+    def create(model: nn.Module, **kwargs: Any) -> nn.Module:
+        if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+            kwargs.setdefault("device_ids", None)
+        wrapped: nn.Module = original(model, **kwargs)
+        return wrapped
+
+    defaults.create_ddp_model = create
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = original
