@@ -10,9 +10,10 @@ from torch import nn
 
 from zenith_det.config import get_cfg
 from zenith_det.errors import ConfigError
+from zenith_det.optim import ZENITH
 from zenith_det.solver import add_gradient_clipping, build_optimizer
 from zenith_det.solver.clipping import make_clipper
-from zenith_det.solver.param_groups import parameters_of
+from zenith_det.solver.param_groups import get_param_groups, parameters_of
 
 from .helpers import backward, config, make_model, same_weights, train
 
@@ -196,3 +197,23 @@ def test_sgd_equals_detectron2s_bit_for_bit(kind: str | None) -> None:
         assert torch.equal(our_state["state"][key]["momentum_buffer"], value["momentum_buffer"])
     our_optimizer.load_state_dict(their_state)
     their_optimizer.load_state_dict(our_state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_projects_own_entry_may_clip_zenith_as_the_documentation_shows(kind: str) -> None:
+    cfg = clip_config(kind, value=0.01, OPTIMIZER="ZENITH", ZENITH__WINDOW=3)
+    ours, theirs = make_model(), make_model()
+    built = build_optimizer(cfg, ours)
+    solver = cfg.SOLVER
+    own = ZENITH(
+        get_param_groups(cfg, theirs),
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        weight_decay=solver.WEIGHT_DECAY,
+        window=3,
+    )
+    own = add_gradient_clipping(cfg, own)
+    train(ours, built, 8)
+    train(theirs, own, 8)
+    assert own.zenith_state() == pytest.approx(built.zenith_state(), rel=1e-5)
+    assert own.zenith_state()["ratio"] < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from torch import Tensor
 from ._history import NormHistory
 from ._norm import global_norm, is_dtensor
 from ._sgd import Scalars, fused_supports, sgd_
+from ._watch import HistoryWatch
 
 __all__ = ["ZENITH"]
 
@@ -114,9 +116,10 @@ class ZENITH(torch.optim.Optimizer):
     ``step()`` doesn't: on CUDA it never reads anything back (but a sparse gradient is coalesced, which waits
     inside torch).
 
-    **Subclasses** whose ``step()`` clips and then calls this one get gradients that ``GradScaler`` has unscaled,
-    as those of other optimizers do; call :meth:`record_norm` before the clipping. One that works on scaled
-    gradients says so with ``_step_supports_amp_scaling = True`` in its body.
+    **Subclasses** whose ``step()`` clips and then calls this one: the norm is measured before their ``step()``
+    begins (with a closure, after it). They get gradients that ``GradScaler`` has unscaled, as those of other
+    optimizers do; one that works on scaled gradients says so with ``_step_supports_amp_scaling = True`` in its
+    body.
 
     **Distributed.** DDP: every rank has the same gradient, hence the same ratio, and nothing is communicated.
     FSDP2 and other DTensors: the norm is the global one, for one more all-reduce of a scalar.
@@ -141,9 +144,14 @@ class ZENITH(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # A step of its own, such as those that clip first (Detectron2's maybe_add_gradient_clipping makes one),
-        # takes gradients for unscaled, as torch.optim.SGD's would be.
-        if "step" in cls.__dict__ and "_step_supports_amp_scaling" not in cls.__dict__:
+        # A step of its own, such as those that clip first (Detectron2's maybe_add_gradient_clipping makes one), in
+        # the class or in a base that is none of ours.
+        owner = next(base for base in cls.__mro__ if "step" in vars(base))
+        if owner is not cls and issubclass(owner, ZENITH):
+            return
+        cls.step = _measured_first(cls.step)  # type: ignore[method-assign]
+        # It takes gradients for unscaled, as torch.optim.SGD's would be.
+        if "_step_supports_amp_scaling" not in vars(cls):
             cls._step_supports_amp_scaling = False
 
     _buffers: tuple[str, ...] = ("momentum_buffer",)
@@ -221,6 +229,7 @@ class ZENITH(torch.optim.Optimizer):
         self._measured: Tensor | None = None
         self._effective_lrs: list[Tensor] = []
         self._streak = _StreakReader()
+        self._watch = HistoryWatch()
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -320,7 +329,10 @@ class ZENITH(torch.optim.Optimizer):
             fused = group["fused"] is not False and not compiling
             self._update(group, batch, Scalars(lr, skip, divisor), fused=fused)
 
-        if not compiling and self._streak.read(self._history.streak) >= self.max_nonfinite_steps:
+        if compiling:
+            return loss
+        self._watch.look(self._history)
+        if self._streak.read(self._history.streak) >= self.max_nonfinite_steps:
             # GradScaler would take them away after the call; left, they would scale the next step's gradients.
             for name in ("grad_scale", "found_inf"):
                 self.__dict__.pop(name, None)
@@ -538,6 +550,7 @@ class ZENITH(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._streak = _StreakReader()
+        self._watch = HistoryWatch()
         for group in self.param_groups:
             # The loaded groups may be those of an optimizer that doesn't have all options.
             for name in self.defaults.keys() - {"differentiable"}:  # which torch adds
@@ -569,6 +582,31 @@ class ZENITH(torch.optim.Optimizer):
             f"the gradient norm was inf or NaN in {self.max_nonfinite_steps} steps in a row (all skipped); "
             f"first parameters with non-finite gradients: {first}"
         )
+
+
+def _measured_first(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's ``step`` that may clip before it calls ZENITH's: the norm is taken before it does."""
+
+    @functools.wraps(step)
+    def measured_step(
+        self: ZENITH, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        def measure() -> None:
+            if self._measured is None:  # not by an outer class, nor by the trainer
+                self.record_norm()
+
+        if closure is None:
+            measure()
+            return step(self, closure, *args, **kwargs)
+
+        def measured_closure() -> Any:
+            loss = closure()
+            measure()
+            return loss
+
+        return step(self, measured_closure, *args, **kwargs)
+
+    return measured_step
 
 
 class Batch(NamedTuple):

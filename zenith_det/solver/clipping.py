@@ -52,25 +52,30 @@ def add_gradient_clipping(cfg: Any, optimizer: OptimizerT) -> OptimizerT:
     """Clip before each step of ``optimizer``, if ``SOLVER.CLIP_GRADIENTS.ENABLED``; return the same object.
 
     The optimizer keeps its class, its state and what its ``step`` returns. With a closure, the gradients that
-    the closure leaves are the ones that are clipped. Not for ZENITH, which must measure the norm before it is
-    clipped: its own builder sees to that.
+    the closure leaves are the ones that are clipped. An optimizer that measures the gradient norm, as ZENITH
+    does, measures it before.
     """
     clipper = make_clipper(cfg)
     if clipper is None:
         return optimizer
+
+    def clip() -> None:
+        if callable(record := getattr(optimizer, "record_norm", None)):
+            record()
+        clipper(parameters_of(optimizer))
 
     def clip_before_step(
         optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if closure is None:
-            clipper(parameters_of(optimizer))
+            clip()
             return None
 
         def clipping_closure() -> Any:
             loss = closure()
             with torch.no_grad():
-                clipper(parameters_of(optimizer))
+                clip()
             return loss
 
         return args[:1], {**kwargs, "closure": clipping_closure}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
     from zenith_det.engines.detectron2_engine.data import register_checked_dataset
     from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator, build_evaluator
-    from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics, measure_before_clipping
+    from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
     from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
     from zenith_det.engines.detectron2_engine.run import RunOptions
     from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
@@ -31,7 +31,6 @@ __all__ = [
     "ZenithTrainerMixin",
     "build_evaluator",
     "load_config_file",
-    "measure_before_clipping",
     "put_zenith_under",
     "register_checked_dataset",
     "resolve_config_file",
@@ -45,7 +44,6 @@ _MODULES = {
     "ZenithTrainerMixin": "mixin",
     "build_evaluator": "evaluation",
     "load_config_file": "zoo",
-    "measure_before_clipping": "hooks",
     "put_zenith_under": "zoo",
     "register_checked_dataset": "data",
     "resolve_config_file": "zoo",

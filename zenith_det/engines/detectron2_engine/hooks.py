@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
@@ -10,7 +9,6 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch.optim import Optimizer
 
-from zenith_det.optim import ZENITH
 from zenith_det.solver import train_mode
 from zenith_det.training.resuming import forget_history
 from zenith_det.training.zenith_metrics import optimizer_scalars
@@ -35,9 +33,8 @@ class ZenithMetrics(HookBase):
     Reading the values synchronises with the device, so that it happens only at iterations that a writer
     writes. In the storage's history of ``lr``, the iterations between hold the scheduled LR.
 
-    It also does what has to be done once before training: it lets a clipping ``step`` of a subclass leave the
-    norm alone (:func:`measure_before_clipping`) and forgets ZENITH's history where a run is resumed with
-    another batch size, which changes the noise in the norm.
+    Before training it also forgets ZENITH's history where a run is resumed with another batch size, which changes
+    the noise in the norm.
 
     Args:
         optimizer: default: the trainer's.
@@ -68,11 +65,9 @@ class ZenithMetrics(HookBase):
     def before_train(self) -> None:
         optimizer = self._optimizer or self.trainer.optimizer
         train_mode(optimizer)  # Schedule-Free's checkpoints hold the averaged weights
-        if isinstance(optimizer, ZENITH):
-            measure_before_clipping(optimizer)
-            if self._saved_batch_size is not None and self._batch_size is not None:
-                forget_history(optimizer, self._saved_batch_size, self._batch_size, keep=self._keep_history)
-                self._saved_batch_size = self._batch_size
+        if self._saved_batch_size is not None and self._batch_size is not None:
+            forget_history(optimizer, self._saved_batch_size, self._batch_size, keep=self._keep_history)
+            self._saved_batch_size = self._batch_size
         self._periods = [self._period] if self._period else self._writer_periods()
         # Right after the step, not in after_step: the scheduler hook has moved the LR on by then.
         self._handle = optimizer.register_step_post_hook(self._after_optimizer_step)
@@ -110,27 +105,3 @@ class ZenithMetrics(HookBase):
         if not writers and comm.is_main_process():
             return [DEFAULT_PERIOD]
         return [writer._period for writer in writers]
-
-
-def measure_before_clipping(optimizer: ZENITH) -> None:
-    """Let ZENITH see the gradient norm from before a subclass's ``step`` clips it.
-
-    Detectron2's ``maybe_add_gradient_clipping`` and the ``FullModelGradientClippingOptimizer`` of many
-    projects clip in a subclass's ``step`` and then call the real one. A clipped norm would hold the LR ratio
-    at 1. Harmless to call twice, and for an optimizer that has no such ``step``.
-    """
-    if type(optimizer).step is ZENITH.step or getattr(optimizer.step, "_measures", False):
-        return
-    # Around the step that the optimizer itself holds: torch's schedulers have put theirs there already, and
-    # torch's hooks do not run around the step of a class that Detectron2 has swapped in.
-    step = optimizer.step
-
-    @functools.wraps(step)
-    def measured_step(*args: Any, **kwargs: Any) -> Any:
-        # With a closure the gradients are yet to come.
-        if not args and kwargs.get("closure") is None:
-            optimizer.record_norm()
-        return step(*args, **kwargs)
-
-    measured_step._measures = True  # type: ignore[attr-defined]
-    optimizer.step = measured_step  # type: ignore[method-assign]
