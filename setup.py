@@ -35,6 +35,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["zenith_det", "zenith_det.*"]),
     python_requires=">=3.10",
+    entry_points={"console_scripts": ["zenith-det = zenith_det.commands:main"]},
     install_requires=[
         # Each torchvision goes with one torch (0.29.2 with 2.15.0): no upper bounds, the index pairs them.
         "torch>=2.6",  # weights_only by default, named parameters in optimizers, torch.nn.utils.get_total_norm

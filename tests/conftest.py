@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -19,16 +17,6 @@ LONG = (
     "test_stopping.py", "test_real_coco.py", "test_compare.py", "test_benchmark.py", "test_bad_steps.py",
     "test_rollback.py", "test_ending_and_validation_loss.py", "test_lr_range_test.py", "test_run.py",
 )  # fmt: skip
-
-
-def load_tool(name: str) -> ModuleType:
-    """``tools/<name>.py`` as a module (a package called ``tools`` may be another project's)."""
-    spec = importlib.util.spec_from_file_location(f"zenith_det_tool_{name}", ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "env": {"engines", "errors", "cli"},
     "comparing": MIDDLE | {"errors"},
     "benchmarking": MIDDLE | {"engines", "errors", "cli", "optim"},
+    "commands": MIDDLE | {"benchmarking", "comparing", "engines", "errors", "cli", "optim"},
+    "__main__": {"commands"},
 }
 ENGINE_LIBRARIES = {"torchvision", "detectron2"}
 

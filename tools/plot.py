@@ -1,38 +1,8 @@
 #!/usr/bin/env python
-"""Draw a run's curves from its metrics.json, or several runs over one another.
-
-python tools/plot.py output                      # output/curves.png
-python tools/plot.py runs/zenith runs/step       # curves_compare.png
-
-The AP is that of the averaged weights where a run has them; its label says so.
-"""
-
-from __future__ import annotations
-
-import argparse
+"""``zenith-det plot``, from a checkout; its code is in zenith_det/commands/plot.py."""
 
 from zenith_det import cli
-from zenith_det.report.curves import COMPARE_FILE, CURVES_FILE, plot_curves, plot_curves_compare
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "output_dirs", metavar="OUTPUT_DIR", nargs="+", help="folder of a run, with metrics.json"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="FILE.png",
-        help=f"where to write (default: OUTPUT_DIR/{CURVES_FILE}, or {COMPARE_FILE} for several runs)",
-    )
-    args = parser.parse_args()
-    if len(args.output_dirs) > 1:
-        print(plot_curves_compare(args.output_dirs, args.out))
-        return
-    print(plot_curves(args.output_dirs[0], args.out))
-
+from zenith_det.commands.plot import main
 
 if __name__ == "__main__":
     cli.run(main)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from zenith_det.errors import UserError
 
@@ -18,6 +20,48 @@ _DATA_FLAGS = {
     "val_json": "COCO-format annotations to evaluate on",
     "val_images": "where their images are",
 }
+
+
+#: The scripts in ``tools/`` that aren't called what their word is.
+_SCRIPTS = {"train": "train_net"}
+
+
+def command(word: str) -> str:
+    """The command ``word`` in the way that this process's own was typed.
+
+    ``zenith-det find-lr``, ``python -m zenith_det find-lr`` or ``python tools/find_lr.py``; the first for a process
+    that none of our commands started.
+    """
+    start = sys.modules.get("__main__")
+    module = getattr(getattr(start, "main", None), "__module__", None) or ""
+    script = Path(sys.argv[0] if sys.argv else "")
+    if module.startswith("zenith_det.commands.") and script.name == script_name(module.rpartition(".")[2]):
+        return f"python {script.with_name(script_name(word))}"
+    name = "python -m zenith_det" if script.name == "__main__.py" else "zenith-det"
+    return f"{name} {word}"
+
+
+def process(word: str) -> list[str]:
+    """The words that start the command ``word`` as another process, which imports from where this one does."""
+    here = "" in sys.path or os.getcwd() in sys.path
+    # Without -P, -m looks into the current folder first, which may hold another Detectron2 or zenith_det.
+    safe = ["-P"] if sys.version_info >= (3, 11) and not here else []
+    return [sys.executable, *safe, "-m", "zenith_det", word]
+
+
+def script_name(word: str) -> str:
+    """The script in ``tools/`` for the command ``word``."""
+    return f"{_SCRIPTS.get(word, word.replace('-', '_'))}.py"
+
+
+def parser(word: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The parser of the command ``word``; ``%(prog)s`` in its texts stands for how it was typed."""
+    return argparse.ArgumentParser(
+        prog=command(word),
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_data_flags(parser: argparse.ArgumentParser, *, val: bool = True) -> None:

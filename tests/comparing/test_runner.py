@@ -67,7 +67,9 @@ def a_run(tmp_path: Path, what: str, seed: int = 0, fingerprint: str = "f") -> R
 
 def carry_out(train_net: Path, runs: list[Run], **options: Any) -> list[str]:
     said: list[str] = []
-    Runner(train_net, "c.yaml", [], describe=describe_final, say=said.append, **options).carry_out(runs)
+    Runner(
+        [sys.executable, str(train_net)], "c.yaml", [], describe=describe_final, say=said.append, **options
+    ).carry_out(runs)
     return said
 
 

@@ -222,7 +222,9 @@ def test_where_all_images_are_missing_the_usual_mistakes_are_looked_for(
     with pytest.raises(DatasetError) as caught:
         load_coco_dataset(source)
     hint = hint.replace("ROOT", str(tmp_path))
-    assert str(caught.value).endswith(f"{'; ' if hint else ''}{hint} (tools/check_dataset.py lists them all)")
+    assert str(caught.value).endswith(
+        f"{'; ' if hint else ''}{hint} (zenith-det check-dataset lists them all)"
+    )
     assert examine_coco_dataset(source).report.hint == hint
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import load_tool
 from tests.reliability import runs
+from zenith_det.commands import find_lr
 from zenith_det.config import LoadedConfig, load_config
 from zenith_det.data.synthetic import generate, split_files
 from zenith_det.engines.lr_range_test import (
@@ -199,8 +199,7 @@ def test_the_tool_says_and_writes_what_it_found(
     json_file, images = map(str, split_files(data, "train", "instances"))
     words = runs.arguments("torchvision", data, tmp_path)
     keys: list[Any] = words[words.index("MODEL.DEVICE") :]
-    tool = load_tool("find_lr")
-    tool.main(
+    find_lr.main(
         ["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--engine", "torchvision",
          "--train-json", json_file, "--train-images", images, "--output", str(tmp_path), *keys]
     )  # fmt: skip
@@ -211,4 +210,4 @@ def test_the_tool_says_and_writes_what_it_found(
     assert (tmp_path / "lr_range_test.png").stat().st_size > 5000
 
     with pytest.raises(ConfigError, match="the first must be the lower"):
-        tool.main(["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--min-lr", "20"])
+        find_lr.main(["--config-file", "configs/quickstart/mask_rcnn_zenith.yaml", "--min-lr", "20"])

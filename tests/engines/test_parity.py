@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, SmallSet, load_tool
+from tests.conftest import ROOT, SmallSet
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
@@ -20,6 +20,7 @@ from detectron2.data import DatasetMapper
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.utils.events import EventStorage
 
+from zenith_det.commands import convert_checkpoint
 from zenith_det.config import LoadedConfig, add_zenith_config, load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.engines.detectron2_engine.trainer import connect_top_level
@@ -236,9 +237,8 @@ def test_the_conversion_tool_and_detectron2s_own_checkpointer(
     config = tmp_path / "config.yaml"
     config.write_text(loaded.cfg.dump())
     torch.save({"model": ours}, tmp_path / "ours.pth")
-    tool = load_tool("convert_checkpoint")
     convert = [str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")]
-    tool.main([*convert, "--to", "detectron2", "--config-file", str(config)])
+    convert_checkpoint.main([*convert, "--to", "detectron2", "--config-file", str(config)])
     model = build_detectron2_model(theirs_cfg)
     DetectionCheckpointer(model).load(str(tmp_path / "theirs.pth"))
     converted = conversion.to_detectron2(ours)
@@ -247,7 +247,7 @@ def test_the_conversion_tool_and_detectron2s_own_checkpointer(
     zoo = {name: value.numpy() for name, value in model.state_dict().items()}
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": zoo, "__author__": "Detectron2 Model Zoo"}))
     back = [str(tmp_path / "zoo.pkl"), str(tmp_path / "back.pth")]
-    tool.main([*back, "--to", "torchvision", "--config-file", str(config)])
+    convert_checkpoint.main([*back, "--to", "torchvision", "--config-file", str(config)])
     again = read_weights(str(tmp_path / "back.pth"))
     assert set(again) == set(ours)
     assert all(torch.equal(again[name], ours[name]) for name in ours)

@@ -88,19 +88,14 @@ def command(engine: str, data: Path, output: Path, *, resume: bool) -> list[str]
 
 
 def train_net() -> Any:
-    """``tools/train_net.py`` as a module, with all that it and both engines import; its runs draw one image.
+    """The command ``train``, with all that it and both engines import; its runs draw one image.
 
     Drawing more would take as long as the training does here.
     """
     for name in ("curves", "pictures"):  # a run imports them when it draws
         importlib.import_module(f"zenith_det.report.{name}")
     run_pictures.PICTURED_IMAGES = 1
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("zenith_det.commands.train")
 
 
 def kill_me() -> None:

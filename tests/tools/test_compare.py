@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, SmallSet, load_tool
+from tests.conftest import ROOT, SmallSet
 from tests.reliability.kill_runs import KEYS
 from tests.reliability.runs import arguments, environment, need
 from tests.reliability.runs import run as train
 from tests.report.browser import BROWSER, Browser
+from zenith_det.commands import report as report_command
 
 ARMS = """
 broken:
@@ -126,7 +127,7 @@ def test_a_failed_arm_is_a_row(compared: Any) -> None:
 def test_the_json_has_what_the_table_has(compared: Any) -> None:
     content = json.loads((compared.output / "compare.json").read_text())
     assert content["reference"] == "sgd_step"
-    assert content["command"].startswith("tools/compare.py --config-file")
+    assert content["command"].startswith(f"python {ROOT}/tools/compare.py --config-file")
     assert content["machine"]["torch"]
     zenith = next(arm for arm in content["arms"] if arm["arm"] == "zenith")
     finals = [run["bbox/AP"] for run in content["runs"] if run["arm"] == "zenith"]
@@ -166,7 +167,7 @@ def make_report(folder: Path) -> tuple[str, Path]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            assert load_tool("report").main([str(folder)]) == 0
+            assert report_command.main([str(folder)]) == 0
     finally:
         logging.disable(logging.NOTSET)
     return printed.getvalue(), folder / "report.html"

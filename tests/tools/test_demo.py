@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SmallSet, load_tool
+from tests.conftest import SmallSet
 from tests.engines.torchvision_engine.small_models import small_config
+from zenith_det.commands import demo as demo_command
 from zenith_det.config import load_config
 from zenith_det.data import load_coco_dataset
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -33,7 +34,7 @@ def trained(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def demo(config: Path, output: Path, *inputs: Path, threshold: float = 0.0, end: Sequence[str] = ()) -> None:
-    load_tool("demo").main(
+    demo_command.main(
         [
             "--config-file", str(config), "--output", str(output), "--confidence-threshold", str(threshold),
             "--input", *map(str, inputs), *end,

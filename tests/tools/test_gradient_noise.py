@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import load_tool
+from zenith_det.commands import gradient_noise
 from zenith_det.data.synthetic import generate, split_files
 from zenith_det.errors import ConfigError
 
@@ -17,7 +17,7 @@ CONFIG = "configs/quickstart/mask_rcnn_small.yaml"
 def shares(tmp_path: Path, images: int) -> list[float]:
     generate(tmp_path / "set", train=images, val=0, size=64, seed=3)
     json_file, pictures = map(str, split_files(tmp_path / "set", "train", "instances"))
-    load_tool("gradient_noise").main(
+    gradient_noise.main(
         ["--config-file", CONFIG, "--batches", "16", "--batch-sizes", "1", "4", "--train-json", json_file,
          "--train-images", pictures, "--output", str(tmp_path / "noise.json")]
     )  # fmt: skip
@@ -34,4 +34,4 @@ def test_what_differs_between_batches_is_noise(tmp_path: Path, capsys: pytest.Ca
 
 def test_too_few_batches_are_refused() -> None:
     with pytest.raises(ConfigError, match="--batches 7: a multiple of 4, 8 or more"):
-        load_tool("gradient_noise").main(["--config-file", CONFIG, "--batches", "7"])
+        gradient_noise.main(["--config-file", CONFIG, "--batches", "7"])

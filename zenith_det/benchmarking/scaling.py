@@ -102,12 +102,11 @@ def _scale_images(count: int, rounds: int, warmup: int) -> Comparison:
 
 
 def scale_processes(
-    counts: Sequence[int], train_net: Path, config_file: str, *, images: int, rounds: int, warmup: int
+    counts: Sequence[int], config_file: str, *, images: int, rounds: int, warmup: int
 ) -> list[Comparison]:
     """An evaluation shared by so many processes, and a run of so many from its start to its first iteration.
 
     Args:
-        train_net: ``tools/train_net.py``.
         config_file: of the run; on the CPU, by the built-in engine.
         images: with 100 boxes each, to evaluate.
 
@@ -130,8 +129,9 @@ def scale_processes(
         for count in counts:
             launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
             command = [
-                sys.executable, *(launcher if count > 1 else []), str(train_net), "--engine", "torchvision",
-                "--config-file", config_file, "--train-json", json_file, "--train-images", pictures, *words,
+                sys.executable, *(launcher if count > 1 else []), "-m", "zenith_det", "train", "--engine",
+                "torchvision", "--config-file", config_file, "--train-json", json_file,
+                "--train-images", pictures, *words,
             ]  # fmt: skip
             cases = [
                 Case("evaluating boxes", lambda n=count: evaluate_coco(ground_truth, results, ["bbox"], processes=n)),  # type: ignore[misc]

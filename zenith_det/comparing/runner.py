@@ -1,4 +1,4 @@
-"""Carries out the runs of a comparison: a process each of ``tools/train_net.py``, several at once.
+"""Carries out the runs of a comparison: a process each of ``zenith-det train``, several at once.
 
 Every run's folder holds ``result.json``: what became of it. A comparison that is started again leaves finished
 runs as they are and lets the others go on from their last checkpoints.
@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +111,7 @@ class Runner:
     """Starts runs as places get free, and says a line for each that has ended.
 
     Args:
-        train_net: the script.
+        train: the words that start a run, before its flags.
         config_file: of all runs.
         flags: of all runs, such as ``["--engine", "torchvision"]``.
         jobs: runs at once.
@@ -125,7 +124,7 @@ class Runner:
 
     def __init__(
         self,
-        train_net: Path,
+        train: Sequence[str],
         config_file: str,
         flags: Sequence[str],
         *,
@@ -136,7 +135,7 @@ class Runner:
         describe: Callable[[Mapping[str, float]], str] = str,
         say: Callable[[str], None] = print,
     ) -> None:
-        self._train_net = train_net
+        self._train = list(train)
         self._config_file = config_file
         self._flags = list(flags)
         self._threads = threads
@@ -215,7 +214,7 @@ class Runner:
 
     def _start(self, slot: Slot, run: Run) -> None:
         earlier = read_result(run.folder)
-        command = [sys.executable, str(self._train_net), "--config-file", self._config_file, *self._flags]
+        command = [*self._train, "--config-file", self._config_file, *self._flags]
         command += ["--resume"]
         keys: dict[str, str] = dict(run.keys)
         environment = os.environ | {"OMP_NUM_THREADS": str(self._threads)}

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import orjson
 from pycocotools import mask as mask_utils
 
+from zenith_det import cli
 from zenith_det.data import annotation_cache
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
 from zenith_det.data.checking import (
@@ -858,7 +859,7 @@ def load_coco_dataset(
             hint = f"; {report.hint}" if report.hint else ""
             raise DatasetError(
                 f"{dataset.metadata.json_file} {reason}: {report.kinds(action)}; the first: {first}{hint} "
-                "(tools/check_dataset.py lists them all)"
+                f"({cli.command('check-dataset')} lists them all)"
             )
     suspicions = report.suspicions()
     if strict and suspicions:

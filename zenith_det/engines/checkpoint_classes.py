@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zenith_det import cli
 from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata
 from zenith_det.errors import CheckpointError, ConfigError
@@ -35,7 +36,7 @@ def classes_to_predict(loaded: LoadedConfig) -> DatasetMetadata:
     if metadata is None:
         raise CheckpointError(
             f"{weights}: doesn't say which classes it was trained on; give a checkpoint that "
-            "tools/train_net.py or tools/convert_checkpoint.py wrote"
+            f"{cli.command('train')} or {cli.command('convert-checkpoint')} wrote"
         )
     follow_dataset(loaded, metadata.name, metadata.num_classes, metadata.num_keypoints)
     return metadata

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zenith_det import cli
 from zenith_det.config import LoadedConfig
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS
 from zenith_det.errors import ConfigError, UserError
@@ -98,8 +99,9 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
         logger.info("SOLVER.ZENITH.AUTO_LR: the run goes on with its eta0 = %g%s", lr, scaled)
     elif get_world_size() > 1:
         raise ConfigError(
-            "SOLVER.ZENITH.AUTO_LR tests in one process: run tools/find_lr.py with this config on one device (with "
-            f"SOLVER.GRADIENT_ACCUMULATION {get_world_size()} it takes the batch in parts), then give SOLVER.BASE_LR"
+            f"SOLVER.ZENITH.AUTO_LR tests in one process: run {cli.command('find-lr')} with this config on one device "
+            f"(with SOLVER.GRADIENT_ACCUMULATION {get_world_size()} it takes the batch in parts), then give "
+            "SOLVER.BASE_LR"
         )
     else:
         logger.info(
@@ -285,7 +287,7 @@ def choose(test: RangeTest) -> Choice:
     else:
         raise NoLRFoundError(
             f"the LR range test saw no LR too high: the loss hasn't climbed at {test.lrs[-1]:.2g}: test up to a "
-            "higher LR (tools/find_lr.py --max-lr)"
+            f"higher LR ({cli.command('find-lr')} --max-lr)"
         )
     edge = float(test.lrs[end])
     if test.adamw:

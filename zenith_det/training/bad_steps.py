@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from zenith_det import cli
 from zenith_det.errors import UserError
 from zenith_det.optim import ZENITH, global_norm
 from zenith_det.training.distributed import all_gather_objects, is_main_process
@@ -313,7 +314,7 @@ def explain(
     if bad_parts:
         return (
             "points to the data: losses and gradient norms were ordinary until this batch; look at its images "
-            "and annotations (tools/check_dataset.py --full)"
+            f"and annotations ({cli.command('check-dataset')} --full)"
         )
     return "points to an overflow in the backward pass: losses were finite and ordinary; look at this batch's images"
 

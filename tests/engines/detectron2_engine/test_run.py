@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -19,7 +18,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
+from tests.conftest import ROOT
 from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
+from zenith_det.commands import train
 from zenith_det.config import LoadedConfig
 from zenith_det.data import catalog, load_coco_dataset, register_coco_dataset
 from zenith_det.engines.detectron2_engine import load_config_file
@@ -35,8 +36,6 @@ from zenith_det.engines.torchvision_engine import inference
 from zenith_det.errors import CheckpointError, ConfigError, DatasetError, TrainingDivergedError
 
 pytestmark = pytest.mark.detectron2
-
-TRAIN_NET = Path(__file__).parents[3] / "tools" / "train_net.py"
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +209,7 @@ def test_other_models_of_the_zoo_train_with_zenith(tmp_path: Path, shapes: Any, 
 @pytest.mark.parametrize("name", ["faster_rcnn_zenith", "mask_rcnn_zenith_adamw", "keypoint_rcnn_zenith"])
 def test_the_quickstart_configs_train(tmp_path: Path, shapes: Any, figures: Any, name: str) -> None:
     """Their backbone ends before res5, which Detectron2's FPN does not expect."""
-    config = TRAIN_NET.parents[1] / "configs" / "quickstart" / f"{name}.yaml"
+    config = ROOT / "configs" / "quickstart" / f"{name}.yaml"
     keys = {
         **data_keys(figures if name.startswith("keypoint") else shapes),
         "OUTPUT_DIR": tmp_path,
@@ -232,9 +231,6 @@ def test_test_time_augmentation(tmp_path: Path, shapes: Any) -> None:
 
 
 def test_the_command(tmp_path: Path, shapes: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
     files = data_keys(shapes)
     flags = [
         "--engine", "detectron2",
@@ -242,7 +238,7 @@ def test_the_command(tmp_path: Path, shapes: Any, capsys: pytest.CaptureFixture[
         "--val-json", files["DATASETS__VAL_JSON"], "--val-images", files["DATASETS__VAL_IMAGES"],
         "--epochs", "0.5",
     ]  # fmt: skip
-    assert train_net.main([*flags, *rcnn_opts(OUTPUT_DIR=tmp_path)]) == 0
+    assert train.main([*flags, *rcnn_opts(OUTPUT_DIR=tmp_path)]) == 0
     assert "engine: detectron2" in capsys.readouterr().out
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 1
 
@@ -398,7 +394,7 @@ def test_mistakes_are_one_line(tmp_path: Path, shapes: Any, figures: Any) -> Non
     told(named, ConfigError, r"torchvision's name.*detectron2://ImageNetPretrained")
     torch.save({"model": {}, "engine": "torchvision"}, tmp_path / "other.pth")
     other = load(out, shapes, MODEL__WEIGHTS=str(tmp_path / "other.pth"))
-    told(other, CheckpointError, "of the built-in engine: convert it with tools/convert_checkpoint.py")
+    told(other, CheckpointError, "of the built-in engine: convert it with zenith-det convert-checkpoint")
     told(load(out, shapes, DATASETS__TRAIN_JSON="no.json"), DatasetError, "no.json does not exist")
     empty = altered(shapes, tmp_path, lambda content: content["annotations"].clear())
     told(load(out, shapes, **empty), DatasetError, "no image with objects is left to train on")

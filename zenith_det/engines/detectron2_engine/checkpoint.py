@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
+from zenith_det import cli
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
 from zenith_det.training.safe_pickle import read_pickle
@@ -131,7 +132,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if checkpoint.get("engine") == "torchvision":
             raise CheckpointError(
                 f"{self._source} is a checkpoint of the built-in engine: convert it with "
-                "tools/convert_checkpoint.py, or take --engine torchvision"
+                f"{cli.command('convert-checkpoint')}, or take --engine torchvision"
             )
         self.saved_config = checkpoint.get("config") or {}
         if checkpoint.get("good"):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from zenith_det import cli
 from zenith_det.config import CfgNode
 from zenith_det.data import DatasetMetadata, read_image
 from zenith_det.engines.torchvision_engine.masks import Mask, decode_rle, is_empty, polygons_to_bitmap
@@ -217,7 +218,7 @@ class TrainingDataset(Dataset[dict[str, Any]]):
                 logger.warning("image replaced by the next one in the set: %s", error)
         raise DatasetError(
             f"{MAX_UNREADABLE_IN_A_ROW} images in a row could not be read, from {record['file_name']} "
-            "backwards: run tools/check_dataset.py --full"
+            f"backwards: run {cli.command('check-dataset')} --full"
         )
 
 
