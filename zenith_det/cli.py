@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130
 _FLAG = re.compile(r"--[a-z]")
 
 _DATA_FLAGS = {
-    "train_json": "COCO-format annotations to train on",
+    "train_json": "COCO-format annotations to train on; or the folder of a dataset (COCO, YOLO, Pascal VOC, labelme)",
     "train_images": "where their images are",
     "val_json": "COCO-format annotations to evaluate on",
     "val_images": "where their images are",

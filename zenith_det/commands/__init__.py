@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train or evaluate, on Detectron2 or on the built-in engine",
     "demo": "draw what a trained model finds in images, folders or videos",
     "check-dataset": "check COCO-format datasets and say what training would do about each problem",
+    "convert-dataset": "make COCO files of a YOLO, Pascal VOC or labelme dataset",
     "find-lr": "find SOLVER.BASE_LR by an LR range test",
     "report": "make one HTML page of a run",
     "plot": "draw the curves of a run, or of several over one another",

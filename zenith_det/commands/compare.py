@@ -17,6 +17,7 @@ from typing import Any
 import zenith_det
 from zenith_det import cli
 from zenith_det.benchmarking.machine import describe_machine
+from zenith_det.commands.data_folders import data_overrides
 from zenith_det.comparing.arms import BUILT_IN, choose_arms, read_arms
 from zenith_det.comparing.html_report import write_report
 from zenith_det.comparing.plan import distinct, plan_runs
@@ -155,10 +156,10 @@ def main(argv: list[str] | None = None) -> int:
     arms = choose_arms(args.arms, args.arms_file)
     if args.reference and args.reference not in args.arms:
         raise ConfigError(f"--reference {args.reference}: it is not among --arms")
-    opts = list(args.opts)
-    for key, value, _ in cli.data_overrides(args):
-        opts += [key, value]
     output = args.output.absolute()
+    opts = list(args.opts)
+    for key, value, _ in data_overrides(args, output):
+        opts += [key, value]
     runs = plan_runs(
         load_config_file, args.config_file, arms, args.seeds, output,
         opts=opts, engine=args.engine, lrs=parse_lrs(args.lrs), lr_scales=args.lr_scales,

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from zenith_det import cli
+from zenith_det.commands.data_folders import data_overrides
 from zenith_det.config import validate_config
 from zenith_det.engines import lr_range_test
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.iterations < least:
         raise ConfigError(f"--iterations {args.iterations}: at least {least} are needed to see anything")
     loaded = load_config_file(args.config_file, args.opts)
-    for key, value, flag in cli.data_overrides(args):
+    for key, value, flag in data_overrides(args, args.output):
         loaded.override(key, value, flag)
     validate_config(loaded.cfg, loaded.sources)
     usual = lr_range_test.lrs_of(loaded)

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from zenith_det import cli
+from zenith_det.commands.data_folders import data_overrides
 from zenith_det.config import validate_config
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.device import resolve_device
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = args.batch_sizes or [int(load_config_file(args.config_file, []).cfg.SOLVER.IMS_PER_BATCH)]
     if min(sizes) < 1:
         raise ConfigError(f"--batch-sizes {min(sizes)}: at least 1 is needed")
+    datasets = data_overrides(args, args.output.parent if args.output else "output")
     rows = []
     print(
         f"{'checkpoint':24} {'batch':>5}  {'E|g|^2':>9}  {'signal':>9}  noise share (of quarters)", flush=True
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             words = ["SOLVER.IMS_PER_BATCH", str(size), "SOLVER.AVERAGE.KIND", "", "SEED", "0"]
             words += ["MODEL.WEIGHTS", checkpoint] if checkpoint else []
             loaded = load_config_file(args.config_file, words)
-            for key, value, flag in cli.data_overrides(args):
+            for key, value, flag in datasets:
                 loaded.override(key, value, flag)
             validate_config(loaded.cfg, loaded.sources)
             resolve_device(loaded)

@@ -8,6 +8,7 @@ import os
 import psutil
 
 from zenith_det import cli
+from zenith_det.commands.data_folders import data_overrides
 from zenith_det.config import validate_config
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.options import RunOptions
@@ -118,7 +119,7 @@ def command_start() -> float:
 def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float | None = None) -> int:
     """Load the configuration and hand it to the engine chosen, in as many processes as asked for."""
     loaded = load_config_file(args.config_file, args.opts, zenith=args.zenith)
-    for key, value, flag in cli.data_overrides(args):
+    for key, value, flag in data_overrides(args, loaded.cfg.OUTPUT_DIR):
         loaded.override(key, value, flag)
     if args.strict:
         loaded.override("DATASETS.STRICT", True, "--strict")
