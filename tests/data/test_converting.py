@@ -413,3 +413,45 @@ def test_the_tool_writes_files_that_train(shapes: SmallSet, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "--val-json out/val.json" in done.stdout
     assert load_coco_dataset((tmp_path / "out" / "train.json", tmp_path / "data")).report.num_annotations > 0
+
+
+def test_a_yaml_file_of_something_else_is_passed_over(tmp_path: Path) -> None:
+    voc(tmp_path, "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>")
+    (tmp_path / "environment.yml").write_text("{% set x = 1 %}\nname: {{ x }")
+    assert find_format(tmp_path) == "voc"
+
+
+def test_a_devkit_with_a_folder_for_each_year(shapes: SmallSet, tmp_path: Path) -> None:
+    write_voc(shapes, tmp_path / "VOCdevkit" / "VOC2012")
+    assert set(convert_folder(tmp_path / "VOCdevkit", tmp_path / "out").files) == {"train", "val"}
+
+
+def test_darknets_layout_as_cvat_exports_it(tmp_path: Path) -> None:
+    picture(tmp_path / "obj_train_data" / "a.png")
+    (tmp_path / "obj_train_data" / "a.txt").write_text("1 0.5 0.5 0.2 0.5")
+    (tmp_path / "obj.names").write_text("cat\ndog\n")
+    (tmp_path / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.png\n")
+    content = json.loads(convert_folder(tmp_path, tmp_path / "out").files["all"].read_text())
+    assert [a["bbox"] for a in content["annotations"]] == [[40, 20, 20, 40]]
+
+
+def test_lists_of_images_make_the_parts(tmp_path: Path) -> None:
+    for name in "abc":
+        picture(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.5")
+    (tmp_path / "train.txt").write_text("./images/a.png\n./images/b.png\n")
+    (tmp_path / "val.txt").write_text("./images/c.png\n")
+    (tmp_path / "data.yaml").write_text("path: .\nnames: [cell]\ntrain: train.txt\nval: val.txt\n")
+    reports = convert_folder(tmp_path, tmp_path / "out").reports
+    assert {split: report.num_images for split, report in reports.items()} == {"train": 2, "val": 1}
+
+
+def test_the_image_folder_is_found_though_the_first_images_are_gone(shapes: SmallSet, tmp_path: Path) -> None:
+    content, images = sets_of(shapes)["val"]
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_default.json").write_text(json.dumps(content))
+    (tmp_path / "images" / content["images"][0]["file_name"]).unlink()
+    assert find_sets(str(tmp_path), tmp_path / "unused").sets["all"][1] == tmp_path / "images"

@@ -14,6 +14,7 @@ from zenith_det.errors import DatasetError
 #: A file of the images and objects of COCO's other tasks.
 _OTHER_TASKS = ("captions", "panoptic", "stuff", "image_info")
 _BEGINNING = 2**16  # bytes of an annotation file that tell what it is
+_TRIED = 20  # images of an annotation file that are looked for
 _DEPTH = 3  # folders below the given one that are looked through for annotation files
 
 
@@ -95,21 +96,14 @@ def _split(json_file: Path, root: Path) -> str:
 
 
 def _images_of(json_file: Path, split: str, root: Path) -> Path:
-    """The folder that the first image of an annotation file is in."""
+    """The folder that most of an annotation file's first images are in."""
     with json_file.open("rb") as file:
-        name = re.search(rb'"file_name"\s*:\s*"([^"\\]+)"', file.read(_BEGINNING))
+        found = re.findall(rb'"file_name"\s*:\s*"([^"\\]+)"', file.read(_BEGINNING))
+    names = [name.decode("utf-8", "replace") for name in found[:_TRIED]]
     parts = [folder for folder, of in SPLITS.items() if of == split]
     places = [json_file.parent, json_file.parent / "images", root, root / "images"]
     places += [
         base / part for part in parts for base in (root, root / "images", json_file.parent, root.parent)
     ]
     places += [root / part / "images" for part in parts]
-    if name is not None:
-        file_name = name[1].decode("utf-8", "replace")
-        for place in places:
-            if (place / file_name).is_file():
-                return place
-        for place in places:
-            if (place / os.path.basename(file_name)).is_file():
-                return place
-    return json_file.parent
+    return max(places, key=lambda place: sum((place / name).is_file() for name in names))

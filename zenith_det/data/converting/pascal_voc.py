@@ -101,8 +101,10 @@ def _image_sets(root: Path) -> dict[str, str]:
     splits: dict[str, str] = {}
     for kind in ("Segmentation", "Main"):  # an image of both is in Main's
         for name in ("train", "val", "test"):
-            path = root / "ImageSets" / kind / f"{name}.txt"
-            if path.is_file():
+            # VOCdevkit holds a folder for each year.
+            for path in (
+                p for depth in range(3) for p in root.glob(f"{'*/' * depth}ImageSets/{kind}/{name}.txt")
+            ):
                 splits |= {line.split()[0]: name for line in read_text(path).splitlines() if line.strip()}
     return splits
 

@@ -7,6 +7,7 @@ as parts of the image's width and height. The format is described in Ultralytics
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -70,10 +71,13 @@ class Description:
 def find_description(root: Path) -> Path | None:
     """The ``data.yaml`` of a YOLO dataset, or its list of class names."""
     candidates = [root / name for name in _YAML]
-    candidates += sorted(path for path in root.glob("*.y*ml") if path not in candidates)
     for path in candidates:
         if path.is_file() and "names" in (_mapping(path) or {}):
             return path
+    for path in sorted(root.glob("*.y*ml")):
+        with contextlib.suppress(DatasetError):  # a file of something else
+            if "names" in (_mapping(path) or {}):
+                return path
     return next((root / name for name in _NAME_LISTS if (root / name).is_file()), None)
 
 
