@@ -455,3 +455,10 @@ def test_the_image_folder_is_found_though_the_first_images_are_gone(shapes: Smal
     (tmp_path / "annotations" / "instances_default.json").write_text(json.dumps(content))
     (tmp_path / "images" / content["images"][0]["file_name"]).unlink()
     assert find_sets(str(tmp_path), tmp_path / "unused").sets["all"][1] == tmp_path / "images"
+
+
+def test_the_image_folder_is_found_whatever_it_is_called(shapes: SmallSet, tmp_path: Path) -> None:
+    content, images = sets_of(shapes)["val"]
+    shutil.copytree(images, tmp_path / "examples" / "photos")
+    (tmp_path / "trainval.json").write_text(json.dumps(content))
+    assert find_sets(str(tmp_path), tmp_path / "unused").sets["all"][1] == tmp_path / "examples" / "photos"

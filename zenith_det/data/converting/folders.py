@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zenith_det.data.converting.convert import FORMATS, convert_folder, find_format
-from zenith_det.data.converting.found import SPLITS, WHOLE, split_of
+from zenith_det.data.converting.found import IMAGE_SUFFIXES, SPLITS, WHOLE, files_below, split_of
 from zenith_det.errors import DatasetError
 
 #: A file of the images and objects of COCO's other tasks.
@@ -106,4 +106,13 @@ def _images_of(json_file: Path, split: str, root: Path) -> Path:
         base / part for part in parts for base in (root, root / "images", json_file.parent, root.parent)
     ]
     places += [root / part / "images" for part in parts]
-    return max(places, key=lambda place: sum((place / name).is_file() for name in names))
+
+    def hits(place: Path) -> int:
+        return sum((place / name).is_file() for name in names)
+
+    best = max(places, key=hits)
+    if names and not hits(best):
+        # Anywhere else below the folder, as long as one place has them.
+        elsewhere = dict.fromkeys(image.parent for image in files_below(root, IMAGE_SUFFIXES))
+        best = max((best, *elsewhere), key=hits)
+    return best
