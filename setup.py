@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = next(
@@ -26,6 +27,25 @@ FUZZ = [
 # Its digits are real images that need no network (examples/classification).
 CLASSIFICATION = ["scikit-learn>=1.2"]
 
+
+class BuildWithConfigs(build_py):
+    """Puts ``configs/`` into the built package, as ``zenith_det/configs``; an editable one finds the checkout's."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for file in self._configs():
+                self.mkpath(str(Path(self.build_lib, "zenith_det", file).parent))
+                self.copy_file(str(file), str(Path(self.build_lib, "zenith_det", file)))
+
+    def get_source_files(self):
+        return [*super().get_source_files(), *map(str, self._configs())]
+
+    @staticmethod
+    def _configs():
+        return sorted(file.relative_to(HERE) for file in (HERE / "configs").rglob("*.yaml"))
+
+
 setup(
     name="zenith_det",
     version=VERSION,
@@ -34,6 +54,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["zenith_det", "zenith_det.*"]),
+    package_data={"zenith_det": ["py.typed"]},
+    cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10",
     entry_points={"console_scripts": ["zenith-det = zenith_det.commands:main"]},
     install_requires=[

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # torch takes seconds, which a wrong flag need not wait for
 
     from zenith_det.benchmarking.reporting import Comparison
 
-CONFIGS = [f"configs/{task}_rcnn_zenith.yaml" for task in ("faster", "mask", "keypoint")]
-QUICKSTART = "configs/quickstart/mask_rcnn_small.yaml"
+CONFIGS = [f"{task}_rcnn_zenith.yaml" for task in ("faster", "mask", "keypoint")]
+QUICKSTART = "quickstart/mask_rcnn_small.yaml"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from zenith_det.errors import ConfigError, RunStopped
 EPILOG = """
 examples:
   ZENITH beside the usual schedules, three seeds each:
-    %(prog)s --config-file configs/quickstart/mask_rcnn_zenith.yaml \\
+    %(prog)s --config-file quickstart/mask_rcnn_zenith.yaml \\
         --arms zenith sgd_step sgd_cosine --seeds 0 1 2
   each with its own best learning rate out of five:
     %(prog)s --config-file … --arms zenith sgd_step --lr-scales 0.25 0.5 1 2 4
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         list_arms(args.arms_file)
         return 0
     if not args.config_file:
-        raise ConfigError("--config-file is missing: give one, such as configs/mask_rcnn_zenith.yaml")
+        raise ConfigError("--config-file is missing: give one, such as mask_rcnn_zenith.yaml")
     if len(set(args.seeds)) < len(args.seeds):
         raise ConfigError(f"--seeds {' '.join(map(str, args.seeds))}: a seed is given twice")
     arms = choose_arms(args.arms, args.arms_file)

@@ -1,6 +1,6 @@
 """Find SOLVER.BASE_LR by an LR range test: a short training in which the LR grows until the loss does.
 
-%(prog)s --config-file configs/mask_rcnn_zenith.yaml --train-json train.json --train-images images
+%(prog)s --config-file mask_rcnn_zenith.yaml --train-json train.json --train-images images
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from zenith_det.training.stopping import parse_duration
 EPILOG = """
 examples:
   one GPU (or the CPU, where there is none):
-    %(prog)s --config-file configs/mask_rcnn_zenith.yaml
+    %(prog)s --config-file mask_rcnn_zenith.yaml
   your own COCO-format data, no code:
-    %(prog)s --config-file configs/mask_rcnn_zenith.yaml --epochs 12 \\
+    %(prog)s --config-file mask_rcnn_zenith.yaml --epochs 12 \\
         --train-json train.json --train-images images --val-json val.json --val-images images
   eight GPUs:
-    %(prog)s --config-file configs/mask_rcnn_zenith.yaml --num-gpus 8
+    %(prog)s --config-file mask_rcnn_zenith.yaml --num-gpus 8
   evaluate, or go on after an interruption:
     %(prog)s --config-file output/config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
     %(prog)s --config-file output/config.yaml --resume
@@ -42,7 +42,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--config-file",
         default="",
         metavar="FILE",
-        help="a YAML config, or the name of one in Detectron2's model zoo (with Detectron2 installed)",
+        help="a YAML config: a path, or the name of one that comes with zenith_det or Detectron2's model zoo",
     )
     parser.add_argument(
         "--engine",
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, choose the engine, run."""
     args = cli.parse_arguments(argument_parser(), argv)
     if not args.config_file and not args.opts:
-        raise ConfigError("--config-file is missing: give one, such as configs/mask_rcnn_zenith.yaml")
+        raise ConfigError("--config-file is missing: give one, such as mask_rcnn_zenith.yaml")
     if args.epochs is not None and not 0 < args.epochs < float("inf"):
         argument_parser().error(f"--epochs is {args.epochs}: give a number above 0")
     deadline = None if args.max_time is None else command_start() + parse_duration(args.max_time)

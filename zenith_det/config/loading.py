@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zenith_det.config.defaults import DETECTRON2_DEFAULTS, RENAMED_KEYS, add_zenith_config
+from zenith_det.config.finding import find_config_file
 from zenith_det.config.node import COMMAND_LINE, CfgNode, pairs
 from zenith_det.config.validation import validate_config
 from zenith_det.config.yaml_files import read_entries
@@ -51,7 +52,9 @@ def load_config(config_file: str | None, opts: Sequence[Any] = ()) -> LoadedConf
     """Read a config file with its ``_BASE_`` files, then ``KEY VALUE`` overrides, and check the values.
 
     Args:
-        config_file: a YAML file in Detectron2's format; ``None`` for the defaults alone.
+        config_file: a YAML file in Detectron2's format, by path or by name (see
+            :func:`~zenith_det.config.finding.find_config_file`); ``None`` for the defaults alone. One of
+            Detectron2's model zoo keeps the recipe it was written for: its ``SOLVER.OPTIMIZER`` is "SGD".
         opts: ``["SOLVER.MAX_ITER", "90000", …]``, texts or plain values.
 
     Raises:
@@ -59,9 +62,12 @@ def load_config(config_file: str | None, opts: Sequence[Any] = ()) -> LoadedConf
     """
     loaded = LoadedConfig(get_cfg(), config_file=config_file)
     if config_file is not None:
-        for entry in read_entries(config_file):
+        found = find_config_file(config_file)
+        for entry in read_entries(found.path):
             if loaded.cfg.merge_entry(entry):
                 loaded.sources[entry.key] = entry.file
+        if found.origin == "zoo":
+            loaded.override("SOLVER.OPTIMIZER", "SGD", source=f"the recipe of {config_file}")
     for key, value in pairs(opts):
         loaded.override(key, value)
     validate_config(loaded.cfg, loaded.sources)

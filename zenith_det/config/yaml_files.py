@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from zenith_det.config.finding import find_config_file
 from zenith_det.errors import ConfigError, is_printable, quote
 
 BASE_KEY = "_BASE_"
@@ -66,7 +66,8 @@ class _Taken:
 def read_entries(file: str) -> list[Entry]:
     """Return what a config file's ``_BASE_`` files say, then what it says: a later one overrides.
 
-    ``_BASE_`` is a path, relative to the file that names it, or a list of paths, the later ones overriding.
+    ``_BASE_`` is a path, relative to the file that names it, or a name as for
+    :func:`~zenith_det.config.finding.find_config_file`, or a list of them, the later ones overriding.
 
     Raises:
         ConfigError: a file is missing, isn't YAML, isn't a mapping, names a Python object, holds a key twice,
@@ -106,8 +107,11 @@ def _base_files(entry: Entry) -> list[str]:
     remote = [name for name in names if "://" in name]
     if remote:
         raise ConfigError(f"{entry.where}: {BASE_KEY} {remote[0]} isn't a local file: download it first")
-    folder = os.path.dirname(entry.file)
-    return [os.path.normpath(os.path.join(folder, os.path.expanduser(name))) for name in names]
+    folder = os.path.dirname(entry.file) or os.curdir
+    try:
+        return [find_config_file(name, folder).path for name in names]
+    except ConfigError as error:
+        raise ConfigError(f"{entry.where}: {BASE_KEY}: {error}") from None
 
 
 def _parse(file: str, taken: _Taken) -> Iterator[Entry]:
@@ -147,12 +151,6 @@ def _read_bytes(file: str, most: int) -> bytes:
                 f"{file}: larger than {MAX_SIZE} bytes, with its {BASE_KEY} files: this is no configuration"
             )
         return text
-    except FileNotFoundError:
-        folder, name = os.path.split(os.path.expanduser(file))
-        siblings = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-        close = difflib.get_close_matches(name, siblings, n=1)
-        hint = f": did you mean {os.path.join(folder, close[0])}?" if close else ""
-        raise ConfigError(f"{file}: no such config file{hint}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{file}: the config file can't be read: {reason}") from None

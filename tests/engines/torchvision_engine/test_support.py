@@ -51,7 +51,8 @@ def test_the_file_that_set_the_key_is_named(tmp_path: Path) -> None:
 
 def test_the_defaults_alone_are_another_model() -> None:
     with pytest.raises(
-        ConfigError, match=r"no --config-file was given.*give one, such as configs/.*BACKBONE\.NAME"
+        ConfigError,
+        match=r"no --config-file was given.*give one, such as mask_rcnn_zenith.yaml.*BACKBONE\.NAME",
     ):
         check_supported(load_config(None, ["SOLVER.MAX_ITER", 1]))
     # What was typed is refused as such.

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine.zoo import (
         load_config_file,
         put_zenith_under,
-        resolve_config_file,
     )
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "load_config_file",
     "put_zenith_under",
     "register_checked_dataset",
-    "resolve_config_file",
 ]
 
 _MODULES = {
@@ -46,7 +44,6 @@ _MODULES = {
     "load_config_file": "zoo",
     "put_zenith_under": "zoo",
     "register_checked_dataset": "data",
-    "resolve_config_file": "zoo",
     "RunOptions": "run",
 }
 

@@ -143,7 +143,7 @@ def check_supported(loaded: LoadedConfig) -> None:
             if loaded.config_file is None and key not in loaded.sources:
                 refusal = (
                     "no --config-file was given, and the defaults are those of Detectron2, a C4 model: give one, such "
-                    f"as configs/mask_rcnn_zenith.yaml ({refusal})"
+                    f"as mask_rcnn_zenith.yaml ({refusal})"
                 )
             raise ConfigError(refusal)
     _check_levels(loaded)
