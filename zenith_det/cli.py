@@ -37,8 +37,8 @@ def command(word: str) -> str:
     script = Path(sys.argv[0] if sys.argv else "")
     if module.startswith("zenith_det.commands.") and script.name == script_name(module.rpartition(".")[2]):
         return f"python {script.with_name(script_name(word))}"
-    name = "python -m zenith_det" if script.name == "__main__.py" else "zenith-det"
-    return f"{name} {word}"
+    as_module = script.parts[-2:] == ("zenith_det", "__main__.py")
+    return f"{'python -m zenith_det' if as_module else 'zenith-det'} {word}"
 
 
 def process(word: str) -> list[str]:
