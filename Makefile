@@ -1,43 +1,64 @@
 # make demo [TASK=mask|keypoint|faster]   train and evaluate with ZENITH on generated images
-# make test                               lint, types and the whole test suite
-# make lint                               ruff and mypy alone
+# make test [PYTHON=python3.13]           the whole test suite
+# make lint                               ruff and mypy, for whoever changes the code
+# make test-oldest                        the test suite with the oldest version of every requirement
+# make package-check [PACKAGE_PYTHON=…]    build wheel and sdist, install the wheel by itself, try it
 # make clean                              the environment and everything generated
 
 PYTHON ?= python3
+PACKAGE_PYTHON ?= $(PYTHON)
 VENV ?= .venv
 TASK ?= mask
 # The tests of one file stay together, as they share what is slow to make, and keep the order in which
 # tests/conftest.py puts the files.
 PYTEST_FLAGS ?= -n auto --dist loadfile --no-loadscope-reorder
+PACKAGE_VENV ?= build/package-venv
 OUTPUT ?= output/$(TASK)_rcnn_zenith_adamw
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.development
 SET := $(if $(filter keypoint,$(TASK)),figures,shapes)
 KIND := $(if $(filter keypoint,$(TASK)),keypoints,instances)
 
 # Container images often forbid bytecode, and each process then compiles all that it imports: 16 s, not 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest lint package-check clean
 
 demo: $(INSTALLED)
 	$(BIN)/python datasets/make_shapes.py --task $(KIND) --output datasets/$(SET)
 	$(BIN)/python tools/train_net.py --engine torchvision \
 	    --config-file configs/quickstart/$(TASK)_rcnn_zenith_adamw.yaml OUTPUT_DIR $(OUTPUT)
 
-test: lint
+test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-lint: $(INSTALLED)
+# Another environment, as other versions of Python have other oldest versions.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PIP_FLAGS="--constraint tests/oldest-requirements.txt"
+
+lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+package-check: $(DEVELOPMENT)
+	rm -rf dist build/lib
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	tests/package_check.sh "$(PACKAGE_PYTHON)" $(PACKAGE_VENV) dist/*.whl
+
+PIP := --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS)
 
 # --no-compile: compiling takes most of a minute, and most of the modules are never imported.
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[test]"
+	$(BIN)/python -m pip install $(PIP) -e ".[test]"
+	touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
+	$(BIN)/python -m pip install $(PIP) -e ".[test,dev]" setuptools wheel
 	touch $@
 
 clean:
-	rm -rf $(VENV) output datasets/shapes datasets/figures
+	rm -rf $(VENV) .venv-oldest build dist output datasets/shapes datasets/figures

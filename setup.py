@@ -24,6 +24,10 @@ FUZZ = [
     "and python_version >= '3.11' and python_version < '3.14'"
 ]
 
+# What `make lint` checks with, and `make package-check` builds with. Pinned: a new release of a checker, or of somebody
+# else's stubs, is taken when it is wanted and not when it comes out.
+DEVELOPMENT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML==6.0.12.20261122", "build==1.3.0"]
+
 # Its digits are real images that need no network (examples/classification).
 CLASSIFICATION = ["scikit-learn>=1.2"]
 
@@ -74,6 +78,8 @@ setup(
         "tensorboard>=2.12",
         "rich>=13",
         "psutil>=5.9",
+        "pyyaml>=6",
+        "typing_extensions>=4.10",  # torch's own bound
     ],
     extras_require={
         "optimizers": OPTIMIZERS,
@@ -81,6 +87,7 @@ setup(
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.10"],
         "classification": CLASSIFICATION,
+        "dev": DEVELOPMENT,
         "test": [
             *OPTIMIZERS,
             *FUZZ,
@@ -89,9 +96,6 @@ setup(
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder
             "hypothesis>=6.100",
-            "ruff>=0.8",
-            "mypy>=1.13",
-            "types-PyYAML",
         ],
     },
     classifiers=[

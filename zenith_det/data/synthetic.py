@@ -255,14 +255,15 @@ def _distractor(rng: np.random.Generator, extent: int, x: float, y: float) -> _S
         margin = math.ceil(thickness / SUPERSAMPLE) + 1
         low = path.min(axis=0) - margin
         width, height = (int(v) for v in np.ceil(path.max(axis=0) + margin - low))
-        mask = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
+        mask: ByteArray = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
         cv2.polylines(mask, [np.round((path - low) * SUPERSAMPLE).astype(np.int32)], False, 1, thickness)
         return _Sprite(round(x) - width // 2, round(y) - height // 2, mask, _surface(rng))
     # Two and three lobes: bulges without corners, so that no blob passes for a star or a cross.
     turn = np.arange(64) * (2 * math.pi / 64)
-    radius = 1 + sum(
+    two, three = (
         rng.uniform(0.15, 0.35) * np.sin(lobes * turn + rng.uniform(0, 2 * math.pi)) for lobes in (2, 3)
     )
+    radius = 1 + (two + three)
     contour = (_circle(64) * radius[:, None]).astype(np.float32)
     left, top, mask = _fill([contour], extent * rng.uniform(0.05, 0.22), x, y)
     return _Sprite(left, top, mask, _surface(rng))
@@ -334,7 +335,7 @@ def _figure(rng: np.random.Generator, size: float, x: float, y: float) -> _Sprit
         b, g, r = (float(v) for v in np.clip(colour * factor, 0, 255))
         return b, g, r
 
-    def at(point: FloatArray) -> tuple[int, int]:
+    def at(point: npt.NDArray[np.floating[Any]]) -> tuple[int, int]:
         return round(float(point[0])), round(float(point[1]))
 
     def limb(
@@ -344,7 +345,9 @@ def _figure(rng: np.random.Generator, size: float, x: float, y: float) -> _Sprit
         cv2.line(picture, at(a), at(b), colour, thickness)
         cv2.line(parts, at(a), at(b), part, thickness)
 
-    def disc(point: FloatArray, radius: float, colour: tuple[float, float, float], part: int) -> None:
+    def disc(
+        point: npt.NDArray[np.floating[Any]], radius: float, colour: tuple[float, float, float], part: int
+    ) -> None:
         cv2.circle(picture, at(point), max(1, round(radius * unit)), colour, -1)
         cv2.circle(parts, at(point), max(1, round(radius * unit)), part, -1)
 
@@ -410,7 +413,8 @@ def _figure(rng: np.random.Generator, size: float, x: float, y: float) -> _Sprit
     colours = (small / np.maximum(cover, 1e-3)[..., None]).astype(np.float32)
     light = _shade(rng, height, width, rng.uniform(0.1, 0.4))
     sprite = _Sprite(left, top, mask, lambda under: colours * light, 0, seen=seen, shadow=0.3)
-    sprite.joints = (joints - low) * np.float32(scale) + np.array([left, top], np.float32)
+    placed = (joints - low) * np.float32(scale) + np.array([left, top], np.float32)
+    sprite.joints = placed.astype(np.float32, copy=False)
     return sprite
 
 

@@ -223,7 +223,8 @@ def measure(
                 break
         del probe
     gc.collect()
-    return RangeTest(steps[: len(losses)], np.array(losses), len(losses) < iterations, _is_adamw(loaded))
+    tried = steps[: len(losses)].astype(np.float64)
+    return RangeTest(tried, np.array(losses), len(losses) < iterations, _is_adamw(loaded))
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class TrainingMapper:
     def _keypoints(self, flat: Sequence[float] | None, geometry: Geometry) -> np.ndarray:
         if flat is None or len(flat) == 0:
             return np.zeros((self.keypoints, 3))
-        points = np.array(flat, dtype=np.float64).reshape(-1, 3)
+        points: np.ndarray = np.array(flat, dtype=np.float64).reshape(-1, 3)
         points[:, :2] = geometry.points(points[:, :2])
         inside = ((points[:, :2] >= 0) & (points[:, :2] <= (geometry.width, geometry.height))).all(axis=1)
         points[~inside, 2] = 0
