@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.data.builders import HEIGHT, SQUARE, WIDTH, content, picture, write
-from zenith_det.data import CocoDataset, annotation_cache, coco, load_coco_dataset
+from zenith_det.data import CocoDataset, annotation_cache, coco, images, load_coco_dataset
+from zenith_det.data.segmentations import check_rle
 from zenith_det.errors import DatasetError
 
 
@@ -31,13 +32,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The annotation files that were parsed."""
     files: list[str] = []
-    parse = coco._parse
+    parse = coco.parse
 
     def counting(data: bytes, json_file: str) -> Any:
         files.append(json_file)
         return parse(data, json_file)
 
-    monkeypatch.setattr(coco, "_parse", counting)
+    monkeypatch.setattr(coco, "parse", counting)
     return files
 
 
@@ -54,7 +55,7 @@ def all_kinds() -> dict[str, Any]:
         "segmentation": [[5, 5, 15, 5.0, 15, 15]],
     }
     second |= {"category_id": 4, "iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": runs}}
-    text = coco.check_rle({"size": [HEIGHT, WIDTH], "counts": runs}, HEIGHT, WIDTH)["counts"].decode()
+    text = check_rle({"size": [HEIGHT, WIDTH], "counts": runs}, HEIGHT, WIDTH)["counts"].decode()
     third |= {"category_id": 4, "segmentation": {"size": [HEIGHT, WIDTH], "counts": text}, "area": 12.25}
     data["annotations"] += [
         {"id": 10, "image_id": 1, "category_id": 4, "bbox": [0, 0, 0, 5]},
@@ -180,7 +181,7 @@ def test_an_entry_of_another_form_is_told(
 ) -> None:
     source = write(tmp_path, content())
     digest = annotation_cache.digest_of(Path(source[0]).read_bytes())
-    annotation_cache.Entry(digest, source[1], coco.max_pixels()).write(
+    annotation_cache.Entry(digest, source[1], images.max_pixels()).write(
         {"categories": [{"id": 1, "name": "square"}]}
     )
     assert len(read(source).records) == 3

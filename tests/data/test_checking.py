@@ -446,7 +446,7 @@ def test_table_shows_each_kind_with_the_first_examples(tmp_path: Path) -> None:
 
 
 def test_many_problems_are_counted_and_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zenith_det.data.checking.EXAMPLES_KEPT", 5)
+    monkeypatch.setattr("zenith_det.data.problems.EXAMPLES_KEPT", 5)
     data = content(1)
     template = data["annotations"][0]
     data["annotations"] = [{**template, "id": i, "bbox": [5, 5, 0, 10]} for i in range(1, 101)]

@@ -19,7 +19,7 @@ from zenith_det.data import (
     filter_few_keypoints,
     load_coco_dataset,
 )
-from zenith_det.data.checking import _compressed_counts
+from zenith_det.data.segmentations import _compressed_counts
 from zenith_det.errors import DatasetError
 
 from .builders import HEIGHT, SQUARE, WIDTH, content, write

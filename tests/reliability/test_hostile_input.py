@@ -19,8 +19,9 @@ import torch
 
 from tests.conftest import ROOT
 from tests.data.builders import content, write
-from zenith_det.data import DatasetMetadata, checking, examine_coco_dataset
-from zenith_det.data.checking import check_polygons
+from zenith_det.data import DatasetMetadata, examine_coco_dataset, image_files
+from zenith_det.data.problems import Fault
+from zenith_det.data.segmentations import check_polygons
 from zenith_det.errors import DatasetError, UserError, one_line
 from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
 
@@ -204,13 +205,13 @@ def test_drive_letters_and_backslashes_on_windows(
     class Windows:
         path, sep = ntpath, "\\"
 
-    monkeypatch.setattr(checking, "os", Windows)
+    monkeypatch.setattr(image_files, "os", Windows)
     root = "C:\\data\\images"
     if inside:
-        assert ntpath.normpath(checking.check_file_name(name, root)).startswith(root + "\\")
+        assert ntpath.normpath(image_files.check_file_name(name, root)).startswith(root + "\\")
     else:
-        with pytest.raises(checking.Fault, match="leads out of"):
-            checking.check_file_name(name, root)
+        with pytest.raises(Fault, match="leads out of"):
+            image_files.check_file_name(name, root)
 
 
 # --- messages ---------------------------------------------------------------------------------------------
@@ -295,8 +296,8 @@ def test_train_net_on_a_hostile_checkpoint_and_a_hostile_set(shapes: Any, tmp_pa
 
 
 def test_report_keeps_counting_beyond_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zenith_det.data.checking.EXAMPLES_KEPT", 5)
-    monkeypatch.setattr("zenith_det.data.coco.EXAMPLES_KEPT", 5)
+    monkeypatch.setattr("zenith_det.data.problems.EXAMPLES_KEPT", 5)
+    monkeypatch.setattr("zenith_det.data.image_entries.EXAMPLES_KEPT", 5)
     data = content()
     data["images"] += [{"id": i, "file_name": "/x.png"} for i in range(10, 30)] + [{"id": None}] * 3
     report = examine_coco_dataset(write(tmp_path, data), max_bad_images=100).report

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.data.builders import content, write
 from zenith_det.config import get_cfg
 from zenith_det.config.keys import leaves, sections
-from zenith_det.data import checking
+from zenith_det.data import segmentations
 from zenith_det.training.checkpoint import CorruptCheckpointError, load_checkpoint
 
 from .fuzz_targets import run_checkpoint, run_config
@@ -179,12 +179,12 @@ def test_compressed_runs_are_decoded_alike_in_blocks_of_any_size(runs: list[int]
     from pycocotools import mask as mask_utils
 
     packed = mask_utils.frPyObjects({"size": [sum(runs), 1], "counts": runs}, sum(runs), 1)["counts"]
-    at_once = checking._RUNS_AT_ONCE
+    at_once = segmentations._RUNS_AT_ONCE
     try:
-        checking._RUNS_AT_ONCE = block
-        assert checking._compressed_counts(packed).tolist() == runs
+        segmentations._RUNS_AT_ONCE = block
+        assert segmentations._compressed_counts(packed).tolist() == runs
     finally:
-        checking._RUNS_AT_ONCE = at_once
+        segmentations._RUNS_AT_ONCE = at_once
 
 
 # --- configurations ---------------------------------------------------------------------------------------

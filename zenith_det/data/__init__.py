@@ -1,20 +1,12 @@
 """COCO-format data, engine-free: reading, checking and generating."""
 
 from zenith_det.data.catalog import dataset_names, dataset_source, register_coco_dataset
-from zenith_det.data.checking import (
-    DatasetReport,
-    Problem,
-    filter_empty,
-    filter_few_keypoints,
-)
-from zenith_det.data.coco import (
-    CocoDataset,
-    coco_ground_truth,
-    examine_coco_dataset,
-    load_coco_dataset,
-)
+from zenith_det.data.coco import examine_coco_dataset, load_coco_dataset
+from zenith_det.data.dataset import CocoDataset, coco_ground_truth
+from zenith_det.data.filters import filter_empty, filter_few_keypoints
 from zenith_det.data.images import ImageError, read_image
 from zenith_det.data.metadata import DatasetMetadata
+from zenith_det.data.problems import DatasetReport, Problem
 from zenith_det.data.serialized import SerializedList
 
 __all__ = [

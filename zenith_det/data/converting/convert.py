@@ -11,11 +11,12 @@ from typing import Any
 import orjson
 from pycocotools import mask as mask_utils
 
-from zenith_det.data.checking import DatasetReport, check_polygons, mask_rle
 from zenith_det.data.converting.found import FoundDataset, FoundImage
 from zenith_det.data.converting.labelme import is_labelme, read_labelme
 from zenith_det.data.converting.pascal_voc import is_pascal_voc, read_pascal_voc
 from zenith_det.data.converting.yolo import is_yolo, read_yolo
+from zenith_det.data.problems import DatasetReport
+from zenith_det.data.segmentations import check_polygons, mask_rle
 from zenith_det.errors import DatasetError, one_line
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zenith_det.data.checking import DatasetReport
 from zenith_det.data.images import ImageError, read_header
+from zenith_det.data.problems import DatasetReport
 from zenith_det.errors import DatasetError, one_line
 
 IMAGE_SUFFIXES = frozenset(

@@ -19,7 +19,6 @@ import orjson
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from zenith_det.data.checking import Fault
 from zenith_det.data.converting.found import (
     IMAGE_SUFFIXES,
     FoundDataset,
@@ -30,6 +29,7 @@ from zenith_det.data.converting.found import (
     files_below,
     split_of,
 )
+from zenith_det.data.problems import Fault
 from zenith_det.errors import DatasetError, one_line, quote
 
 _CIRCLE_POINTS = 64

@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from zenith_det.data.checking import DatasetReport, Fault
 from zenith_det.data.converting.found import (
     IMAGE_SUFFIXES,
     FoundDataset,
@@ -26,6 +25,7 @@ from zenith_det.data.converting.found import (
     read_text,
     split_of,
 )
+from zenith_det.data.problems import DatasetReport, Fault
 from zenith_det.errors import DatasetError, one_line, quote
 
 #: Where an image lies, as seen from the folder of its XML file.

@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 
-from zenith_det.data.checking import DatasetReport, Fault
 from zenith_det.data.converting.found import (
     IMAGE_SUFFIXES,
     WHOLE,
@@ -31,6 +30,7 @@ from zenith_det.data.converting.found import (
     split_of,
 )
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES
+from zenith_det.data.problems import DatasetReport, Fault
 from zenith_det.errors import DatasetError, one_line, quote
 
 _YAML = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")

@@ -1,0 +1,149 @@
+"""What was found in a dataset, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zenith_det.errors import one_line
+
+#: What was done about a problem.
+#:   stops: nothing sensible can be done, the dataset is refused;
+#:   dropped: left out (an image, an annotation, or the part that the reason names);
+#:   filled: the missing value was worked out; nothing is lost;
+#:   kept: used as it is; worth knowing.
+Action = Literal["stops", "dropped", "filled", "kept"]
+_ACTION_ORDER: tuple[Action, ...] = ("stops", "dropped", "filled", "kept")
+
+#: The kind of what concerns a set's boxes as a whole, and is said before training.
+SUSPICIOUS = "suspicious boxes"
+#: Per kind of problem, how many are kept with their file and id; all are counted.
+EXAMPLES_KEPT = 10_000
+
+
+class Fault(Exception):
+    """One thing wrong with one value: its kind (for counting) and its reason (for the reader)."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind, self.reason = kind, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem: what, what was done about it, where, and why."""
+
+    kind: str
+    action: Action
+    image: str | None  # file name as in the annotation file
+    image_id: int | None
+    annotation_id: int | None
+    reason: str
+
+    def where(self) -> str:
+        parts = []
+        if self.image is not None:
+            parts.append(self.image)
+        elif self.image_id is not None:
+            parts.append(f"image id {self.image_id}")
+        if self.annotation_id is not None:
+            parts.append(f"annotation {self.annotation_id}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        where = self.where()
+        return f"{where}: {self.reason}" if where else self.reason
+
+
+@dataclass
+class DatasetReport:
+    """What was found in a dataset, and what became of it.
+
+    Attributes:
+        name: the dataset's name or annotation file.
+        num_images, num_annotations: what is left after dropping.
+        num_without_objects: images among them that have no annotation, or only crowd regions.
+        problems: the first :data:`EXAMPLES_KEPT` of each kind.
+        counts: (kind, action) -> how many.
+        hint: where all images are missing, what finds them; "" where nothing does.
+    """
+
+    name: str
+    num_images: int = 0
+    num_annotations: int = 0
+    num_classes: int = 0
+    num_without_objects: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    counts: dict[tuple[str, Action], int] = field(default_factory=dict)
+    hint: str = ""
+
+    def add(
+        self,
+        kind: str,
+        action: Action,
+        reason: str,
+        *,
+        image: str | None = None,
+        image_id: int | None = None,
+        annotation_id: int | None = None,
+    ) -> None:
+        count = self.counts.get((kind, action), 0)
+        self.counts[kind, action] = count + 1
+        if count < EXAMPLES_KEPT:
+            shown = None if image is None else one_line(image)
+            self.problems.append(Problem(kind, action, shown, image_id, annotation_id, one_line(reason)))
+
+    def count(self, *actions: Action) -> int:
+        """How many problems were met with one of these actions (all, when none is named)."""
+        return sum(n for (_, action), n in self.counts.items() if not actions or action in actions)
+
+    def first(self, action: Action) -> Problem | None:
+        return next((problem for problem in self.problems if problem.action == action), None)
+
+    def suspicions(self) -> list[str]:
+        """What the boxes as a whole look like, if not like COCO's: each a line."""
+        return [problem.reason for problem in self.problems if problem.kind == SUSPICIOUS]
+
+    def kinds(self, action: Action) -> str:
+        """The kinds met with this action and their counts: ``missing file 2, box without area 1``."""
+        found = [(n, kind) for (kind, act), n in self.counts.items() if act == action]
+        return ", ".join(f"{kind} {n}" for n, kind in sorted(found, key=lambda item: (-item[0], item[1])))
+
+    def summary(self) -> str:
+        """One line: what the dataset holds and what was done to it."""
+        text = (
+            f"{self.name}: {_plural(self.num_images, 'image')} ({self.num_without_objects} without objects), "
+            f"{_plural(self.num_annotations, 'annotation')}, {_plural(self.num_classes, 'class', 'classes')}"
+        )
+        for action in ("stops", "dropped", "filled"):
+            if self.count(action):
+                text += f"; {'can not be used' if action == 'stops' else action}: {self.kinds(action)}"
+        if self.suspicions():
+            text += f"; {SUSPICIOUS}"
+        elif not self.count("stops", "dropped", "filled"):
+            text += "; no problems"
+        return text
+
+    def table(self, examples: int = 3) -> str:
+        """Counts per problem, the worst first, with the first examples: file, annotation id, reason."""
+        if not self.counts:
+            return "no problems found"
+        by_key: dict[tuple[str, Action], list[Problem]] = {}
+        for problem in self.problems:
+            shown = by_key.setdefault((problem.kind, problem.action), [])
+            if len(shown) < examples:
+                shown.append(problem)
+        keys = sorted(self.counts, key=lambda key: (_ACTION_ORDER.index(key[1]), -self.counts[key], key[0]))
+        wide = max(len("problem"), *(len(kind) for kind, _ in keys))
+        lines = [f"{'problem':<{wide}}  {'action':<7}  {'count':>7}  first examples"]
+        lines.append("-" * len(lines[0]))
+        for kind, action in keys:
+            start = f"{kind:<{wide}}  {action:<7}  {self.counts[kind, action]:>7}  "
+            for problem in by_key[kind, action]:
+                lines.append(start + str(problem))
+                start = " " * len(start)
+        return "\n".join(lines)
+
+
+def _plural(count: int, word: str, plural: str | None = None) -> str:
+    return f"{count} {word if count == 1 else plural or word + 's'}"

@@ -1,0 +1,108 @@
+"""A checked dataset to and from :mod:`zenith_det.data.annotation_cache`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from zenith_det.data import annotation_cache
+from zenith_det.data.categories import metadata_from
+from zenith_det.data.dataset import CocoDataset
+from zenith_det.data.garbage_collection import garbage_collection_off
+from zenith_det.data.image_files import ImageCheck, ImageFile, check_image_files
+from zenith_det.data.metadata import DatasetMetadata
+from zenith_det.data.problems import DatasetReport, Problem
+
+logger = logging.getLogger(__name__)
+
+
+def remember(entry: annotation_cache.Entry, dataset: CocoDataset, content: dict[str, Any]) -> None:
+    """Keep the outcome of reading and checking; all images were found, and of the size that is declared."""
+    report, records = dataset.report, dataset.records
+    if dataset.metadata.num_keypoints:
+        # All objects without labelled keypoints share one list; a file would hold it as often as there are any.
+        unlabelled = [0.5, 0.5, 0.0] * dataset.metadata.num_keypoints
+        records = [
+            {
+                **record,
+                "annotations": [
+                    {**item, "keypoints": None} if item["keypoints"] == unlabelled else item
+                    for item in record["annotations"]
+                ],
+            }
+            for record in records
+        ]
+    undeclared = {e["id"] for e in content["images"] if e.get("height") is None and e.get("width") is None}
+    entry.write(
+        {
+            "categories": content["categories"],
+            "classes": dataset.metadata.thing_classes,
+            "records": records,
+            "undeclared": [n for n, record in enumerate(records) if record["image_id"] in undeclared],
+            "problems": [
+                [p.kind, p.action, p.image, p.image_id, p.annotation_id, p.reason] for p in report.problems
+            ],
+            "counts": [[kind, action, count] for (kind, action), count in report.counts.items()],
+            "numbers": [report.num_images, report.num_annotations, report.num_without_objects],
+        }
+    )
+
+
+def remembered(
+    entry: annotation_cache.Entry,
+    name: str,
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None,
+    check_images: ImageCheck,
+) -> CocoDataset | None:
+    """What :func:`remember` kept; ``None`` if there is nothing, or an image has changed since.
+
+    Raises:
+        DatasetError: its categories are not ``classes``.
+    """
+    with garbage_collection_off():
+        kept = entry.read()
+        if kept is None:
+            return None
+        try:
+            metadata = metadata_from(kept, name, json_file, image_root, classes)
+            records = kept["records"]
+            undeclared = set(kept["undeclared"])
+            files = [
+                ImageFile(r["file_name"], *((None, None) if n in undeclared else (r["height"], r["width"])))
+                for n, r in enumerate(records)
+            ]
+            found = check_image_files(files, check_images)
+            if any(size != (r["height"], r["width"]) for size, r in zip(found, records, strict=True)):
+                return (
+                    None  # a Fault, or another size: the whole file is read again, which tells what is wrong
+                )
+            _restore(records, metadata, kept["classes"])
+            report = DatasetReport(name, num_classes=metadata.num_classes)
+            report.num_images, report.num_annotations, report.num_without_objects = kept["numbers"]
+            report.problems = [Problem(*fields) for fields in kept["problems"]]
+            report.counts = {(kind, action): count for kind, action, count in kept["counts"]}
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            entry.distrust()
+            return None
+    logger.info("%s: checked before, annotations taken from %s", name, entry.path)
+    return CocoDataset(metadata, records, report)
+
+
+def _restore(records: list[dict[str, Any]], metadata: DatasetMetadata, classes: list[str]) -> None:
+    """What the cache's form can't hold, and the indices of classes in another order."""
+    index = {category: number for number, category in enumerate(metadata.thing_classes)}
+    order = [index[category] for category in classes]
+    moved = order != list(range(len(order)))
+    unlabelled = [0.5, 0.5, 0.0] * metadata.num_keypoints
+    for record in records:
+        for item in record["annotations"]:
+            if moved:
+                item["category_id"] = order[item["category_id"]]
+            segmentation = item.get("segmentation")
+            if isinstance(segmentation, dict):
+                segmentation["counts"] = annotation_cache.restored_bytes(segmentation["counts"])
+            if metadata.num_keypoints and item["keypoints"] is None:
+                item["keypoints"] = unlabelled
