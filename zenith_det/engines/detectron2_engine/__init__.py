@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zenith_det.engines.selection import probe_detectron2
+
 if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
     from zenith_det.engines.detectron2_engine.data import register_checked_dataset
@@ -51,4 +53,12 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    # One that was built for another torch raises anything from OSError to RuntimeError.
+    except Exception:
+        detectron2 = probe_detectron2()
+        if detectron2.usable:
+            raise
+        raise ImportError(f"{name} needs Detectron2, and {detectron2.problem}") from None
+    return getattr(module, name)
