@@ -353,15 +353,7 @@ class ZENITH(torch.optim.Optimizer):
 
     def _update_history(self, norm: Tensor, finite: Tensor, batches: list[Batch]) -> Tensor:
         """Gradient norm in, r_t out."""
-        record = finite
-        lrs = [group["lr"] for group in self.param_groups]
-        if all(isinstance(lr, Tensor) or lr == 0 for lr in lrs):
-            # No training: torch.distributed.checkpoint steps with lr 0 and zero gradients to see the state.
-            trains = norm > 0
-            for lr in lrs:
-                if isinstance(lr, Tensor):
-                    trains = trains | (_scalar(lr, norm) != 0)
-            record = finite & trains
+        record = finite & _trains(self.param_groups, norm)
         if self.norm_source == "gradient":
             return self._history.update(norm, record, norm, finite)
         velocity = _scalar(global_norm(b for batch in batches for b in batch.bufs if b is not None), norm)
@@ -645,6 +637,18 @@ class _StreakReader:
         self._copy.copy_(streak, non_blocking=True)
         self._copied.record()
         return value
+
+
+def _trains(param_groups: list[dict[str, Any]], norm: Tensor) -> Tensor | bool:
+    """False where torch.distributed.checkpoint steps with lr 0 and zero gradients, to see the state."""
+    lrs = [group["lr"] for group in param_groups]
+    if not all(isinstance(lr, Tensor) or lr == 0 for lr in lrs):
+        return True
+    trains = norm > 0
+    for lr in lrs:
+        if isinstance(lr, Tensor):
+            trains = trains | (_scalar(lr, norm) != 0)
+    return trains
 
 
 def _lr(group: dict[str, Any], like: Tensor) -> float | Tensor:
