@@ -18,6 +18,7 @@ def test_our_keys_have_the_documented_defaults() -> None:
         "NORM_SOURCE": "gradient",
         "RECORD_AFTER": 0,
         "KEEP_HISTORY": False,
+        "OVER_OWN_OPTIMIZER": True,
         "AUTO_LR": False,
         "UNTIL_SETTLED": False,
         "MAX_NONFINITE_STEPS": 50,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zenith_det.optim import ZENITH, ZENITHAdamW
+from zenith_det.optim import ZENITH
 
 from .literal_zenith import LiteralZenith, Vector
 
@@ -24,17 +24,23 @@ class Twins:
         lr: float = 0.02,
         dtype: torch.dtype = torch.float64,
         clip: Any = None,
-        kind: type[ZENITH] = ZENITH,
+        kind: Any = ZENITH,
         **options: Any,
     ) -> None:
-        """``clip``: a pair, of the callable for ZENITH and that for the twin."""
+        """
+        Args:
+            clip: a pair, of the callable for ZENITH and that for the twin.
+            kind: a ZENITH's class, or what makes another optimizer with the ratio over it.
+        """
         self.random = torch.Generator().manual_seed(seed)
         groups = []
         for shapes, own in zip(SHAPES, GROUP_OPTIONS):
             params = [nn.Parameter(self.randn(shape).to(dtype)) for shape in shapes]
             groups.append({"params": params, **own})
-        self.optimizer = kind(groups, lr, clip=clip and clip[0], **options)
-        self.buffer = "exp_avg" if kind is ZENITHAdamW else "momentum_buffer"
+        if clip is not None:
+            options = {**options, "clip": clip[0]}
+        self.optimizer = kind(groups, lr, **options)
+        self.buffer = "exp_avg" if "betas" in self.optimizer.defaults else "momentum_buffer"
         per_group = self.optimizer.defaults.keys() - {"fused"}
         literal_groups = [
             {**{k: g[k] for k in per_group}, "params": [vector(p) for p in g["params"]]}

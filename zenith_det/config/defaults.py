@@ -320,6 +320,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
             "NORM_SOURCE": "gradient",  # or "momentum": the norm of the momentum buffer
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
             "KEEP_HISTORY": False,  # True: also where a run is resumed with another batch size
+            "OVER_OWN_OPTIMIZER": True,  # the ratio goes over what a project's own build_optimizer makes
             "AUTO_LR": False,  # True: BASE_LR comes from an LR range test before the run
             # True: end when ratio and AP have settled over 2 x TEST.PATIENCE evaluations; MAX_ITER is the cap
             "UNTIL_SETTLED": False,

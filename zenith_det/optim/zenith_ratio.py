@@ -145,7 +145,9 @@ class ZenithRatio:
         attributes["__getstate__"] = self._state_of_the_optimizer
         attributes.update({name: getattr(self, name) for name in _SHARED})
         for when in ("step_pre", "step_post", "state_dict_post", "load_state_dict_post"):
-            attributes.setdefault(f"_optimizer_{when}_hooks", OrderedDict())  # not there yet when it is unpickled
+            attributes.setdefault(
+                f"_optimizer_{when}_hooks", OrderedDict()
+            )  # not there yet when it is unpickled
         optimizer.register_step_pre_hook(self._before_a_class_steps)
         optimizer.register_step_post_hook(self._after_a_class_has_stepped)
         optimizer.register_state_dict_post_hook(self._add_history)
@@ -182,7 +184,9 @@ class ZenithRatio:
     # torch's hooks run around the step of each class that has had an instance, the inner ones on gradients that an
     # outer one may have clipped. They are for those who have kept a ``step`` from before (accelerate's, under AMP).
 
-    def _before_a_class_steps(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_a_class_steps(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if self._in_step:
             return None
         if self._depth >= _hooked_steps(type(optimizer)):  # left by an exception
@@ -228,7 +232,8 @@ class ZenithRatio:
         history = self._history
         if history.device.type == "cpu" and norm.device.type != "cpu":
             history.to(norm.device)
-        exact = self.wait or history.device.type != "cuda" or _first_momentum(optimizer)
+        reads_late = _read_late(history.device)
+        exact = self.wait or not reads_late or _first_momentum(optimizer)
         late = 1.0 if exact else self._late.get(history.ratio)
 
         like = history.ratio
@@ -241,7 +246,7 @@ class ZenithRatio:
         if found_inf is not None:
             finite = finite & (_scalar(found_inf, like) == 0)
         ratio = history.update(norm, finite & _trains(groups, norm), norm, finite)
-        if history.device.type == "cuda":
+        if reads_late:
             self._late.put(ratio)
         self._watch.look(history)
 
@@ -273,7 +278,7 @@ class ZenithRatio:
         if on_device and (_is_fused(optimizer, group) or _is_capturable(optimizer, group)):
             like = ratio.float()
             return like * (_scalar(lr, like) if isinstance(lr, Tensor) else lr)
-        if torch.cuda.is_current_stream_capturing():
+        if ratio.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{type(optimizer).__name__} takes its LR from the host, which a CUDA graph would keep for ever: make "
                 "it with fused=True or capturable=True"
@@ -310,7 +315,9 @@ class ZenithRatio:
         if self._open:
             return self._history.grad_norm
         groups = self.optimizer.param_groups
-        self._measured = global_norm(p.grad for group in groups for p in group["params"] if p.grad is not None)
+        self._measured = global_norm(
+            p.grad for group in groups for p in group["params"] if p.grad is not None
+        )
         return self._measured
 
     # Reading it.
@@ -334,7 +341,7 @@ class ZenithRatio:
         """Whether a step whose norm isn't finite is left out (else the optimizer takes it: see "On CUDA")."""
         optimizer = self.optimizer
         params = [param for group in optimizer.param_groups for param in group["params"]]
-        if self.wait or not any(param.is_cuda for param in params):
+        if self.wait or not any(_read_late(param.device) for param in params):
             return True
         return all(_is_fused(optimizer, group) for group in optimizer.param_groups)
 
@@ -443,6 +450,11 @@ def _unwrapped(optimizer: Any) -> Any:
             break
         optimizer = inside[0]
     return optimizer
+
+
+def _read_late(device: torch.device) -> bool:
+    """Whether a scalar on ``device`` can be brought to the host without waiting for it."""
+    return device.type == "cuda"
 
 
 def _step_of(step: Callable[..., Any]) -> Callable[..., Any]:

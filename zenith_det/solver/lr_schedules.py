@@ -18,12 +18,13 @@ from fvcore.common.param_scheduler import (
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from zenith_det.errors import ConfigError
-from zenith_det.optim import ZENITH
+from zenith_det.solver.decay import tell_of_decay
 from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
-_DECAYING = frozenset({"WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"})
+#: Names that Detectron2 knows too.
+DETECTRON2_SCHEDULES = frozenset({"WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"})
 
 
 def build_lr_scheduler(cfg: Any, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -35,14 +36,8 @@ def build_lr_scheduler(cfg: Any, optimizer: torch.optim.Optimizer) -> LRSchedule
     Raises:
         ConfigError: an unknown name, or values that make no schedule.
     """
-    name = cfg.SOLVER.LR_SCHEDULER_NAME
-    scheduler: LRScheduler = LR_SCHEDULER_REGISTRY.get(name)(cfg, optimizer)
-    if isinstance(optimizer, ZENITH) and name in _DECAYING:
-        logger.warning(
-            "ZENITH under SOLVER.LR_SCHEDULER_NAME %s: the schedule's decay and ZENITH's ratio multiply; "
-            "WarmupZenithLR leaves the LR to ZENITH",
-            name,
-        )
+    scheduler: LRScheduler = LR_SCHEDULER_REGISTRY.get(cfg.SOLVER.LR_SCHEDULER_NAME)(cfg, optimizer)
+    tell_of_decay(cfg, scheduler, optimizer)
     return scheduler
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH as ZenithOptimizer
 from zenith_det.optim import ZENITHAdamW as ZenithAdamWOptimizer
+from zenith_det.optim import zenith_of
 from zenith_det.solver.clipping import add_gradient_clipping, make_clipper
 from zenith_det.solver.param_groups import get_param_groups
 from zenith_det.solver.registry import OPTIMIZER_REGISTRY
@@ -125,8 +126,8 @@ def effective_lrs(optimizer: torch.optim.Optimizer) -> list[float]:
     That is the scheduled LR times ZENITH's ratio, or times the step size that Prodigy and D-Adaptation
     estimate.
     """
-    if isinstance(optimizer, ZenithOptimizer):
-        return optimizer.effective_lrs()
+    if (zenith := zenith_of(optimizer)) is not None:
+        return zenith.effective_lrs()
     return [float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS, SGD_OPTIMIZERS
-from zenith_det.optim import ZENITH
+from zenith_det.optim import zenith_of
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,14 @@ def forget_history(optimizer: Optimizer, batch_before: int, batch: int, *, keep:
     Args:
         keep: ``SOLVER.ZENITH.KEEP_HISTORY``: it is kept nevertheless.
     """
-    if batch == batch_before or not isinstance(optimizer, ZENITH):
+    zenith = zenith_of(optimizer)
+    if batch == batch_before or zenith is None:
         return
     changed = f"{batch_before} images a batch before, {batch} now"
     if keep:
         logger.info("ZENITH's history is kept (SOLVER.ZENITH.KEEP_HISTORY): %s", changed)
     else:
-        optimizer.reset_history(changed)
+        zenith.reset_history(changed)
 
 
 def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:

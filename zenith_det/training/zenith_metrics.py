@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from zenith_det.optim import zenith_of
+
 ZENITH_SCALARS = ("ratio", "grad_norm", "window_mean", "zenith", "skipped_steps")
 
 
@@ -26,8 +28,8 @@ def optimizer_scalars(optimizer: Optimizer) -> dict[str, float]:
     ``smoothing=False``: they are states, not noisy samples.
     """
     scalars = {"lr": effective_lr(optimizer)}
-    if hasattr(optimizer, "zenith_state"):
-        state: dict[str, Any] = optimizer.zenith_state()
+    if (zenith := zenith_of(optimizer)) is not None:
+        state = zenith.zenith_state()
         scalars.update({f"zenith/{name}": float(state[name]) for name in ZENITH_SCALARS})
     return scalars
 
@@ -35,8 +37,8 @@ def optimizer_scalars(optimizer: Optimizer) -> dict[str, float]:
 def effective_lr(optimizer: Optimizer) -> float:
     """The LR of the update in the group that stands for all; see :func:`optimizer_scalars`."""
     index = representative_group(optimizer)
-    if hasattr(optimizer, "effective_lrs"):
-        return float(optimizer.effective_lrs()[index])
+    if (zenith := zenith_of(optimizer)) is not None:
+        return zenith.effective_lrs()[index]
     return _group_lr(optimizer.param_groups[index])
 
 

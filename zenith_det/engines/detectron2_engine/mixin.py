@@ -18,18 +18,34 @@ from torch import nn
 
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
 from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
+from zenith_det.engines.detectron2_engine.own_builders import (
+    build_projects_optimizer,
+    check_bases,
+    has_own,
+    is_our_schedule,
+    leave_as_it_is,
+    put_zenith_over_the_rest,
+    require_zenith_keys,
+    wrap_builders,
+)
 from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import ConfigError
-from zenith_det.solver import PlateauLR, build_lr_scheduler, build_optimizer, eval_mode, train_mode
-from zenith_det.solver.registry import LR_SCHEDULER_REGISTRY
+from zenith_det.solver import (
+    PlateauLR,
+    build_lr_scheduler,
+    build_optimizer,
+    eval_mode,
+    tell_of_decay,
+    train_mode,
+)
 
 logger = logging.getLogger(__name__)
 
 # Detectron2's schedules that are its own to build under SGD. WarmupStepWithFixedGammaLR is not among them:
 # Detectron2's raises at the last iteration, before the final checkpoint is written.
-DETECTRON2_SCHEDULES = ("WarmupMultiStepLR", "WarmupCosineLR")
+THEIRS_UNDER_SGD = ("WarmupMultiStepLR", "WarmupCosineLR")
 
 
 class ZenithTrainerMixin:
@@ -44,31 +60,39 @@ class ZenithTrainerMixin:
     It overrides
 
     * ``build_model``: under ``MODEL.CHANNELS_LAST`` alone,
-    * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is the base class's own,
+    * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is Detectron2's own,
     * ``build_lr_scheduler``: from :data:`~zenith_det.solver.LR_SCHEDULER_REGISTRY`; under "SGD",
-      Detectron2's schedules are the base class's own,
+      Detectron2's schedules are Detectron2's own,
     * ``build_hooks``: adds :class:`ZenithMetrics`, so that ``lr`` in the logs is the one used,
     * ``auto_scale_workers``: rescales this toolkit's iteration keys as well.
 
     Everything else is the base class's. With ``SOLVER.OPTIMIZER: SGD`` and Detectron2's schedule, training is
     the base class's training, bit for bit.
 
+    **A project's own** ``build_optimizer``, in the class itself or in any of its bases, is called as it is, and
+    :class:`~zenith_det.optim.ZenithRatio` goes over the optimizer that it makes, whatever ``SOLVER.OPTIMIZER`` says
+    (it is the project's key then): class, groups, LRs and clipping stay the project's.
+    ``SOLVER.ZENITH.OVER_OWN_OPTIMIZER: False`` leaves such an optimizer without ZENITH. A project's own
+    ``build_lr_scheduler`` is called for every name that isn't this toolkit's.
+
     A trainer that clips gradients in ``optimizer.step`` keeps doing so; ZENITH measures the norm before. One
     that clips them between ``backward()`` and ``step()`` calls ``optimizer.record_norm()`` before it clips.
 
     Raises:
-        ConfigError: ``cfg`` lacks the keys of :func:`zenith_det.config.add_zenith_config`, or a key cannot be
-            honoured.
+        ConfigError: ``cfg`` lacks the keys of :func:`zenith_det.config.add_zenith_config`, a key cannot be
+            honoured, or the mix-in stands after the trainer among a class's bases.
     """
 
     # Whether the trainer tells evaluations to its scheduler (PlateauLR).
     follows_evaluations: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_bases(cls, ZenithTrainerMixin)
+        wrap_builders(cls, ZenithTrainerMixin)
+
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
-        if "OPTIMIZER" not in cfg.SOLVER:
-            raise ConfigError(
-                "SOLVER.OPTIMIZER is missing: call zenith_det.config.add_zenith_config(cfg) after get_cfg()"
-            )
+        require_zenith_keys(cfg)
         if not logging.getLogger("zenith_det").isEnabledFor(logging.INFO):
             # Detectron2's default_setup gives handlers to its own and fvcore's loggers alone.
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="zenith_det")
@@ -106,17 +130,29 @@ class ZenithTrainerMixin:
 
     @classmethod
     def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer that ``SOLVER.OPTIMIZER`` names, gradient clipping included.
+        """A project's own optimizer under ZENITH's ratio; else the one that ``SOLVER.OPTIMIZER`` names, gradient
+        clipping included.
 
         Raises:
-            ConfigError: see :func:`zenith_det.solver.build_optimizer`.
+            ConfigError: see :func:`zenith_det.solver.build_optimizer` and
+                :func:`~zenith_det.engines.detectron2_engine.own_builders.put_zenith_over`.
         """
+        require_zenith_keys(cfg)
+        if has_own(cls, ZenithTrainerMixin, "build_optimizer"):
+            projects: torch.optim.Optimizer = build_projects_optimizer(
+                cfg,
+                cls,
+                lambda: super(ZenithTrainerMixin, cls).build_optimizer(cfg, model),  # type: ignore[misc]
+            )
+            return projects
         clip = cfg.SOLVER.CLIP_GRADIENTS
         # Detectron2 itself has no clipping of the whole model's norm.
         if cfg.SOLVER.OPTIMIZER == "SGD" and not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
             optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)  # type: ignore[misc]
-            return optimizer
-        return build_optimizer(cfg, model)
+        else:
+            optimizer = build_optimizer(cfg, model)
+        leave_as_it_is(optimizer)
+        return optimizer
 
     @classmethod
     def build_lr_scheduler(
@@ -124,17 +160,20 @@ class ZenithTrainerMixin:
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names.
 
-        A name that this toolkit doesn't know goes to the base class.
+        Names that aren't this toolkit's go to a project's own method, if there is one.
 
         Raises:
             ConfigError: see :func:`zenith_det.solver.build_lr_scheduler`.
         """
+        require_zenith_keys(cfg)
         name = cfg.SOLVER.LR_SCHEDULER_NAME
-        theirs = cfg.SOLVER.OPTIMIZER == "SGD" and name in DETECTRON2_SCHEDULES
-        if theirs or (name not in LR_SCHEDULER_REGISTRY and _has_own(cls, "build_lr_scheduler")):
+        own = has_own(cls, ZenithTrainerMixin, "build_lr_scheduler")
+        under_sgd = cfg.SOLVER.OPTIMIZER == "SGD" and name in THEIRS_UNDER_SGD
+        if not is_our_schedule(cfg) and (own or under_sgd):
             scheduler: torch.optim.lr_scheduler.LRScheduler = super().build_lr_scheduler(  # type: ignore[misc]
                 cfg, optimizer
             )
+            tell_of_decay(cfg, scheduler, optimizer)
             return scheduler
         built = build_lr_scheduler(cfg, optimizer)
         if isinstance(built, PlateauLR) and not cls.follows_evaluations:
@@ -143,6 +182,11 @@ class ZenithTrainerMixin:
                 f"{cls.__name__} does not"
             )
         return built
+
+    def before_train(self) -> None:
+        """Before the hooks': ZENITH goes over an optimizer that the trainer has made past ``build_optimizer``."""
+        put_zenith_over_the_rest(self)
+        super().before_train()  # type: ignore[misc]
 
     def run_step(self) -> None:
         """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""
@@ -202,13 +246,6 @@ class ZenithTrainerMixin:
         if frozen:
             scaled.freeze()
         return scaled
-
-
-def _has_own(trainer: type, method: str) -> bool:
-    """Whether a class between the mix-in and Detectron2's trainer defines ``method``."""
-    bases = trainer.__mro__[trainer.__mro__.index(ZenithTrainerMixin) + 1 :]
-    owner = next((base for base in bases if method in vars(base)), None)
-    return owner is not None and owner is not DefaultTrainer
 
 
 def _with_averaged_weights(
