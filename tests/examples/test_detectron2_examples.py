@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -44,6 +45,20 @@ def test_existing_project(tmp_path: Path, script: str) -> None:
     assert any("bbox/AP" in line for line in lines)
     trained = next(line for line in lines if "total_loss" in line)
     assert ("zenith/ratio" in trained) == (script == "after.py")
+
+
+def test_existing_project_with_an_optimizer_of_its_own(tmp_path: Path) -> None:
+    printed = run("existing_project", "own_optimizer.py", "--output", str(tmp_path), "--iterations", "6")
+    readme = (EXAMPLES / "existing_project" / "README.md").read_text()
+    shown = re.search(r"^    (ZENITH's LR ratio is over .*)$", readme, re.M)
+    assert shown is not None
+    assert shown[1] in printed
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["_trainer"]["optimizer"]
+    groups = state["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    assert {group["initial_lr"] for group in groups} == {0.0005, pytest.approx(0.00005)}
+    assert state["param_groups"][0]["zenith"]["counts"][0] == 6
+    assert "zenith/ratio" in next(line for line in metrics(tmp_path) if "total_loss" in line)
 
 
 def test_existing_projects_readme_shows_the_difference() -> None:

@@ -111,15 +111,17 @@ class KnownTrainer(ZenithTrainerMixin, DefaultTrainer):
 
 
 class Trace(HookBase):
-    """What each step did: the LR it used, and the weights it left."""
+    """What each step did: the LRs it used (the first group's, and all), and the weights it left."""
 
     def __init__(self) -> None:
         self.lrs: list[float] = []
+        self.all_lrs: list[list[float]] = []
         self.weights: list[Tensor] = []
 
     def after_step(self) -> None:
         model = self.trainer.model
-        self.lrs.append(self.trainer.optimizer.effective_lrs()[0])
+        self.all_lrs.append(self.trainer.optimizer.effective_lrs())
+        self.lrs.append(self.all_lrs[-1][0])
         self.weights.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
 
 
