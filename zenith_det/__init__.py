@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
     from zenith_det.errors import CheckpointError, ConfigError, DatasetError, RunStopped, UserError
     from zenith_det.evaluation import evaluate_coco
-    from zenith_det.optim import ZENITH, ZENITHAdamW
+    from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, zenith_of
     from zenith_det.solver import (
         LR_SCHEDULER_REGISTRY,
         OPTIMIZER_REGISTRY,
@@ -48,6 +48,7 @@ __all__ = [
     "UserError",
     "ZENITHAdamW",
     "ZenithMetrics",
+    "ZenithRatio",
     "ZenithTrainer",
     "ZenithTrainerMixin",
     "add_zenith_config",
@@ -60,6 +61,7 @@ __all__ = [
     "load_coco_dataset",
     "load_config",
     "register_coco_dataset",
+    "zenith_of",
 ]
 
 # What is imported when it is asked for: the imports above, for programs that run.
@@ -94,6 +96,8 @@ _MODULES = {
     "optim": (
         "ZENITH",
         "ZENITHAdamW",
+        "ZenithRatio",
+        "zenith_of",
     ),
     "solver": (
         "LR_SCHEDULER_REGISTRY",

@@ -392,8 +392,8 @@ class ZenithRatio:
 
     def _state_of_the_optimizer(self) -> Any:
         """What ``pickle`` and ``copy.deepcopy`` keep of the optimizer."""
-        optimizer = self.optimizer
-        state = type(optimizer).__getstate__(optimizer)  # type: ignore[attr-defined, unused-ignore]
+        kind: Any = type(self.optimizer)
+        state = kind.__getstate__(self.optimizer)
         return {**state, _ATTRIBUTE: self} if isinstance(state, dict) else state
 
     def __getstate__(self) -> dict[str, Any]:
