@@ -22,6 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zenith_det.errors import UserError
+from zenith_det.report.fonts import fitting_fonts
 from zenith_det.report.metrics_file import Series, by_test_set, read_metrics
 from zenith_det.training import averaging, validation_loss
 
@@ -280,10 +281,11 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
             if weights
             else (half, DASHES[2], "dotted: AP50")
         )
-        if beside is not None and len(beside) > 1:
+        if beside is not None:
             axes.plot(
-                beside.iterations, beside.values, color=color, linewidth=1.1, linestyle=style, alpha=0.8
-            )
+                beside.iterations, beside.values, color=color, linewidth=1.1, linestyle=style, alpha=0.8,
+                marker="x" if len(beside) == 1 else None, markersize=4,
+            )  # fmt: skip
             legend[what] = style
         shown = [one for one in (main, beside) if one is not None]
         top = max([top, *(float(one.values.max()) for one in shown)])
@@ -308,8 +310,13 @@ def _best(series: Series) -> str:
     return f" (best {series.values[best]:.1f} at {_short_number(float(series.iterations[best]))})"
 
 
+def _lone(series: Series) -> str | None:
+    """The marker of a curve: none, but for one of a single point, which a line would not show."""
+    return "o" if len(series) == 1 else None
+
+
 def draw_lr(axes: Axes, series: Series) -> None:
-    axes.plot(series.iterations, series.values, color=BLUE, linewidth=1.8)
+    axes.plot(series.iterations, series.values, color=BLUE, linewidth=1.8, marker=_lone(series), markersize=4)
     axes.fill_between(series.iterations, series.values, color=BLUE, alpha=0.08, linewidth=0)
     axes.set_ylim(0, float(series.values.max()) * 1.1 or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -317,7 +324,9 @@ def draw_lr(axes: Axes, series: Series) -> None:
 
 def draw_ratio(axes: Axes, series: Series) -> None:
     axes.axhline(1, color=GREY, linewidth=0.9, linestyle=DASHES[1])
-    axes.plot(series.iterations, series.values, color=GREEN, linewidth=1.8)
+    axes.plot(
+        series.iterations, series.values, color=GREEN, linewidth=1.8, marker=_lone(series), markersize=4
+    )
     axes.fill_between(series.iterations, series.values, color=GREEN, alpha=0.08, linewidth=0)
     axes.set_ylim(0, 1.06)
     axes.annotate(
@@ -325,7 +334,7 @@ def draw_ratio(axes: Axes, series: Series) -> None:
         (float(series.iterations[-1]), float(series.values[-1])),
         xytext=(0, -12),
         textcoords="offset points",
-        ha="right",
+        ha="right" if len(series) > 1 else "left",
         color=GREEN,
         weight="bold",
     )
@@ -335,10 +344,16 @@ def draw_norm(axes: Axes, metrics: Metrics) -> None:
     exact = []
     norm = metrics.get("zenith/grad_norm")
     if norm is not None:
-        axes.plot(norm.iterations, norm.values, color=GREY, alpha=0.45, linewidth=0.8, label="each step")
+        axes.plot(
+            norm.iterations, norm.values, color=GREY, alpha=0.45, linewidth=0.8, label="each step",
+            marker=_lone(norm), markersize=4,
+        )  # fmt: skip
     mean = metrics.get("zenith/window_mean")
     if mean is not None:
-        axes.plot(mean.iterations, mean.values, color=BLUE, linewidth=1.8, label="window mean")
+        axes.plot(
+            mean.iterations, mean.values, color=BLUE, linewidth=1.8, label="window mean",
+            marker=_lone(mean), markersize=4,
+        )  # fmt: skip
         exact.append(mean)
     zenith = metrics.get("zenith/zenith")
     if zenith is not None:
@@ -349,6 +364,9 @@ def draw_norm(axes: Axes, metrics: Metrics) -> None:
             linewidth=1.6,
             linestyle=DASHES[1],
             label="zenith",
+            marker=_lone(zenith),
+            markersize=6,
+            fillstyle="none",
         )
         exact.append(zenith)
     _limit_spikes(axes, [] if norm is None else [norm], exact)
@@ -372,7 +390,7 @@ def _draw_overlay(axes: Axes, key: str, runs: Mapping[str, Metrics], noisy: bool
         if noisy:
             _draw_noisy(axes, series, color, name, 1.8, dashes)
         else:
-            marker = "o" if is_ap and len(series) <= _MAX_MARKERS else None
+            marker = "o" if is_ap and len(series) <= _MAX_MARKERS else _lone(series)
             label = f"{name}{weights}  {series.values[-1]:.1f}" if is_ap else name
             axes.plot(
                 series.iterations,
@@ -424,13 +442,14 @@ def _render(panels: Sequence[Panel], heading: str, path: Path, *, empty: str) ->
             if slot // 2 == rows - 1:
                 axes.set_xlabel("iteration")
         for axes in drawn:
-            axes.set_xlim(-0.01 * last, 1.02 * last or 1)
+            axes.set_xlim(-0.01 * (last or 1), 1.02 * (last or 1))
         figure.suptitle(heading, x=0.01, ha="left", fontsize=13, weight="bold", color=BLACK)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Beside the target and renamed over it: whoever looks while a run draws sees a whole picture.
             beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-            figure.savefig(beside)
+            with fitting_fonts(figure):
+                figure.savefig(beside)
             os.replace(beside, path)
         except OSError as error:
             raise UserError(f"{path}: cannot write the picture: {error.strerror or error}") from error

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from zenith_det.report.curves import BLACK, line_style
+from zenith_det.report.fonts import fitting_fonts
 
 #: What is drawn in this colour is drawn in the page's text colour, light or dark.
 INK = BLACK
@@ -92,8 +93,9 @@ def draw(
         FigureCanvasAgg(figure)
         paint(figure)
         text, pixels = io.StringIO(), io.BytesIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(pixels, format="png", facecolor="white")
+        with fitting_fonts(figure):
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(pixels, format="png", facecolor="white")
     return Picture(name, alt, _element(text.getvalue()), pixels.getvalue())
 
 

@@ -56,6 +56,7 @@ th, td { padding: 5px 12px 5px 0; text-align: right; border-bottom: 1px solid va
   white-space: nowrap; }
 th { font-weight: 600; }
 th.text, td.text { text-align: left; }
+th[colspan] { padding-top: 8px; }
 td.wrap { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
 tr.mark td { background: var(--panel); }
 tr > :first-child { position: sticky; left: 0; background: var(--paper); }
@@ -67,6 +68,7 @@ figure.wide { max-width: 760px; }
 figure svg, figure img { display: block; width: 100%; height: auto; }
 figure svg { overflow: visible; }
 .cells img { border-radius: 3px; }
+.cells.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 16px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0.6em 0; padding: 0; list-style: none;
   font-size: 0.9rem; }
 .legend li { display: flex; align-items: center; gap: 6px; }
@@ -205,6 +207,7 @@ def table(
     text_columns: Sequence[int] = (0,),
     wrap_columns: Sequence[int] = (),
     marked: Sequence[int] = (),
+    groups: Sequence[tuple[str, int]] = (),
 ) -> Html:
     """A table that scrolls sideways where it is too wide; nothing without rows.
 
@@ -212,6 +215,7 @@ def table(
         text_columns: set left, as words are; numbers are set right.
         wrap_columns: may break into lines.
         marked: rows with another background.
+        groups: headings above the header, each with how many columns it stands over.
     """
     if not rows:
         return Html("")
@@ -224,7 +228,12 @@ def table(
             f"<{tag}{scope}{kind}>{_inline(content) if isinstance(content, str) else escape(content)}</{tag}>"
         )
 
-    head = "".join(cell("th", n, name) for n, name in enumerate(header))
+    above = "".join(
+        f'<th scope="colgroup" colspan="{span}" class="text">{escape(t)}</th>' for t, span in groups
+    )
+    head = (f"{above}</tr><tr>" if groups else "") + "".join(
+        cell("th", n, name) for n, name in enumerate(header)
+    )
     body = "\n".join(
         f"<tr{' class=mark' if number in marked else ''}>"
         + "".join(cell("td", n, content) for n, content in enumerate(row))

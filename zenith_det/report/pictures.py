@@ -10,18 +10,18 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as coco_mask
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from zenith_det.errors import UserError
+from zenith_det.report.fonts import Lettering, drawable, tell_undrawable
 
 if TYPE_CHECKING:
     from zenith_det.data.metadata import DatasetMetadata
@@ -284,19 +284,63 @@ def prediction_sheet(
     sheet = Image.new("RGB", (2 * column + 3 * gap, head + sum(row_heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     for n, title in enumerate(titles):
-        pen.text((gap + n * (column + gap), head / 2), title, _INK, _font(26, bold=True), anchor="lm")
+        letters = Lettering(26, bold=True)
+        letters.draw(pen, (gap + n * (column + gap), (head - letters.height(title)) / 2), title, _INK)
     top = head
     for (row, pictures, note), row_height in zip(cells, row_heights, strict=True):
         for n, picture in enumerate(pictures):
             left = gap + n * (column + gap) + (column - picture.shape[1]) // 2
             sheet.paste(Image.fromarray(picture[:, :, ::-1]), (left, top))
             if n == 1 and note:
-                _chip(pen, (left + 8, top + 8), note, _font(18), (60, 60, 60))
+                _chip(pen, (left + 8, top + 8), note, Lettering(18), (60, 60, 60))
         if row.title:
-            pen.text((gap, top + pictures[0].shape[0] + 5), row.title, _FAINT, _font(16))
+            Lettering(16).draw(pen, (gap, top + pictures[0].shape[0] + 5), row.title, _FAINT)
         top += row_height
 
-    target = Path(path)
+    return _save(sheet, Path(path))
+
+
+def labelled_sheet(
+    cells: Sequence[tuple[ByteImage, str]], title: str, path: str | os.PathLike[str], *, columns: int = 3
+) -> Path:
+    """Write a picture of several pictures in rows, each with its name below.
+
+    Args:
+        cells: pictures (BGR) and their names.
+        title: of the whole.
+        path: the file.
+        columns: pictures in a row; fewer where there are fewer.
+
+    Returns:
+        the picture's path.
+
+    Raises:
+        UserError: no picture, or the file cannot be written.
+    """
+    if not cells:
+        raise UserError(f"{path}: no image to draw labels on")
+    gap, head, caption = 16, 56, 30
+    columns = min(columns, len(cells))
+    rows = [cells[n : n + columns] for n in range(0, len(cells), columns)]
+    heights = [max(picture.shape[0] for picture, _ in row) + caption + gap for row in rows]
+    column = max(picture.shape[1] for picture, _ in cells)
+    letters, names = Lettering(26, bold=True), Lettering(16)
+    width = max(columns * (column + gap), letters.width(title) + gap) + gap
+    sheet = Image.new("RGB", (width, head + sum(heights)), _BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    letters.draw(pen, (gap, (head - letters.height(title)) / 2), title, _INK)
+    top = head
+    for row, height in zip(rows, heights, strict=True):
+        for n, (picture, name) in enumerate(row):
+            left = gap + n * (column + gap)
+            sheet.paste(Image.fromarray(picture[:, :, ::-1]), (left, top))
+            names.draw(pen, (left, top + picture.shape[0] + 5), names.shortened(name, column), _FAINT)
+        top += height
+    return _save(sheet, Path(path))
+
+
+def _save(sheet: Image.Image, target: Path) -> Path:
+    """Write a picture, whole or not at all."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix or '.png'}")
@@ -410,13 +454,6 @@ def _side_color(name: str) -> Color:
     return _LEFT if lowered.startswith("left") else _RIGHT if lowered.startswith("right") else _MIDDLE
 
 
-@lru_cache(maxsize=32)
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans: matplotlib brings it along, so it is there, and it knows most of the world's letters."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
-
-
 def _draw_labels(
     canvas: ByteImage,
     instances: Instances,
@@ -428,14 +465,16 @@ def _draw_labels(
     """Class and score beside each box, inside the picture and clear of one another where there is room."""
     picture = Image.fromarray(np.ascontiguousarray(canvas[:, :, ::-1]))
     pen = ImageDraw.Draw(picture, "RGBA")
-    large, small = _font(max(12, round(14 * unit))), _font(max(10, round(10.5 * unit)))
+    large, small = Lettering(max(12, round(14 * unit))), Lettering(max(10, round(10.5 * unit)))
+    if metadata is not None:
+        tell_undrawable(metadata.thing_classes, "the numbers of these classes, from 0")
     boxes = instances.boxes * scale
     taken: list[Rectangle] = []
     tiny: list[Rectangle] = []
     labels = []
     for n, box in enumerate(boxes):
         text = _label(instances, n, metadata)
-        width, height = _chip_size(pen, text, large)
+        width, height = _chip_size(text, large)
         # A label must not hide the object that it names, nor its small neighbours.
         is_tiny = (box[2] - box[0]) * (box[3] - box[1]) < 2 * width * height
         labels.append((text, small if is_tiny else large))
@@ -444,7 +483,7 @@ def _draw_labels(
     # Small objects, drawn last, choose their place first.
     for n in reversed(range(len(instances))):
         text, font = labels[n]
-        width, height = _chip_size(pen, text, font)
+        width, height = _chip_size(text, font)
         left, top = _place(boxes[n], width, height, picture.size, taken, tiny)
         taken.append((left, top, left + width, top + height))
         _chip(pen, (left, top), text, font, colors[n])
@@ -454,7 +493,8 @@ def _draw_labels(
 def _label(instances: Instances, n: int, metadata: DatasetMetadata | None) -> str:
     index = int(instances.classes[n])
     names = metadata.thing_classes if metadata is not None else ()
-    text = names[index] if 0 <= index < len(names) else f"class {index}"
+    known = 0 <= index < len(names) and drawable(names[index])
+    text = names[index] if known else f"class {index}"
     if instances.crowd is not None and instances.crowd[n]:
         text += " (crowd)"
     if instances.scores is not None:
@@ -462,18 +502,17 @@ def _label(instances: Instances, n: int, metadata: DatasetMetadata | None) -> st
     return text
 
 
-def _chip_size(pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    ascent, descent = font.getmetrics()
-    return math.ceil(pen.textlength(text, font=font)) + 8, ascent + descent + 2
+def _chip_size(text: str, font: Lettering) -> tuple[int, int]:
+    return font.width(text) + 8, font.height(text) + 2
 
 
 def _chip(
-    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: ImageFont.FreeTypeFont, color: Color
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: Lettering, color: Color
 ) -> None:
-    width, height = _chip_size(pen, text, font)
+    width, height = _chip_size(text, font)
     pen.rounded_rectangle((at[0], at[1], at[0] + width - 1, at[1] + height - 1), 3, (*color, 225))
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    pen.text((at[0] + 4, at[1] + 1), text, (20, 20, 20) if luminance > 140 else (255, 255, 255), font)
+    font.draw(pen, (at[0] + 4, at[1] + 1), text, (20, 20, 20) if luminance > 140 else (255, 255, 255))
 
 
 def _rectangle(box: npt.NDArray[Any]) -> Rectangle:
