@@ -51,12 +51,14 @@ def name_of_text(data: bytes, path: str) -> str:
         return _name_of_xml(beginning)
     if path.lower().endswith((".yaml", ".yml")):
         if re.search(rb"^(names|nc)\s*:", beginning, re.MULTILINE):
-            return f"it is YOLO's list of classes and folders: {_CONVERT}; the labels are in .txt files beside the images"
+            return f"it is YOLO's list of classes and folders, the labels are in .txt files: {_CONVERT}"
         return "it is a YAML file: give the JSON file with the annotations"
     lines = [line for line in beginning.split(b"\n")[:50] if line.strip()]
     whole = lines if len(data) <= _BEGINNING or len(lines) == 1 else lines[:-1]
     if all(_YOLO_LINE.fullmatch(line.strip()) for line in whole):
-        return f"it is YOLO's labels of one image (a class and numbers a line): {_CONVERT}, with all the images' .txt files"
+        return (
+            f"it is YOLO's labels of one image (a class and numbers a line): {_CONVERT}, those of all images"
+        )
     if b"region_shape_attributes" in lines[0]:
         return "it is VIA's CSV: in VIA take Annotation, Export Annotations (COCO format), or convert it to COCO JSON"
     if lines[0].count(b",") >= 3 and not beginning.startswith((b"{", b"[")):
@@ -70,7 +72,7 @@ def _name_of_xml(beginning: bytes) -> str:
     if re.search(rb"<annotations[\s>]", beginning):
         return 'it is CVAT\'s own XML: in CVAT, export the task or project as "COCO 1.0"'
     if re.search(rb"<annotation[\s>]", beginning):
-        return f"it is Pascal VOC's XML of one image: {_CONVERT}, with all the images' .xml files"
+        return f"it is Pascal VOC's XML of one image: {_CONVERT}, those of all images"
     if re.search(rb"<!doctype html|<html", beginning, re.IGNORECASE):
         return "it is a web page, perhaps that of a failed download: download the file again"
     return f"it is XML: {_EXPORT}"
@@ -134,7 +136,7 @@ _OBJECTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str], ...] = (
     (_has("project", "metadata", "attribute"), "it is VIA 3's own JSON: export the annotations as COCO"),
     (
         lambda content: "shapes" in content and ("imagePath" in content or "version" in content),
-        f"it is labelme's JSON of one image: {_CONVERT}, with all the images' .json files",
+        f"it is labelme's JSON of one image: {_CONVERT}, those of all images",
     ),
     (_has("items", "categories"), f"it is Datumaro's JSON: {_EXPORT}"),
     (

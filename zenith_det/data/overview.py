@@ -169,8 +169,8 @@ def notes(sets: Sequence[SetStatistics]) -> list[Note]:
             key = "INPUT.MIN_SIZE_TEST" if one.role == "validation" else "INPUT.MIN_SIZE_TRAIN"
             lines.append(
                 Note(
-                    f"{one.title}: {share(small, one.total.objects)} of the objects are under 8 pixels at the network's "
-                    f"input, {share(one.total.under_4, one.total.objects)} under 4, which is hard to learn: a larger "
+                    f"{one.title}: {share(small, one.total.objects)} of the objects are under 8 pixels at the "
+                    f"network's input, {share(one.total.under_4, one.total.objects)} under 4, which is hard to learn: a larger "
                     f"{key}, or images cut into tiles, makes them larger"
                 )
             )

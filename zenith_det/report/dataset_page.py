@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _class_bars(sets: Sequence[SetStatistics]) -> Picture:
 
 
 def _size_bars(sets: Sequence[SetStatistics]) -> Picture:
-    edges = [f"{low}–{high}" for low, high in zip(SIZE_BINS, SIZE_BINS[1:])] + [f"{SIZE_BINS[-1]}+"]
+    edges = [f"{low}–{high}" for low, high in pairwise(SIZE_BINS)] + [f"{SIZE_BINS[-1]}+"]
     filled = [n for n in range(len(edges)) if any(one.side_counts[n] for one in sets)]
     shown = range(min(filled), max(filled) + 1)
     shares = [[100 * one.side_counts[n] / max(1, one.total.objects) for n in shown] for one in sets]
@@ -216,9 +217,6 @@ def write_dataset_page(
         name = f"labelled_{one.role or 'set'}{'' if alone else number}.png"
         written.append(labelled_sheet(cells, one.title, folder / name))
         photos = [photo(image, f"Labels of {name}", name, width=_CELL) for image, name in cells]
-        page.section(
-            f"Labelled images: {one.title}",
-            paragraph("As training sees them.", "soft"),
-            grid(photos, "cells wide"),
-        )
+        lead = paragraph("As training sees them.", "soft")
+        page.section(f"Labelled images: {one.title}", lead, grid(photos, "cells wide"))
     return [page.save(folder / PAGE_FILE), *written]
