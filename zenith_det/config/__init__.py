@@ -1,5 +1,6 @@
 """Configuration: Detectron2's keys and YAML format, this toolkit's own keys, and errors that name the key."""
 
+from zenith_det.config.dataset_files import files_of, name_of_files, settle_files
 from zenith_det.config.dataset_keys import follow_dataset
 from zenith_det.config.defaults import add_zenith_config
 from zenith_det.config.loading import LoadedConfig, get_cfg, load_config
@@ -11,9 +12,12 @@ __all__ = [
     "CfgNode",
     "LoadedConfig",
     "add_zenith_config",
+    "files_of",
     "follow_dataset",
     "get_cfg",
     "load_config",
+    "name_of_files",
+    "settle_files",
     "validate_config",
     "zenith_unused_keys",
 ]

@@ -170,7 +170,7 @@ def notes(sets: Sequence[SetStatistics]) -> list[Note]:
             lines.append(
                 Note(
                     f"{one.title}: {share(small, one.total.objects)} of the objects are under 8 pixels at the "
-                    f"network's input, {share(one.total.under_4, one.total.objects)} under 4, which is hard to learn: a larger "
+                    f"network's input, {share(one.total.under_4, one.total.objects)} under 4, hard to learn: a larger "
                     f"{key}, or images cut into tiles, makes them larger"
                 )
             )

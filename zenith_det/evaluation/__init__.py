@@ -22,6 +22,7 @@ from zenith_det.evaluation.evaluated_weights import (
 )
 from zenith_det.evaluation.expected import check_expected
 from zenith_det.evaluation.explain import explain_results
+from zenith_det.evaluation.explained import log_explanations, read_explanations, write_explanations
 from zenith_det.evaluation.masks import decode_masks, encode_masks
 from zenith_det.evaluation.results import (
     RESULTS_FILE,
@@ -30,7 +31,7 @@ from zenith_det.evaluation.results import (
     load_results,
     write_results,
 )
-from zenith_det.evaluation.tables import copypaste_lines, log_explanations, log_results, results_table
+from zenith_det.evaluation.tables import copypaste_lines, log_results, results_table
 
 __all__ = [
     "COCO_OKS_SIGMAS",
@@ -56,6 +57,8 @@ __all__ = [
     "log_results",
     "note_weights",
     "noted_weights",
+    "read_explanations",
     "results_table",
+    "write_explanations",
     "write_results",
 ]

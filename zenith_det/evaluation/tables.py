@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from zenith_det.evaluation.coco import METRICS
-from zenith_det.evaluation.explain import NO_GROUND_TRUTH
+from zenith_det.evaluation.explained import log_explanations
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,6 @@ def log_results(results: Mapping[str, Mapping[str, float]], explanations: Sequen
     log_explanations(explanations)
     for line in copypaste_lines(results):
         logger.info("%s", line)
-
-
-def log_explanations(explanations: Sequence[str]) -> None:
-    """Log what :func:`~zenith_det.evaluation.explain_results` found: warnings, but for what a set merely lacks."""
-    for line in explanations:
-        logger.log(logging.INFO if line.startswith(NO_GROUND_TRUTH) else logging.WARNING, "%s", line)
 
 
 def _per_class_table(results: Mapping[str, Mapping[str, float]]) -> str:

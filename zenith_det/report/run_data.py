@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from zenith_det.config import load_config
+from zenith_det.config import files_of, load_config, name_of_files
 from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.data.statistics import read_statistics
 from zenith_det.errors import UserError
 from zenith_det.evaluation import EvaluatedWeights, noted_weights
 from zenith_det.training import averaging
@@ -70,23 +71,24 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
             detections are on another set.
     """
     cfg = run_config(folder)
-    source: Any
-    if cfg.DATASETS.VAL_JSON:
-        source = (cfg.DATASETS.VAL_JSON, cfg.DATASETS.VAL_IMAGES)
-    elif cfg.DATASETS.TEST:
+    source: Any = files_of(cfg, "TEST")
+    name = name_of_files(cfg, "TEST") if source else ""
+    if source is None:
+        if not cfg.DATASETS.TEST:
+            raise UserError(f"{folder}: its config names no set to evaluate on")
         source = cfg.DATASETS.TEST[0]
-    else:
-        raise UserError(f"{folder}: its config names no set to evaluate on")
-    several = source if not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1 else ""
+        name, source = source, _files_then(folder, source) or source
+    several = name if not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1 else ""
     if averaged is None:
         averaged = (
             bool(cfg.SOLVER.AVERAGE.KIND) and _results_file(folder / averaging.FOLDER, several).exists()
         )
     path = _results_file(folder / averaging.FOLDER if averaged else folder, several)
     results = read_detections(path)
-    dataset = _load(source, cfg.DATASETS.MAX_BAD_IMAGES)
+    dataset = _load(source, name, cfg.DATASETS.MAX_BAD_IMAGES)
     weights = noted_weights(path.parent)
-    if weights is not None and weights.dataset != dataset.metadata.name:
+    # Without the training set's file to tell it from, a set has its own file's name.
+    if weights is not None and weights.dataset not in (name, Path(dataset.metadata.json_file).stem):
         raise UserError(
             f"{path}: the detections are on {weights.dataset}, not on the run's {dataset.metadata.name}: evaluate "
             "on that again"
@@ -109,8 +111,17 @@ def _results_file(below: Path, name: str) -> Path:
 
 
 @lru_cache(maxsize=1)  # the runs of a comparison share theirs
-def _load(source: Any, max_bad_images: int) -> CocoDataset:
-    return load_coco_dataset(source, max_bad_images=max_bad_images)
+def _load(source: Any, name: str, max_bad_images: int) -> CocoDataset:
+    return load_coco_dataset(source, name=name, max_bad_images=max_bad_images)
+
+
+def _files_then(folder: Path, name: str) -> tuple[str, str] | None:
+    """The files that stood behind a set's name when the run started, wherever this is called from."""
+    try:
+        sets, _ = read_statistics(folder)
+    except UserError:
+        return None
+    return next(((one.json_file, one.image_root) for one in sets if one.name == name), None)
 
 
 def read_detections(path: Path) -> list[dict[str, Any]]:

@@ -15,9 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zenith_det.data import read_image
+from zenith_det.data.statistics import read_statistics
 from zenith_det.errors import UserError
+from zenith_det.evaluation import read_explanations
 from zenith_det.evaluation.coco import METRICS
+from zenith_det.evaluation.explained import EXPLAINED_FILE
 from zenith_det.report import curves
+from zenith_det.report.dataset_page import statistics_parts
 from zenith_det.report.diagnosis import config_window, diagnose, sentences
 from zenith_det.report.figures import Picture, draw
 from zenith_det.report.findings import FalsePositive, Findings, Miss, find_errors
@@ -123,6 +127,7 @@ def _page(
         heading("What the curves say"),
         bullets(sentences(notes)),
     )
+    data = _data(output_dir, missing)
     if missing:
         page.lead(heading("What is missing"), bullets(missing))
     page.section("Curves", grid([figure(picture) for picture in _curves(metrics)]))
@@ -132,7 +137,7 @@ def _page(
         for name, scalars in sets.items()
         for prefix in ("", averaging.PREFIX)
     ]
-    page.section("Average precision", *tables)
+    page.section("Average precision", *tables, *_explained(output_dir))
     findings, of = None, ""
     if evaluated is not None:
         findings = find_errors(evaluated.records, evaluated.by_image, evaluated.dataset.metadata, threshold)
@@ -154,7 +159,7 @@ def _page(
         missed = curves.of_test_set("Largest objects missed", of)
         page.section(f"{missed} ({evaluated.of})", *_misses(evaluated, findings))
     page.section("Skipped steps and roll-backs", _events(output_dir))
-    page.section("Data", *_data_lines(output_dir))
+    page.section("Data", *data)
     page.section("Configuration", *_config(output_dir, cfg))
     return page
 
@@ -252,6 +257,25 @@ def _ap_table(metrics: Metrics, test_set: str, prefix: str) -> Html:
         ["", *columns, "iteration", "highest AP"],
         rows,
     )
+
+
+def _explained(output_dir: Path) -> list[Html]:
+    """Why an AP is 0, or there is none, as the last evaluations wrote it down."""
+    parts: list[Html] = []
+    for folder, weights in (
+        (output_dir, "trained weights"),
+        (output_dir / averaging.FOLDER, "averaged weights"),
+    ):
+        # With several test sets, each has a folder, in each engine's own place.
+        for pattern in ("inference", "inference/*", "*/inference"):
+            for path in sorted(folder.glob(f"{pattern}/{EXPLAINED_FILE}")):
+                of = path.parent if pattern == "inference/*" else path.parent.parent
+                name = "" if pattern == "inference" else of.name
+                if name == averaging.FOLDER:
+                    continue  # its turn comes
+                title = curves.of_test_set(f"Why an AP is 0 or n/a ({weights})", name)
+                parts += [heading(title), bullets(read_explanations(path.parent))]
+    return parts
 
 
 def _has_averaged(metrics: Metrics) -> bool:
@@ -438,22 +462,13 @@ def _events(output_dir: Path) -> str:
     )
 
 
-def _data_lines(output_dir: Path) -> list[str]:
-    """What the log says about the sets: how many images, what is suspicious, and what was dropped or left out."""
+def _data(output_dir: Path, missing: list[str]) -> list[Html]:
+    """What the sets hold, and what reading them found."""
     try:
-        text = (output_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return [paragraph("There is no log.txt: what was dropped from the data is not known.")]
-    summaries = re.findall(
-        r"^\[[^\]]* zenith_det\.data\.coco\]: (?!WARNING Dropped from )(?:WARNING )?(.*)$", text, re.MULTILINE
-    )
-    summaries += re.findall(
-        r"^\[[^\]]*\]: (\d+ images without .* left out of training.*)$", text, re.MULTILINE
-    )
-    # DatasetReport.table(), to the next message.
-    tables = re.findall(r"WARNING (Dropped from .*:\n(?:(?!\[\d\d/\d\d ).*\n)+)", text)
-    unique = list(dict.fromkeys(summaries))
-    return [bullets(unique), *[code(block) for block in dict.fromkeys(tables)]]
+        return statistics_parts(*read_statistics(output_dir))
+    except UserError as error:
+        missing.append(str(error))
+        return []
 
 
 def _config(output_dir: Path, cfg: Any) -> list[str]:

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+from zenith_det.data.statistics import STATISTICS_FILE
 from zenith_det.errors import UserError
 from zenith_det.training.checkpoint import LAST_FILE, SUFFIX
 from zenith_det.training.distributed import is_main_process
@@ -18,18 +19,20 @@ from zenith_det.training.run_record import CONFIG_FILE, replace_file
 logger = logging.getLogger(__name__)
 
 FOLDER = "earlier_run_{}"
+#: Files that say what a run is, in place before it begins to train.
+DESCRIPTIONS = (CONFIG_FILE, STATISTICS_FILE)
 
 
 class EarlierRun:
-    """The checkpoints and ``config.yaml`` of an earlier run, around all of a new one::
+    """The checkpoints and descriptions (:data:`DESCRIPTIONS`) of an earlier run, around all of a new one::
 
         with EarlierRun(output_dir) as earlier:
             ...  # all that a mistake can end
             earlier.give_way(anew=True)
             ...  # train
 
-    Left before it gave way, ``config.yaml`` is put back as it was: the folder still holds the earlier run, whose
-    models it describes. The main process alone acts.
+    Left before it gave way, the descriptions are put back as they were: the folder still holds the earlier run, whose
+    models they describe. The main process alone acts.
 
     Args:
         output_dir: of the new run.
@@ -37,27 +40,32 @@ class EarlierRun:
 
     def __init__(self, output_dir: Path) -> None:
         self._folder = output_dir
-        self._config: bytes | None = None
+        self._before: dict[str, bytes] = {}
         self._gone = not is_main_process()
 
     def __enter__(self) -> EarlierRun:
-        with contextlib.suppress(OSError):
-            self._config = (self._folder / CONFIG_FILE).read_bytes()
+        for name in DESCRIPTIONS:
+            with contextlib.suppress(OSError):
+                self._before[name] = (self._folder / name).read_bytes()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._gone and self._config is not None:
-            with contextlib.suppress(OSError):
-                replace_file(self._folder / CONFIG_FILE, self._config)
+        if not self._gone and self._before:
+            for name in DESCRIPTIONS:
+                with contextlib.suppress(OSError):
+                    if name in self._before:
+                        replace_file(self._folder / name, self._before[name])
+                    else:
+                        (self._folder / name).unlink(missing_ok=True)
 
     def give_way(self, *, anew: bool, weights: str = "") -> None:
         """The new run begins to train. Of no effect when called again.
 
         Args:
-            anew: it starts at iteration 0: the checkpoints and ``config.yaml`` of the earlier one are moved to a
-                folder beside.
+            anew: it starts at iteration 0: the checkpoints and descriptions of the earlier one are moved to a folder
+                beside.
             weights: a file that may be needed where it is; it is copied.
 
         Raises:
@@ -79,8 +87,8 @@ class EarlierRun:
                     shutil.copy2(path, aside)
                 else:
                     os.replace(path, aside / path.name)
-            if self._config is not None:
-                (aside / CONFIG_FILE).write_bytes(self._config)
+            for name, content in self._before.items():
+                (aside / name).write_bytes(content)
         except OSError as error:
             raise UserError(
                 f"{self._folder} holds the checkpoints of an earlier run, which can't be moved to {aside.name}: "

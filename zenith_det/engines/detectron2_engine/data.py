@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch.utils.data import get_worker_info
 
-from zenith_det.config import LoadedConfig, follow_dataset
+from zenith_det.config import LoadedConfig, files_of, follow_dataset, name_of_files, settle_files
 from zenith_det.data import (
     CocoDataset,
     DatasetMetadata,
@@ -34,6 +35,7 @@ from zenith_det.data import (
     load_coco_dataset,
     read_image,
 )
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.training_set import check_labels, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine
@@ -126,17 +128,10 @@ def register_datasets(
         ConfigError: a key contradicts the dataset: both numbers are named; or no object is labelled for a head.
     """
     cfg = loaded.cfg
-    sources: dict[str, tuple[str, str]] = {}
-    for kind, flag in (("TRAIN", "TRAIN"), ("TEST", "VAL")):
-        json_file, images = cfg.DATASETS[f"{flag}_JSON"], cfg.DATASETS[f"{flag}_IMAGES"]
-        if bool(json_file) != bool(images):
-            missing = f"--{flag.lower()}-{'images' if json_file else 'json'}"
-            raise ConfigError(
-                f"DATASETS.{flag}_JSON and DATASETS.{flag}_IMAGES go together: give {missing} too"
-            )
-        if json_file:
-            sources[json_file] = (json_file, images)
-            loaded.override(f"DATASETS.{kind}", (json_file,), source=f"DATASETS.{flag}_JSON")
+    settle_files(loaded)
+    by_files = {
+        files[0]: (files, name_of_files(cfg, k)) for k in ("TRAIN", "TEST") if (files := files_of(cfg, k))
+    }
     wanted = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
     if not wanted:
         key, flags = (
@@ -146,9 +141,10 @@ def register_datasets(
         )
         raise ConfigError(f"DATASETS.{key} is empty: name a dataset, or give {flags}")
     first: DatasetMetadata | None = None
+    description = DataDescription(cfg)
     for name in dict.fromkeys((*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)):
         to_train = training and name in cfg.DATASETS.TRAIN
-        if name not in sources and name not in dataset_names():
+        if name not in by_files and name not in dataset_names():
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
             if to_train and name in _checked:
@@ -158,8 +154,10 @@ def register_datasets(
             reading_test_sets(cfg) if training and not to_train else contextlib.nullcontext(),
             first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()),
         ):
+            source, display_name = by_files.get(name, (name, name))
             dataset = load_coco_dataset(
-                sources.get(name, name),
+                source,
+                name=display_name,
                 strict=cfg.DATASETS.STRICT,
                 # Opening every image takes its time: one process of each machine does it for all, unless it may
                 # leave out images.
@@ -171,6 +169,10 @@ def register_datasets(
                 cache=cfg.DATASETS.CACHE,
             )
         register_checked_dataset(name, dataset)
+        if to_train:
+            description.add(dataset, training=True)
+        if name in cfg.DATASETS.TEST:
+            description.add(dataset, training=False)
         if first is None:
             first = dataset.metadata
             classes = classes or first.thing_classes
@@ -178,6 +180,7 @@ def register_datasets(
         if to_train:
             _fit_masks(loaded, dataset.metadata.name, dataset.records)  # at rest each record is unpickled
     if training:
+        description.tell(Path(cfg.OUTPUT_DIR))
         ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
         if len(ours) == len(cfg.DATASETS.TRAIN):
             check_labels(cfg, {each.metadata.json_file: each.records for each in ours})

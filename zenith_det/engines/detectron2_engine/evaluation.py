@@ -37,6 +37,7 @@ from zenith_det.evaluation import (
     log_explanations,
     note_weights,
     results_table,
+    write_explanations,
     write_results,
 )
 from zenith_det.training.averaging import FOLDER
@@ -157,6 +158,8 @@ class CocoEvaluator(DatasetEvaluator):
         reasons = explain_results(
             metrics, ground_truth, results, score_threshold=self._score_threshold, image_ids=images
         )
+        if self._output_dir:
+            write_explanations(Path(self._output_dir), reasons)
         log_explanations(reasons)
         return metrics
 

@@ -20,7 +20,7 @@ from detectron2.engine import default_setup
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from zenith_det.config import LoadedConfig
+from zenith_det.config import LoadedConfig, settle_files
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.config import to_detectron2
@@ -66,6 +66,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
         UserError: anything the user can mend, in one line.
     """
     join_machine()
+    settle_files(loaded)
     resolve_device(loaded)
     output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
     setup_logging(output_dir, comm.get_rank())

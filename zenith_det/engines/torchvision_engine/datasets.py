@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from zenith_det.config import CfgNode
+from zenith_det.config import CfgNode, files_of, name_of_files
 from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints, load_coco_dataset
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.training_set import check_labels
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine, get_local_rank
@@ -18,18 +19,16 @@ logger = logging.getLogger(__name__)
 
 def dataset_sources(cfg: CfgNode, kind: str) -> list[Any]:
     """The (name | (json, images)) of ``DATASETS.TRAIN`` (``kind="TRAIN"``) or ``DATASETS.TEST`` (``"TEST"``)."""
-    prefix = "TRAIN" if kind == "TRAIN" else "VAL"
-    json_file, images = cfg.DATASETS[f"{prefix}_JSON"], cfg.DATASETS[f"{prefix}_IMAGES"]
-    if bool(json_file) != bool(images):
-        missing = f"--{prefix.lower()}-{'images' if json_file else 'json'}"
-        raise ConfigError(
-            f"DATASETS.{prefix}_JSON and DATASETS.{prefix}_IMAGES go together: give {missing} too"
-        )
-    return [(json_file, images)] if json_file else list(cfg.DATASETS[kind])
+    files = files_of(cfg, kind)
+    return [files] if files else list(cfg.DATASETS[kind])
 
 
-def load_training_set(cfg: CfgNode) -> CocoDataset:
+def load_training_set(cfg: CfgNode, description: DataDescription | None = None) -> CocoDataset:
     """The training set, sets named together merged by class name, without the images left out by default.
+
+    Args:
+        cfg: the configuration.
+        description: is given each set as read.
 
     Raises:
         ConfigError: no set is named, or no object is labelled for a head of the model.
@@ -38,8 +37,9 @@ def load_training_set(cfg: CfgNode) -> CocoDataset:
     sources = dataset_sources(cfg, "TRAIN")
     if not sources:
         raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
-    first = _load(cfg, sources[0], None)
-    parts = [first, *(_load(cfg, source, first.metadata.thing_classes) for source in sources[1:])]
+    first = _load(cfg, "TRAIN", sources[0], None, description)
+    classes = first.metadata.thing_classes
+    parts = [first, *(_load(cfg, "TRAIN", source, classes, description) for source in sources[1:])]
     check_labels(cfg, {part.metadata.json_file: part.records for part in parts})
     merged = replace(first, records=[record for part in parts for record in part.records])
     records = merged.records
@@ -72,17 +72,25 @@ def load_training_set(cfg: CfgNode) -> CocoDataset:
     return replace(merged, records=records)
 
 
-def load_test_sets(cfg: CfgNode, classes: Sequence[str] | None) -> list[CocoDataset]:
-    """The sets to evaluate on, their categories matched by name to ``classes``."""
-    return [_load(cfg, source, classes) for source in dataset_sources(cfg, "TEST")]
+def load_test_sets(
+    cfg: CfgNode, classes: Sequence[str] | None, description: DataDescription | None = None
+) -> list[CocoDataset]:
+    """The sets to evaluate on, their categories matched by name to ``classes``; each given to ``description``."""
+    return [_load(cfg, "TEST", source, classes, description) for source in dataset_sources(cfg, "TEST")]
 
 
-def _load(cfg: CfgNode, source: Any, classes: Sequence[str] | None) -> CocoDataset:
+def _load(
+    cfg: CfgNode, kind: str, source: Any, classes: Sequence[str] | None, description: DataDescription | None
+) -> CocoDataset:
     with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
-        return load_coco_dataset(
+        dataset = load_coco_dataset(
             source,
+            name=source if isinstance(source, str) else name_of_files(cfg, kind),
             strict=cfg.DATASETS.STRICT,
             classes=classes,
             max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
             cache=cfg.DATASETS.CACHE,
         )
+    if description is not None:
+        description.add(dataset, training=kind == "TRAIN")
+    return dataset

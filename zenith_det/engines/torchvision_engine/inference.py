@@ -24,6 +24,7 @@ from zenith_det.evaluation import (
     forget_weights,
     log_results,
     note_weights,
+    write_explanations,
     write_results,
 )
 from zenith_det.training.distributed import (
@@ -189,5 +190,6 @@ def evaluate(
         weights=weights,
         image_ids=image_ids,
     )
+    write_explanations(folder, explanations)
     log_results(scores, explanations)
     return finite_scalars(scores), results

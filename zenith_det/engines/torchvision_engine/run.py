@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from zenith_det.config import CfgNode, LoadedConfig, follow_dataset
+from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, settle_files
 from zenith_det.data import (
     CocoDataset,
     DatasetMetadata,
     SerializedList,
 )
 from zenith_det.engines.checkpoint_classes import remembered_classes
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
 from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.model_format import compile_backbone
@@ -89,6 +90,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
         UserError: anything the user can mend, in one line.
     """
     cfg = loaded.cfg
+    settle_files(loaded)
     resolve_device(loaded)
     check_supported(loaded)
     output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
@@ -125,14 +127,16 @@ def train(
         UnexpectedResultsError: the last evaluation is not what ``TEST.EXPECTED_RESULTS`` says.
     """
     cfg = loaded.cfg
-    training_set = load_training_set(cfg)
+    description = DataDescription(cfg)
+    training_set = load_training_set(cfg, description)
     metadata = training_set.metadata
     follow_dataset(
         loaded, metadata.name, metadata.num_classes, metadata.num_keypoints, metadata.keypoint_oks_sigmas
     )
     warn_of_missing_flip_pairs(cfg, metadata)
     with reading_test_sets(cfg):
-        test_sets = load_test_sets(cfg, metadata.thing_classes)
+        test_sets = load_test_sets(cfg, metadata.thing_classes, description)
+    description.tell(output_dir)
     if options.epochs is not None:
         iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
         loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
