@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 #: The longest message, in characters: names and values in it come from files of any size.
 MAX_MESSAGE = 2000
@@ -33,6 +34,12 @@ def one_line(value: object, limit: int = 160) -> str:
 def quote(value: object, limit: int = 80) -> str:
     """A value from a file as it would stand in code: text in quotes, so that ``"1"`` isn't taken for 1."""
     return one_line(_repr(value[: limit * 4] if isinstance(value, str) else value), limit)
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Names for a line, of many the first: ``"a, b and 3 more"``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return one_line(", ".join(one_line(name, 80) for name in names[:most]), 40 * most) + more
 
 
 def _repr(value: object) -> str:

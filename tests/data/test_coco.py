@@ -17,6 +17,7 @@ from zenith_det.data import (
     examine_coco_dataset,
     filter_empty,
     filter_few_keypoints,
+    known_classes,
     load_coco_dataset,
 )
 from zenith_det.data.segmentations import _compressed_counts
@@ -88,8 +89,26 @@ def test_categories_are_matched_by_name(tmp_path: Path) -> None:
     assert dataset.metadata.thing_dataset_id_to_contiguous_id == {9: 0, 7: 1}
     assert {a["category_id"] for r in dataset.records for a in r["annotations"]} == {0}
     assert {a["category_id"] for a in coco_ground_truth(dataset)["annotations"]} == {9}
-    with pytest.raises(DatasetError, match="lacks cow and has besides dog"):
-        load_coco_dataset(write(tmp_path, val, "val.json"), classes=("cat", "cow"))
+    assert (
+        load_coco_dataset(write(tmp_path, val, "val.json"), classes=("cat", "cow")).metadata.num_classes == 2
+    )
+
+
+def test_classes_that_the_training_set_does_not_have(tmp_path: Path) -> None:
+    data = content()
+    data["categories"] = [{"id": 1, "name": "rbc"}, {"id": 2, "name": "wbc"}, {"id": 3, "name": "dust"}]
+    data["annotations"][0]["category_id"] = 2
+    source = write(tmp_path, data)
+    for other_classes, classes in (("refuse", ("rbc", "WBC")), ("keep", ("WBC", "dust2"))):
+        with pytest.raises(
+            DatasetError, match=r"it has \d annotations of .*wbc.*: write wbc as WBC, as there \("
+        ):
+            load_coco_dataset(source, classes=classes, other_classes=other_classes)  # type: ignore[arg-type]
+    kept = load_coco_dataset(source, classes=("plt", "rbc"), other_classes="keep")
+    assert kept.metadata.thing_classes == ("plt", "rbc", "wbc")  # dust has no object
+    assert [a["category_id"] for r in kept.records for a in r["annotations"]] == [2, 1, 1]
+    assert [a["category_id"] for a in coco_ground_truth(kept)["annotations"]] == [2, 1, 1]
+    assert [len(r["annotations"]) for r in known_classes(kept.records, 2)] == [0, 1, 1]
 
 
 def test_kinds_of_masks_mixed_in_one_file(tmp_path: Path) -> None:
@@ -234,8 +253,6 @@ def test_minimal_file_evaluates(tmp_path: Path) -> None:
     assert {"info", "licenses"} <= truth.keys()
     kinds = {kind for kind, action in dataset.report.counts if action == "filled"}
     assert kinds >= {
-        "no info",
-        "no licenses",
         "no area",
         "no iscrowd",
         "no annotation id",
@@ -306,7 +323,9 @@ def test_examine_returns_what_load_refuses(tmp_path: Path) -> None:
     source = write(tmp_path, data)
     report = examine_coco_dataset(source).report
     assert report.counts[("missing file", "stops")] == 1
-    with pytest.raises(DatasetError, match=r"missing file 1; the first: gone\.png: does not exist"):
+    with pytest.raises(
+        DatasetError, match=r"1 of 3 images is missing in .*images: gone\.png; DATASETS\.MAX_BAD_I"
+    ):
         load_coco_dataset(source)
     dataset = load_coco_dataset(source, max_bad_images=1)
     assert [record["image_id"] for record in dataset.records] == [2, 3]

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from zenith_det.data.formats import name_of_json, name_of_text
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.errors import DatasetError, one_line
 
@@ -39,6 +40,9 @@ def parse(data: bytes, json_file: str) -> dict[str, Any]:
             content = _from_json(data, json_file)
     except MemoryError:
         raise DatasetError(f"{json_file}: does not fit into memory") from None
+    is_coco = isinstance(content, dict) and {"images", "categories"} <= content.keys()
+    if not is_coco and (known := name_of_json(content)):
+        raise DatasetError(f"{json_file}: not a COCO annotation file: {known}")
     if not isinstance(content, dict):
         raise DatasetError(
             f"{json_file}: not a COCO annotation file: a JSON object with images, annotations and categories "
@@ -59,6 +63,8 @@ def _from_json(data: bytes, json_file: str) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         pass  # Python's own takes three times as long. It also reads NaN, and knows the line of a mistake.
+    if known := name_of_text(data, json_file):
+        raise DatasetError(f"{json_file}: not a COCO annotation file: {known}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_OKS_SIGMAS, DatasetMetadata
 from zenith_det.data.values import as_id
-from zenith_det.errors import DatasetError, is_printable, one_line, quote
+from zenith_det.errors import DatasetError, is_printable, listed, quote
+
+logger = logging.getLogger(__name__)
 
 #: The longest name of a category or a keypoint, in characters.
 MAX_NAME = 500
 #: Keypoints of one object; sets of faces have 478.
 MAX_KEYPOINTS = 1000
 _LEFT_AND_RIGHT = (("left", "right"), ("Left", "Right"), ("LEFT", "RIGHT"))
+#: What becomes of a set's objects of classes that are not among those of the training set.
+OtherClasses = Literal["refuse", "keep"]
 # How a keypoint's name tells its side: by the word anywhere; by the letter where it stands alone (l_hip, "hip L"),
 # or is a word of its own in camel case (LHip, hipL).
 _SIDE = re.compile(
@@ -113,9 +119,64 @@ def _keypoints(
     return tuple(names), _flip_map(names, category, where), tuple(bones), sigmas, given
 
 
+def annotations_by_class(content: dict[str, Any]) -> Counter[str]:
+    """How many annotations each category of a file has, by its name."""
+    names = {as_id(category["id"]): category["name"] for category in content["categories"]}
+    ids = (as_id(a.get("category_id")) for a in content.get("annotations", []) if isinstance(a, dict))
+    return Counter(names[number] for number in ids if number in names)
+
+
+def _checked_extra(
+    extra: list[str],
+    classes: tuple[str, ...],
+    used: Mapping[str, int],
+    names: tuple[str, ...],
+    json_file: str,
+    other_classes: OtherClasses,
+) -> tuple[str, ...]:
+    """Those of the categories that training doesn't know that have objects.
+
+    Raises:
+        DatasetError: there are such, and they are to be refused, or no category is known.
+    """
+    with_objects = tuple(category for category in extra if used.get(category))
+    if not with_objects:
+        return ()
+    count = sum(used[category] for category in with_objects)
+    told = f"it has {count} annotations of {listed(with_objects)}, which the training set does not have"
+    similar = {category.casefold().strip(): category for category in classes if category not in names}
+    meant = [f"{a} as {similar[key]}" for a in with_objects if (key := a.casefold().strip()) in similar]
+    hint = f": write {listed(meant)}, as there" if meant else ""
+    if other_classes == "refuse" or not set(classes) & set(names):
+        raise DatasetError(
+            f"{json_file}: {told}{hint} (categories are matched by name, ids may differ; the training set has "
+            f"{listed(classes)})"
+        )
+    if hint:
+        logger.warning("%s: %s%s", json_file, told, hint)
+    return with_objects
+
+
 def metadata_from(
-    content: dict[str, Any], name: str, json_file: str, image_root: str, classes: Sequence[str] | None
+    content: dict[str, Any],
+    name: str,
+    json_file: str,
+    image_root: str,
+    classes: Sequence[str] | None,
+    other_classes: OtherClasses,
+    used: Callable[[], Mapping[str, int]],
 ) -> DatasetMetadata:
+    """What a file's categories say.
+
+    Args:
+        content: of the annotation file; its ``categories`` count.
+        name, json_file, image_root: of the set.
+        classes, other_classes: see :func:`zenith_det.data.load_coco_dataset`.
+        used: gives the number of annotations of each category, by its name.
+
+    Raises:
+        DatasetError: they can't be used, or are not those of ``classes``.
+    """
     categories: list[dict[str, Any]] = []
     for entry in content["categories"]:
         if (
@@ -144,14 +205,9 @@ def metadata_from(
             seen.add(category[key])
     names = tuple(category["name"] for category in categories)
     order = tuple(classes) if classes is not None else names
-    if set(order) != set(names):
-        missing, extra = sorted(set(order) - set(names)), sorted(set(names) - set(order))
-        told = [f"lacks {one_line(', '.join(missing))}"] * bool(missing)
-        told += [f"has besides {one_line(', '.join(extra))}"] * bool(extra)
-        raise DatasetError(
-            f"{json_file}: its categories are not those of the training set: it {' and '.join(told)} "
-            "(they are matched by name, ids may differ)"
-        )
+    if extra := [category for category in names if category not in order]:
+        order += _checked_extra(extra, order, used(), names, json_file, other_classes)
+        categories = [category for category in categories if category["name"] in order]
     index = {category: number for number, category in enumerate(order)}
     keypoint_names, flip_map, bones, sigmas, given = _keypoints(categories, json_file)
     return DatasetMetadata(

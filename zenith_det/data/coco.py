@@ -18,8 +18,9 @@ from zenith_det.data import annotation_cache
 from zenith_det.data.annotation_entries import AnnotationReader
 from zenith_det.data.annotation_file import parse, read_bytes
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
-from zenith_det.data.categories import metadata_from
+from zenith_det.data.categories import OtherClasses, annotations_by_class, metadata_from
 from zenith_det.data.dataset import CocoDataset
+from zenith_det.data.formats import name_of_folder
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.image_entries import read_images
 from zenith_det.data.image_files import ImageCheck
@@ -45,8 +46,14 @@ def _resolve(source: Source, name: str | None) -> tuple[str, str, str]:
     hint = ""
     if isinstance(source, str) and is_builtin(source):
         hint = f" ({ROOT_VARIABLE} is {datasets_root()!r}; datasets/README.md shows the layout)"
+    if os.path.isdir(json_file):
+        raise DatasetError(f"dataset {name}: {json_file} is no annotation file: {name_of_folder(json_file)}")
     if not os.path.isfile(json_file):
         raise MissingDatasetError(f"dataset {name}: annotation file {json_file} does not exist{hint}")
+    if os.path.isfile(image_root):
+        raise DatasetError(
+            f"dataset {name}: {image_root} is a file: give the folder that the images' file_name begin in"
+        )
     if not os.path.isdir(image_root):
         raise MissingDatasetError(f"dataset {name}: image folder {image_root} does not exist{hint}")
     return name, json_file, image_root
@@ -58,6 +65,7 @@ def examine_coco_dataset(
     name: str | None = None,
     check_images: ImageCheck = "header",
     classes: Sequence[str] | None = None,
+    other_classes: OtherClasses = "refuse",
     max_bad_images: int = 0,
 ) -> CocoDataset:
     """As :func:`load_coco_dataset`, but return a dataset that can't be used as well, its report saying why.
@@ -65,7 +73,7 @@ def examine_coco_dataset(
     Raises:
         DatasetError: the annotation file can't be made sense of at all.
     """
-    return _examine(source, name, check_images, classes, max_bad_images, cache=False)
+    return _examine(source, name, check_images, classes, other_classes, max_bad_images, cache=False)
 
 
 def _examine(
@@ -73,6 +81,7 @@ def _examine(
     name: str | None,
     check_images: ImageCheck,
     classes: Sequence[str] | None,
+    other_classes: OtherClasses,
     max_bad_images: int,
     *,
     cache: bool,
@@ -83,7 +92,7 @@ def _examine(
         digest = annotation_cache.digest_of_file(json_file)
         if digest is not None:
             entry = annotation_cache.Entry(digest, *circumstances)
-            dataset = remembered(entry, name, json_file, image_root, classes, check_images)
+            dataset = remembered(entry, name, json_file, image_root, classes, other_classes, check_images)
             if dataset is not None:
                 return dataset
     data = read_bytes(json_file)
@@ -92,14 +101,13 @@ def _examine(
     digest = annotation_cache.digest_of(data) if cache else b""
     content = parse(data, json_file)
     del data
-    metadata = metadata_from(content, name, json_file, image_root, classes)
+    metadata = metadata_from(
+        content, name, json_file, image_root, classes, other_classes, lambda: annotations_by_class(content)
+    )
     report = DatasetReport(name, num_classes=metadata.num_classes)
     with garbage_collection_off():
         records, left_out = read_images(content["images"], metadata, report, check_images, max_bad_images)
         AnnotationReader(records, left_out, metadata, report).read(content.get("annotations", []))
-    for key in ("info", "licenses"):
-        if key not in content:
-            report.add(f"no {key}", "filled", f'the file has no "{key}"; evaluation gets an empty one')
     report.num_images = len(records)
     report.num_annotations = sum(len(record["annotations"]) for record in records.values())
     without = [r for r in records.values() if all(a["iscrowd"] for a in r["annotations"])]
@@ -121,6 +129,7 @@ def load_coco_dataset(
     strict: bool = False,
     check_images: ImageCheck = "header",
     classes: Sequence[str] | None = None,
+    other_classes: OtherClasses = "refuse",
     max_bad_images: int = 0,
     name: str | None = None,
     cache: bool = False,
@@ -133,7 +142,10 @@ def load_coco_dataset(
         check_images: ``header`` opens each image and compares its size; ``full`` decodes it as well;
             ``none`` opens only those whose size isn't declared.
         classes: class names of the training set, for any other set: categories are then matched by name and
-            ``category_id`` indexes ``classes``.
+            ``category_id`` indexes ``classes``. The set may lack some.
+        other_classes: what becomes of objects of classes that are not among ``classes``: ``refuse`` the set, or
+            ``keep`` them, their classes after those of ``classes``, unless it has none of ``classes`` at all.
+            Categories without objects are left out.
         max_bad_images: up to this many missing or unusable images are dropped; one more stops.
         name: for the metadata and messages; default: the source's name or the file's stem.
         cache: take the annotations from the last time that a file of the same content was read, and keep them
@@ -142,16 +154,14 @@ def load_coco_dataset(
     Raises:
         DatasetError: the set can't be used, or is refused as ``strict`` says.
     """
-    dataset = _examine(source, name, check_images, classes, max_bad_images, cache=cache)
+    dataset = _examine(source, name, check_images, classes, other_classes, max_bad_images, cache=cache)
     report = dataset.report
     refused: tuple[Action, ...] = ("stops", "dropped") if strict else ("stops",)
     for action in refused:
-        first = report.first(action)
-        if first is not None:
+        if report.count(action):
             reason = "can't be used" if action == "stops" else "is refused by the strict check"
-            hint = f"; {report.hint}" if report.hint else ""
             raise DatasetError(
-                f"{dataset.metadata.json_file} {reason}: {report.kinds(action)}; the first: {first}{hint} "
+                f"{dataset.metadata.json_file} {reason}: {report.refusal(action, dataset.metadata.image_root)} "
                 f"({cli.command('check-dataset')} lists them all)"
             )
     suspicions = report.suspicions()

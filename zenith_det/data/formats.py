@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zenith_det.errors import one_line
+from zenith_det.errors import listed
 
 #: How much of a file is looked at.
 _BEGINNING = 65536
@@ -29,7 +29,8 @@ _MAGIC = (
     (b"\x89PNG", "a PNG image", "give the annotation file, not an image"),
     (b"SQLite format 3", "an SQLite database", "export the annotations as COCO JSON"),
 )
-_CONVERT = "convert it to COCO JSON"
+_CONVERT = "give its folder as --train-json, or make COCO files of it by tools/convert_dataset.py"
+_BY_HAND = "convert it to COCO JSON"
 _EXPORT = "export the annotations anew as COCO JSON"
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -56,13 +57,11 @@ def name_of_text(data: bytes, path: str) -> str:
     lines = [line for line in beginning.split(b"\n")[:50] if line.strip()]
     whole = lines if len(data) <= _BEGINNING or len(lines) == 1 else lines[:-1]
     if all(_YOLO_LINE.fullmatch(line.strip()) for line in whole):
-        return (
-            f"it is YOLO's labels of one image (a class and numbers a line): {_CONVERT}, those of all images"
-        )
+        return f"it is YOLO's labels of one image (a class and numbers a line): {_CONVERT}"
     if b"region_shape_attributes" in lines[0]:
         return "it is VIA's CSV: in VIA take Annotation, Export Annotations (COCO format), or convert it to COCO JSON"
     if lines[0].count(b",") >= 3 and not beginning.startswith((b"{", b"[")):
-        return f"it is a CSV table: {_CONVERT}, or {_EXPORT}"
+        return f"it is a CSV table: {_BY_HAND}, or {_EXPORT}"
     if len(lines) > 1 and lines[0].lstrip().startswith(b"{") and lines[0].rstrip().endswith(b"}"):
         return f"it has a JSON object on each line, not one in all: {_EXPORT}"
     return ""
@@ -72,7 +71,7 @@ def _name_of_xml(beginning: bytes) -> str:
     if re.search(rb"<annotations[\s>]", beginning):
         return 'it is CVAT\'s own XML: in CVAT, export the task or project as "COCO 1.0"'
     if re.search(rb"<annotation[\s>]", beginning):
-        return f"it is Pascal VOC's XML of one image: {_CONVERT}, those of all images"
+        return f"it is Pascal VOC's XML of one image: {_CONVERT}"
     if re.search(rb"<!doctype html|<html", beginning, re.IGNORECASE):
         return "it is a web page, perhaps that of a failed download: download the file again"
     return f"it is XML: {_EXPORT}"
@@ -111,11 +110,11 @@ def _name_of_list(content: list[Any]) -> str:
     if keys & {"lead_time", "annotator"} or "annotation_id" in keys:
         return 'it is Label Studio\'s JSON-MIN: export the project as "COCO", or "COCO with images"'
     if "image" in keys and "annotations" in keys:
-        return f"it is CreateML's JSON: {_CONVERT}, or {_EXPORT}"
+        return f"it is CreateML's JSON: {_BY_HAND}, or {_EXPORT}"
     if "name" in keys and "labels" in keys:
-        return f"it is BDD100K's (Scalabel's) JSON: {_CONVERT}"
+        return f"it is BDD100K's (Scalabel's) JSON: {_BY_HAND}"
     if "Label" in keys or "data_row" in keys:
-        return f"it is Labelbox's own JSON: {_CONVERT}, or {_EXPORT}"
+        return f"it is Labelbox's own JSON: {_BY_HAND}, or {_EXPORT}"
     return ""
 
 
@@ -136,7 +135,7 @@ _OBJECTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str], ...] = (
     (_has("project", "metadata", "attribute"), "it is VIA 3's own JSON: export the annotations as COCO"),
     (
         lambda content: "shapes" in content and ("imagePath" in content or "version" in content),
-        f"it is labelme's JSON of one image: {_CONVERT}, those of all images",
+        f"it is labelme's JSON of one image: {_CONVERT}",
     ),
     (_has("items", "categories"), f"it is Datumaro's JSON: {_EXPORT}"),
     (
@@ -176,7 +175,7 @@ def name_of_folder(folder: str) -> str:
     if len(jsons) > 1 and {Path(name).stem for name in jsons} & stems:
         return f"it is a folder with a .json file for each image, as labelme writes them: {_CONVERT}"
     if jsons:
-        return f"it is a folder: give one of its files, {_listed(jsons)}"
+        return f"it is a folder: give one of its files, {listed(jsons, _FILES_LISTED)}"
     if any(name.lower().endswith(".xml") for name in names):
         return f"it is a folder of XML files, Pascal VOC's format: {_CONVERT}"
     if any(name.lower().endswith(".txt") for name in names) or any(
@@ -186,11 +185,7 @@ def name_of_folder(folder: str) -> str:
     for name in below:
         inner = sorted(str(path) for path in (Path(folder) / name).glob("*.json"))
         if inner:
-            return f"it is a folder: give a file, such as {_listed(inner)}"
+            return f"it is a folder: give a file, such as {listed(inner, _FILES_LISTED)}"
     if stems:
         return "it is a folder of images: give the JSON file with the annotations"
     return f"it is a folder{'' if names else ', and empty'}: give the JSON file with the annotations"
-
-
-def _listed(names: list[str]) -> str:
-    return one_line(", ".join(names[:_FILES_LISTED]), 400) + (", …" if len(names) > _FILES_LISTED else "")

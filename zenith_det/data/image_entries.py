@@ -89,7 +89,8 @@ def read_images(
             "image_id": image_id,
             "annotations": [],
         }
-    action: Action = "dropped" if sum(counts.values()) <= max_bad_images else "stops"
+    report.listed_images, report.bad_images = len(entries), sum(counts.values())
+    action: Action = "dropped" if report.bad_images <= max_bad_images else "stops"
     for name, image_id, kind, reason in faults:
         report.add(kind, action, reason, image=name, image_id=image_id)
     for kind, count in counts.items():

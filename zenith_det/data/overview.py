@@ -11,13 +11,12 @@ from pathlib import Path
 from rich.cells import cell_len
 
 from zenith_det.data.statistics import SetStatistics
-from zenith_det.errors import one_line
+from zenith_det.errors import listed, one_line
 
 #: Classes that a short table shows; of more, the most frequent and the rarest.
 SHORT = 12
 #: A share of objects below 8 pixels from which a line says so.
 MANY_SMALL = 0.25
-_NAMES_SHOWN = 10
 _NAME_WIDTH = 32
 
 
@@ -118,12 +117,6 @@ def _padded(cells: Sequence[str], *, left: bool = False) -> list[str]:
     return [cell + blank if left else blank + cell for cell, blank in zip(cells, blanks, strict=True)]
 
 
-def names_line(names: Sequence[str]) -> str:
-    """Names for a line, of many the first."""
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return one_line(", ".join(names[:_NAMES_SHOWN]), 400) + more
-
-
 def _one_of(singular: str, plural: str, count: int) -> str:
     return f"{count} {singular if count == 1 else plural}"
 
@@ -140,11 +133,11 @@ def notes(sets: Sequence[SetStatistics]) -> list[Note]:
     trained = {each.name for one in training for each in one.classes if each.objects}
     for one in sets if not training else []:
         if empty := [each.name for each in one.classes if not each.objects]:
-            lines.append(Note(f"{one.title}: no object of {names_line(empty)}"))
+            lines.append(Note(f"{one.title}: no object of {listed(empty)}"))
     declared = list(dict.fromkeys(each.name for one in training for each in one.classes))
     judged = {each.name for one in validation for each in one.classes if each.objects}
     if idle := [name for name in declared if name not in trained and name not in judged]:
-        lines.append(Note(f"no training object of {names_line(idle)}: the model can't learn to find any"))
+        lines.append(Note(f"no training object of {listed(idle)}: the model can't learn to find any"))
     for one in validation if training else []:
         for each in one.classes:
             if each.objects and each.name not in trained:
@@ -158,7 +151,7 @@ def notes(sets: Sequence[SetStatistics]) -> list[Note]:
                 )
         lacking = [n for n in declared if n in trained and not one.of_class(n).objects]
         if lacking and one.total.objects:
-            lines.append(Note(f"{one.title} has no object of {names_line(lacking)}: there is no AP of them"))
+            lines.append(Note(f"{one.title} has no object of {listed(lacking)}: there is no AP of them"))
     for one in validation:
         if not one.total.objects:
             lines.append(Note(f"{one.title} has no object: there is no AP", warning=True))

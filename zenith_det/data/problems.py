@@ -19,6 +19,7 @@ _ACTION_ORDER: tuple[Action, ...] = ("stops", "dropped", "filled", "kept")
 SUSPICIOUS = "suspicious boxes"
 #: Per kind of problem, how many are kept with their file and id; all are counted.
 EXAMPLES_KEPT = 10_000
+_NAMES_SHOWN = 10
 
 
 class Fault(Exception):
@@ -66,6 +67,7 @@ class DatasetReport:
         problems: the first :data:`EXAMPLES_KEPT` of each kind.
         counts: (kind, action) -> how many.
         hint: where all images are missing, what finds them; "" where nothing does.
+        listed_images, bad_images: of the file's images, all, and those that are missing or can't be used.
     """
 
     name: str
@@ -76,6 +78,8 @@ class DatasetReport:
     problems: list[Problem] = field(default_factory=list)
     counts: dict[tuple[str, Action], int] = field(default_factory=dict)
     hint: str = ""
+    listed_images: int = 0
+    bad_images: int = 0
 
     def add(
         self,
@@ -104,10 +108,32 @@ class DatasetReport:
         """What the boxes as a whole look like, if not like COCO's: each a line."""
         return [problem.reason for problem in self.problems if problem.kind == SUSPICIOUS]
 
-    def kinds(self, action: Action) -> str:
-        """The kinds met with this action and their counts: ``missing file 2, box without area 1``."""
-        found = [(n, kind) for (kind, act), n in self.counts.items() if act == action]
+    def kinds(self, action: Action, *, but: str = "") -> str:
+        """The kinds met with this action, ``but`` one, and their counts: ``missing file 2, box without area 1``."""
+        found = [(n, kind) for (kind, act), n in self.counts.items() if act == action and kind != but]
         return ", ".join(f"{kind} {n}" for n, kind in sorted(found, key=lambda item: (-item[0], item[1])))
+
+    def refusal(self, action: Action, image_root: str) -> str:
+        """What is met with this action, the first of it, and what to do: missing images by their names."""
+        missing = [p for p in self.problems if p.kind == "missing file" and p.action == action]
+        count = self.counts.get(("missing file", action), 0)
+        told = []
+        if missing:
+            told.append(
+                f"{count} of {_plural(self.listed_images, 'image')} {'is' if count == 1 else 'are'} missing in "
+                f"{image_root}: {', '.join(str(p.image) for p in missing[:_NAMES_SHOWN])}"
+                + (f" and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else "")
+            )
+        first = next((p for p in self.problems if p.action == action and p.kind != "missing file"), None)
+        if first is not None:
+            told.append(f"{self.kinds(action, but='missing file')}; the first: {first}")
+        if self.hint:
+            told.append(self.hint)
+        elif action == "stops" and self.bad_images == self.count(action) < self.listed_images:
+            told.append(
+                f"DATASETS.MAX_BAD_IMAGES {self.bad_images} (--max-bad-images {self.bad_images}) does without them"
+            )
+        return "; ".join(told)
 
     def summary(self) -> str:
         """One line: what the dataset holds and what was done to it."""
@@ -115,17 +141,18 @@ class DatasetReport:
             f"{self.name}: {_plural(self.num_images, 'image')} ({self.num_without_objects} without objects), "
             f"{_plural(self.num_annotations, 'annotation')}, {_plural(self.num_classes, 'class', 'classes')}"
         )
-        for action in ("stops", "dropped", "filled"):
+        for action in ("stops", "dropped"):
             if self.count(action):
                 text += f"; {'can not be used' if action == 'stops' else action}: {self.kinds(action)}"
         if self.suspicions():
             text += f"; {SUSPICIOUS}"
-        elif not self.count("stops", "dropped", "filled"):
+        elif not self.count("stops", "dropped"):
             text += "; no problems"
-        return text
+        # What is left out of a file and has one meaning only is no problem of it.
+        return text + (f"; filled in: {self.kinds('filled')}" if self.count("filled") else "")
 
     def table(self, examples: int = 3) -> str:
-        """Counts per problem, the worst first, with the first examples: file, annotation id, reason."""
+        """Counts of all that was found, the worst first, with the first examples: file, annotation id, reason."""
         if not self.counts:
             return "no problems found"
         by_key: dict[tuple[str, Action], list[Problem]] = {}
@@ -134,8 +161,8 @@ class DatasetReport:
             if len(shown) < examples:
                 shown.append(problem)
         keys = sorted(self.counts, key=lambda key: (_ACTION_ORDER.index(key[1]), -self.counts[key], key[0]))
-        wide = max(len("problem"), *(len(kind) for kind, _ in keys))
-        lines = [f"{'problem':<{wide}}  {'action':<7}  {'count':>7}  first examples"]
+        wide = max(len("found"), *(len(kind) for kind, _ in keys))
+        lines = [f"{'found':<{wide}}  {'action':<7}  {'count':>7}  first examples"]
         lines.append("-" * len(lines[0]))
         for kind, action in keys:
             start = f"{kind:<{wide}}  {action:<7}  {self.counts[kind, action]:>7}  "

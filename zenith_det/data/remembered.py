@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from zenith_det.data import annotation_cache
-from zenith_det.data.categories import metadata_from
+from zenith_det.data.categories import OtherClasses, metadata_from
 from zenith_det.data.dataset import CocoDataset
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.image_files import ImageCheck, ImageFile, check_image_files
@@ -55,6 +56,7 @@ def remembered(
     json_file: str,
     image_root: str,
     classes: Sequence[str] | None,
+    other_classes: OtherClasses,
     check_images: ImageCheck,
 ) -> CocoDataset | None:
     """What :func:`remember` kept; ``None`` if there is nothing, or an image has changed since.
@@ -67,8 +69,11 @@ def remembered(
         if kept is None:
             return None
         try:
-            metadata = metadata_from(kept, name, json_file, image_root, classes)
             records = kept["records"]
+            metadata = metadata_from(
+                kept, name, json_file, image_root, classes, other_classes,
+                lambda: Counter(kept["classes"][a["category_id"]] for r in records for a in r["annotations"]),
+            )  # fmt: skip
             undeclared = set(kept["undeclared"])
             files = [
                 ImageFile(r["file_name"], *((None, None) if n in undeclared else (r["height"], r["width"])))
@@ -82,6 +87,7 @@ def remembered(
             _restore(records, metadata, kept["classes"])
             report = DatasetReport(name, num_classes=metadata.num_classes)
             report.num_images, report.num_annotations, report.num_without_objects = kept["numbers"]
+            report.listed_images = len(records)  # all of the file's, or nothing had been kept
             report.problems = [Problem(*fields) for fields in kept["problems"]]
             report.counts = {(kind, action): count for kind, action, count in kept["counts"]}
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
@@ -94,7 +100,7 @@ def remembered(
 def _restore(records: list[dict[str, Any]], metadata: DatasetMetadata, classes: list[str]) -> None:
     """What the cache's form can't hold, and the indices of classes in another order."""
     index = {category: number for number, category in enumerate(metadata.thing_classes)}
-    order = [index[category] for category in classes]
+    order = [index.get(category, -1) for category in classes]  # -1: a class without objects
     moved = order != list(range(len(order)))
     unlabelled = [0.5, 0.5, 0.0] * metadata.num_keypoints
     for record in records:

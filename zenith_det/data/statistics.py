@@ -126,7 +126,8 @@ class SetStatistics:
         total: of all classes.
         classes: in the set's order.
         side_counts: objects by side at the network's input, see :data:`SIZE_BINS`.
-        found: what reading the set found, a line, and the table of its problems, "" without any.
+        found: what reading the set found, and what training leaves out of it, in lines.
+        problems: the table of its problems; "" without any.
     """
 
     role: str
@@ -139,7 +140,8 @@ class SetStatistics:
     total: ClassStatistics
     classes: list[ClassStatistics] = field(default_factory=list)
     side_counts: list[int] = field(default_factory=list)
-    found: tuple[str, str] = ("", "")
+    found: list[str] = field(default_factory=list)
+    problems: str = ""
 
     @property
     def title(self) -> str:
@@ -157,7 +159,8 @@ def count_set(
     input_size: InputSize,
     *,
     role: str = "",
-    found: tuple[str, str] = ("", ""),
+    found: Sequence[str] = (),
+    problems: str = "",
 ) -> SetStatistics:
     """Count what a checked set holds, in one pass over its records.
 
@@ -165,7 +168,7 @@ def count_set(
         metadata: of the set.
         records: Detectron2's standard dataset dicts.
         input_size: of the images that the network gets.
-        role: see :class:`SetStatistics`, as for ``found``.
+        role: see :class:`SetStatistics`, as for the others.
     """
     sizes: list[tuple[int, int]] = []
     # Five numbers an object: of its image and class, its box's area; whether it has a mask, a labelled keypoint.
@@ -224,7 +227,8 @@ def count_set(
             for n, name in enumerate(metadata.thing_classes)
         ],
         side_counts=np.histogram(sides, [*SIZE_BINS, np.inf])[0].tolist(),
-        found=found,
+        found=list(found),
+        problems=problems,
     )
 
 
@@ -248,7 +252,7 @@ def read_statistics(folder: Path) -> tuple[list[SetStatistics], list[str]]:
                 | {
                     "total": ClassStatistics(**one["total"]),
                     "classes": [ClassStatistics(**each) for each in one["classes"]],
-                    "found": (str(one["found"][0]), str(one["found"][1])),
+                    "found": list(map(str, one["found"])),
                 }
             )
             for one in content["sets"]

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from zenith_det.data import CocoDataset
+from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints
 from zenith_det.data.overview import notes, overview_table
 from zenith_det.data.statistics import STATISTICS_FILE, InputSize, SetStatistics, count_set, to_json
 from zenith_det.errors import UserError
@@ -29,17 +29,40 @@ class DataDescription:
 
     def add(self, dataset: CocoDataset, *, training: bool) -> None:
         """Count a set as it was read, before any image is left out of training."""
-        if is_main_process():
-            report = dataset.report
-            self._sets.append(
-                count_set(
-                    dataset.metadata,
-                    dataset.records,
-                    InputSize.of(self._cfg, training=training),
-                    role="training" if training else "validation",
-                    found=(report.summary(), report.table() if report.count("stops", "dropped") else ""),
-                )
+        if not is_main_process():
+            return
+        report = dataset.report
+        found = [report.summary(), *(f"{report.name}: {line}" for line in report.suspicions())]
+        self._sets.append(
+            count_set(
+                dataset.metadata,
+                dataset.records,
+                InputSize.of(self._cfg, training=training),
+                role="training" if training else "validation",
+                found=[*found, *(self._left_out(dataset) if training else [])],
+                problems=report.table() if report.count("stops", "dropped") else "",
             )
+        )
+
+    def _left_out(self, dataset: CocoDataset) -> list[str]:
+        """Of which images training does without; both engines' loaders say so, too."""
+        lines = []
+        records = dataset.records
+        if self._cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and (
+            left := len(records) - len(filter_empty(records))
+        ):
+            lines.append(
+                f"{dataset.metadata.name}: {left} images without objects left out of training "
+                "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them)"
+            )
+        if self._cfg.MODEL.KEYPOINT_ON:
+            least = self._cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            if left := len(records) - len(filter_few_keypoints(records, least)):
+                lines.append(
+                    f"{dataset.metadata.name}: {left} images with fewer than {least} labelled keypoints left out of "
+                    "training (MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0 keeps them)"
+                )
+        return lines
 
     def tell(self, output_dir: Path) -> None:
         """Log the table and what is worth knowing; keep both in ``OUTPUT_DIR/datasets.json``.

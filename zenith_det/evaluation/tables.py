@@ -44,11 +44,13 @@ def copypaste_lines(results: Mapping[str, Mapping[str, float]]) -> list[str]:
     return lines
 
 
-def log_results(results: Mapping[str, Mapping[str, float]], explanations: Sequence[str] = ()) -> None:
-    """Log the tables, the explanations (of :func:`~zenith_det.evaluation.explain_results`), and the
-    ``copypaste:`` lines last, where scripts expect them."""
+def log_results(
+    results: Mapping[str, Mapping[str, float]], explanations: Sequence[str] = (), run: str = ""
+) -> None:
+    """Log the tables, the explanations (see :func:`log_explanations`, also for ``run``), and the ``copypaste:`` lines
+    last, where scripts expect them."""
     logger.info("COCO AP in percent:\n%s", results_table(results))
-    log_explanations(explanations)
+    log_explanations(explanations, run)
     for line in copypaste_lines(results):
         logger.info("%s", line)
 

@@ -69,8 +69,10 @@ def statistics_parts(sets: Sequence[SetStatistics], notes: Sequence[str]) -> lis
 
 def found_parts(sets: Sequence[SetStatistics]) -> list[Html]:
     """What reading the sets found: a line each, and the tables of problems."""
-    lines = [one.found[0] for one in sets if one.found[0]]
-    tables = [part for one in sets if one.found[1] for part in (heading(one.title), code(one.found[1]))]
+    lines = [line for one in sets for line in one.found]
+    tables = [
+        part for one in sets if one.problems for part in (heading(f"{one.title}: found"), code(one.problems))
+    ]
     return [bullets(lines), *tables]
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zenith_det.data import read_image
-from zenith_det.data.statistics import read_statistics
+from zenith_det.data.statistics import STATISTICS_FILE, read_statistics
 from zenith_det.errors import UserError
 from zenith_det.evaluation import read_explanations
 from zenith_det.evaluation.coco import METRICS
@@ -464,6 +464,12 @@ def _events(output_dir: Path) -> str:
 
 def _data(output_dir: Path, missing: list[str]) -> list[Html]:
     """What the sets hold, and what reading them found."""
+    if not (output_dir / STATISTICS_FILE).exists():
+        return [
+            paragraph(
+                f"There is no {STATISTICS_FILE}: what the sets held at the start of the run is not known."
+            )
+        ]
     try:
         return statistics_parts(*read_statistics(output_dir))
     except UserError as error:

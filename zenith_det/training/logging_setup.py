@@ -96,11 +96,7 @@ def setup_logging(
     Raises:
         UserError: the file cannot be written.
     """
-    # Here and not above: it imports COCO's metrics, which who logs nothing of a run need not wait for.
-    from zenith_det.evaluation.explained import begin_telling
-
     reset_logging()
-    begin_telling()
     logger = logging.getLogger(ROOT)
     logger.setLevel(level)
     # Libraries configure the root logger (absl by way of tensorboard): each line would come twice.

@@ -32,6 +32,7 @@ from zenith_det.data import (
     SerializedList,
     dataset_names,
     dataset_source,
+    known_classes,
     load_coco_dataset,
     read_image,
 )
@@ -165,6 +166,7 @@ def register_datasets(
                 if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES
                 else "none",
                 classes=classes,
+                other_classes="refuse" if to_train else "keep",
                 max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
                 cache=cfg.DATASETS.CACHE,
             )
@@ -297,7 +299,7 @@ def build_loss_loader(cfg: Any, name: str) -> Any:
     records = get_detection_dataset_dicts([name], filter_empty=False)
     return _Stoppable(
         build_detection_test_loader(
-            records[: cfg.TEST.MAX_IMAGES or len(records)],
+            known_classes(records[: cfg.TEST.MAX_IMAGES or len(records)], cfg.MODEL.ROI_HEADS.NUM_CLASSES),
             mapper=mapper,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

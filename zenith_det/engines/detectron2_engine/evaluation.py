@@ -70,6 +70,7 @@ class CocoEvaluator(DatasetEvaluator):
         oks_sigmas: per keypoint; default: the dataset's.
         max_dets_per_image: the highest-scored detections that count.
         score_threshold: the one the model applied, for explanations.
+        run: OUTPUT_DIR of the run that evaluates several times, see :func:`zenith_det.evaluation.log_explanations`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class CocoEvaluator(DatasetEvaluator):
         oks_sigmas: Sequence[float] | None = None,
         max_dets_per_image: int = 100,
         score_threshold: float | None = None,
+        run: str = "",
     ) -> None:
         self._dataset = dataset
         self._tasks = tuple(tasks)
@@ -90,6 +92,7 @@ class CocoEvaluator(DatasetEvaluator):
         self._oks_sigmas = oks_sigmas or dataset.metadata.keypoint_oks_sigmas or None
         self._max_dets = max_dets_per_image
         self._score_threshold = score_threshold
+        self._run = run
         # A class of the model that this set lacks gets an id that no category has: detections of it are left
         # out, as COCO leaves out classes without ground truth.
         original = dataset.metadata.contiguous_id_to_thing_dataset_id
@@ -160,7 +163,7 @@ class CocoEvaluator(DatasetEvaluator):
         )
         if self._output_dir:
             write_explanations(Path(self._output_dir), reasons)
-        log_explanations(reasons)
+        log_explanations(reasons, self._run)
         return metrics
 
 
@@ -187,6 +190,7 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
             output_dir,
             oks_sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            run=cfg.OUTPUT_DIR,
         )
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco" if dataset else None)
     evaluators: list[DatasetEvaluator] = []

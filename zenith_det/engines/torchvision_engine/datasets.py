@@ -88,6 +88,7 @@ def _load(
             name=source if isinstance(source, str) else name_of_files(cfg, kind),
             strict=cfg.DATASETS.STRICT,
             classes=classes,
+            other_classes="refuse" if kind == "TRAIN" else "keep",
             max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
             cache=cfg.DATASETS.CACHE,
         )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zenith_det.config import CfgNode
-from zenith_det.data import CocoDataset, coco_ground_truth
+from zenith_det.data import CocoDataset, coco_ground_truth, known_classes
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
 from zenith_det.engines.torchvision_engine.loaders import build_loss_loader, build_test_loader
 from zenith_det.evaluation import (
@@ -120,6 +120,7 @@ def validation_loss(
     """
     still = without_augmentation(cfg)
     records = dataset.records[: cfg.TEST.MAX_IMAGES or len(dataset.records)]
+    records = known_classes(records, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     loader = build_loss_loader(
         still, records, TrainingMapper(still, dataset.metadata), rank=get_rank(), world_size=get_world_size()
     )
@@ -178,7 +179,7 @@ def evaluate(
         truth,
         results,
         tasks_of(cfg),
-        class_names=[name for i, name in enumerate(class_names) if i in back],
+        class_names=[name for i, name in enumerate(metadata.thing_classes) if i in back],
         oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
         image_ids=image_ids,
     )
@@ -191,5 +192,5 @@ def evaluate(
         image_ids=image_ids,
     )
     write_explanations(folder, explanations)
-    log_results(scores, explanations)
+    log_results(scores, explanations, run=cfg.OUTPUT_DIR)
     return finite_scalars(scores), results
