@@ -101,9 +101,6 @@ class DatasetReport:
         """How many problems were met with one of these actions (all, when none is named)."""
         return sum(n for (_, action), n in self.counts.items() if not actions or action in actions)
 
-    def first(self, action: Action) -> Problem | None:
-        return next((problem for problem in self.problems if problem.action == action), None)
-
     def suspicions(self) -> list[str]:
         """What the boxes as a whole look like, if not like COCO's: each a line."""
         return [problem.reason for problem in self.problems if problem.kind == SUSPICIOUS]
