@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from zenith_det.errors import UserError
 
 EXIT_INTERRUPTED = 130
+#: What a shell reports of a command that a closed pipe has ended (SIGPIPE): 128 + 13.
+EXIT_READER_GONE = 141
 _FLAG = re.compile(r"--[a-z]")
 
 _DATA_FLAGS = {
@@ -72,6 +76,16 @@ def add_data_flags(parser: argparse.ArgumentParser, *, val: bool = True) -> None
             parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
 
 
+def add_max_bad_images(parser: argparse.ArgumentParser) -> None:
+    """Add ``--max-bad-images``, which sets ``DATASETS.MAX_BAD_IMAGES``."""
+    parser.add_argument(
+        "--max-bad-images",
+        type=int,
+        metavar="N",
+        help="do without up to N images that are missing or can't be used (default 0: none)",
+    )
+
+
 def data_overrides(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """The (key, value, flag) of each flag of :func:`add_data_flags` that was given."""
     return [
@@ -107,15 +121,37 @@ def run(main: Callable[[], int | None]) -> None:
 
     A :class:`~zenith_det.errors.UserError` is printed as ``error: <message>`` on standard error,
     without a traceback, and ends the process with its exit code: 2, as :mod:`argparse` does, or 75 for a run
-    that was stopped on request (``stopped: <message>``). Anything else that escapes is a bug of ours and keeps
-    its traceback.
+    that was stopped on request (``stopped: <message>``). A command whose output is no longer read, as in
+    ``… | head``, ends with 141, as the shell's own do. Anything else that escapes is a bug of ours and keeps its
+    traceback.
     """
+    told = ""
     try:
-        code = main() or 0
+        code: int | str | None = main() or 0
+        sys.stdout.flush()
     except UserError as error:
-        print(f"{error.label}: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
+        told, code = f"{error.label}: {error}", error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        code = EXIT_INTERRUPTED
+        told, code = "interrupted", EXIT_INTERRUPTED
+    except BrokenPipeError:
+        code = EXIT_READER_GONE
+    except SystemExit as leaving:  # argparse's
+        code = leaving.code
+    _end_output(sys.stdout, "")
+    _end_output(sys.stderr, f"{told}\n" if told else "")
     raise SystemExit(code)
+
+
+def _end_output(stream: TextIO, text: str) -> None:
+    """Write the last of a stream; where its reader has gone, Python would complain of it when it ends."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        forget_reader(stream)
+
+
+def forget_reader(stream: TextIO) -> None:
+    """What is written to a stream from now on goes nowhere: whoever read it (``… | head``) has gone."""
+    with contextlib.suppress(OSError):  # it has no file behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from .builders import content, write
 
@@ -23,10 +24,13 @@ def test_clean_dropped_and_unusable(tmp_path: Path) -> None:
     json_file, images = write(tmp_path, data)
     clean = check("--json", json_file, "--images", images)
     assert (clean.returncode, clean.stderr) == (0, "")
-    assert clean.stdout.splitlines() == [
+    lines = clean.stdout.splitlines()
+    assert lines[:2] == [
         "set: 3 images (0 without objects), 3 annotations, 1 class; no problems",
         "result: usable",
     ]
+    # 10 x 10 pixels of 30 x 40, the shorter side brought to INPUT's default, 800.
+    assert lines[5].split() == ["all", "3", "3", "267", "px", "0%", "0%", "3"]
     data["annotations"][0]["bbox"] = [5, 5, 0, 0]
     write(tmp_path, data)
     dropped = check("--json", json_file, "--images", images)
@@ -67,3 +71,86 @@ def test_wrong_use_is_one_line_and_2(arguments: list[str]) -> None:
     assert result.stdout == ""
     assert "error: " in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_training_and_validation_side_by_side_with_pictures(tmp_path: Path) -> None:
+    data = content()
+    data["categories"].append({"id": 2, "name": "circle"})
+    train = write(tmp_path / "train", data, "_annotations.coco.json")
+    data["annotations"][0]["category_id"] = 2
+    (tmp_path / "my.yaml").write_text("INPUT:\n  MIN_SIZE_TRAIN: (30,)\n  MIN_SIZE_TEST: 15\n")
+    del data["info"], data["licenses"]
+    valid = write(tmp_path / "valid", data, "_annotations.coco.json")
+    found = tmp_path / "found"
+    flags = [
+        "--train-json",
+        train[0],
+        "--train-images",
+        train[1],
+        "--val-json",
+        valid[0],
+        "--val-images",
+        valid[1],
+    ]
+    result = check(*flags, "--config-file", str(tmp_path / "my.yaml"), "--pictures", str(found))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("; no problems\n") == 2
+    lines = result.stdout.splitlines()
+    assert lines[5].split() == ["training:", "train", "validation:", "valid"]
+    square = next(line for line in lines if line.startswith("square"))
+    assert square.split() == [
+        "square",
+        "3",
+        "3",
+        "10",
+        "px",
+        "0%",
+        "0%",
+        "3",
+        "2",
+        "2",
+        "5",
+        "px",
+        "0%",
+        "100%",
+        "2",
+    ]
+    assert (
+        "AP of circle can only be 0: validation: valid has 1 object of it, no training set has any" in lines
+    )
+    page = (found / "dataset.html").read_text()
+    assert "AP of circle can only be 0" in page
+    assert page.count("<img ") == 6
+    for name in ("classes", "sizes", "labelled_training", "labelled_validation"):
+        with Image.open(found / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+
+
+def test_some_images_may_be_missing(tmp_path: Path) -> None:
+    json_file, images = write(tmp_path, content())
+    (Path(images) / "2.png").unlink()
+    refused = check("--json", json_file, "--images", images)
+    assert refused.returncode == 2
+    told = f"1 of 3 images is missing in {images}: 2.png; DATASETS.MAX_BAD_IMAGES 1 (--max-bad-images 1) does without"
+    assert told in refused.stdout
+    assert check("--json", json_file, "--images", images, "--max-bad-images", "1").returncode == 0
+
+
+def test_a_reader_that_has_gone(tmp_path: Path) -> None:
+    json_file, images = write(tmp_path, content())
+    for flags in (
+        ["--json", json_file, "--images", images, "--fast"],
+        ["--help"],
+        ["--json", "/no", "--images", "/"],
+    ):
+        tool = [sys.executable, str(ROOT / "tools/check_dataset.py"), *flags]
+        process = subprocess.Popen(
+            tool, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        told = process.stderr.read().decode()
+        assert "Broken" not in told
+        assert "Traceback" not in told
+        assert process.wait() == (2 if "/no" in flags else 141 if "--fast" in flags else 0)

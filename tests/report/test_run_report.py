@@ -15,9 +15,9 @@ from zenith_det.config import load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.catalog import ROOT_VARIABLE
 from zenith_det.data.synthetic import generate
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.evaluation import EvaluatedWeights, note_weights
 from zenith_det.report.run_report import write_run_report
-from zenith_det.training.logging_setup import reset_logging, setup_logging
 
 RESULTS = "coco_instances_results.json"
 
@@ -61,6 +61,13 @@ def write_detections(path: Path, dataset: CocoDataset, weights: EvaluatedWeights
         note_weights(path.parent, weights)
 
 
+def describe(folder: Path, dataset: CocoDataset) -> None:
+    """What a run does when it starts."""
+    description = DataDescription(load_config(None).cfg)
+    description.add(dataset, training=False)
+    description.tell(folder)
+
+
 def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
     data = builders.content(3)
     data["annotations"][0]["bbox"] = [5, 5, 0, 10]
@@ -68,21 +75,16 @@ def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
     json_file, images = builders.write(tmp_path / "data", data)
     keys = ["DATASETS.VAL_JSON", json_file, "DATASETS.VAL_IMAGES", images, "DATASETS.MAX_BAD_IMAGES", 1]
     folder = write_run(tmp_path / "run", [{"iteration": 39, "bbox/AP": 40.0}], *keys)
-    logger = setup_logging(folder)
-    try:
-        dataset = load_coco_dataset((json_file, images), max_bad_images=1)
-        logger.info("the next message")
-    finally:
-        reset_logging()
+    dataset = load_coco_dataset((json_file, images), max_bad_images=1)
+    describe(folder, dataset)
     write_detections(folder / "inference" / RESULTS, dataset)
     text, missing = page_of(folder)
     assert missing == []
     assert "square | 40.0 | 1 | 1 | 0 | 0 |" in text  # of three images one is gone, one has no object left
     assert "All 1 objects are found." in text
-    dropped = text[text.index("Dropped from set:\n") :]
-    assert re.search(r"^missing file +dropped +1  .*gone\.png", dropped, re.MULTILINE)
-    assert re.search(r"^box without area +dropped +1  1\.png, annotation 1: ", dropped, re.MULTILINE)
-    assert "the next message" not in text
+    assert "set: 2 images (1 without objects), 1 annotation, 1 class; dropped: " in text
+    assert re.search(r"^missing file +dropped +1  .*gone\.png", text, re.MULTILINE)
+    assert re.search(r"^box without area +dropped +1  1\.png, annotation 1: ", text, re.MULTILINE)
 
 
 def test_suspicious_boxes_are_told_with_the_data(tmp_path: Path) -> None:
@@ -91,11 +93,7 @@ def test_suspicious_boxes_are_told_with_the_data(tmp_path: Path) -> None:
         {**data["annotations"][0], "id": i, "bbox": [0.2, 0.3, 0.1, 0.2]} for i in range(12)
     ]
     folder = write_run(tmp_path / "run", [])
-    setup_logging(folder)
-    try:
-        load_coco_dataset(builders.write(tmp_path / "data", data))
-    finally:
-        reset_logging()
+    describe(folder, load_coco_dataset(builders.write(tmp_path / "data", data)))
     text, _ = page_of(folder)
     told = text[text.index("set: 1 image ") :].splitlines()
     assert told[0].endswith("1 class; suspicious boxes")

@@ -1,19 +1,31 @@
 """Check COCO-format datasets: the check that runs before training, and each image decoded.
 
+    %(prog)s --train-json train.json --train-images images --val-json val.json --val-images images
+    %(prog)s --train-json train.json --train-images images --config-file my.yaml --pictures found
     %(prog)s coco_2017_train coco_2017_val
     %(prog)s --json my/train.json --images my/images
 
 Prints what was found and what training would do about it: "stops" (the set can't be used), "dropped" (left
-out), "filled" (worked out), "kept" (worth knowing). Exit code 0: the set can be used; 2: it can't, or
---strict was given and something would be dropped or the boxes look suspicious.
+out), "filled" (worked out), "kept" (worth knowing). Then what the sets hold, side by side: images, objects and their
+sizes at the network's input by class, and what in them will be missed. Exit code 0: the sets can be used; 2: one
+can't, or --strict was given and something would be dropped or the boxes look suspicious.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from zenith_det import cli
-from zenith_det.data import DatasetMetadata, examine_coco_dataset
+from zenith_det.commands.data_folders import data_overrides
+from zenith_det.config import files_of, get_cfg, name_of_files
+from zenith_det.data import CocoDataset, DatasetMetadata, examine_coco_dataset
+from zenith_det.data.overview import notes, overview_table
+from zenith_det.data.statistics import InputSize, SetStatistics, count_set
+from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.errors import MAX_MESSAGE, UserError, one_line
 
 
@@ -22,8 +34,20 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="built-in datasets, under $DETECTRON2_DATASETS"
     )
-    parser.add_argument("--json", metavar="FILE", help="annotation file of another dataset")
+    cli.add_data_flags(parser)
+    parser.add_argument("--json", metavar="FILE", help="annotation file of a set that is for neither")
     parser.add_argument("--images", metavar="FOLDER", help="its image folder")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="whose INPUT tells the size of objects, and whose DATASETS are checked where none is named here",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write labelled images, histograms of classes and sizes, and a page of all",
+    )
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -34,9 +58,7 @@ def argument_parser() -> argparse.ArgumentParser:
     depth.add_argument(
         "--fast", action="store_true", help="read image headers only, as at the start of training"
     )
-    parser.add_argument(
-        "--max-bad-images", type=int, default=0, metavar="N", help="unusable images to put up with"
-    )
+    cli.add_max_bad_images(parser)
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
     return parser
 
@@ -47,34 +69,86 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.json) != bool(args.images):
         parser.error("--json and --images go together")
-    if not args.names and not args.json:
-        parser.error("name a dataset, or give --json and --images")
     if args.examples < 1:
         parser.error("--examples must be 1 or more")
+    cfg = load_config_file(args.config_file, []).cfg if args.config_file else get_cfg()
+    named_here = bool(args.names or args.json)
+    with tempfile.TemporaryDirectory() as scratch:
+        for key, value, _ in data_overrides(args, args.pictures or scratch):
+            named_here = True
+            cfg.DATASETS[key.removeprefix("DATASETS.")] = value
+        if args.max_bad_images is not None:
+            cfg.DATASETS.MAX_BAD_IMAGES = args.max_bad_images
+        sources = list(_sources(args, cfg, of_config=not named_here))
+        if not sources:
+            parser.error("name a dataset, or give --train-json and --train-images, or --json and --images")
+        return _check(args, cfg, sources)
 
-    sources: list[str | tuple[str, str]] = list(args.names)
-    if args.json:
-        sources.append((args.json, args.images))
+
+def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any]]) -> int:
     usable = True
-    for source in sources:
+    datasets: list[CocoDataset] = []
+    sets: list[SetStatistics] = []
+    for role, name, source in sources:
         dataset = examine_coco_dataset(
-            source, check_images="header" if args.fast else "full", max_bad_images=args.max_bad_images
+            source,
+            name=name,
+            check_images="header" if args.fast else "full",
+            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
         )
-        report = dataset.report
-        print(report.summary())
-        if dataset.metadata.num_keypoints:
-            print(flip_pairs_line(dataset.metadata))
-        if report.problems:
-            print(report.table(args.examples))
-        if report.count("stops"):
-            print("result: can't be used" + (f": {report.hint}" if report.hint else ""))
-            usable = False
-        elif args.strict and (report.count("dropped") or report.suspicions()):
-            print("result: refused, as --strict was given")
-            usable = False
-        else:
-            print("result: usable")
+        usable &= _tell(dataset, args)
+        size = InputSize.of(cfg, training=role != "validation")
+        found = [dataset.report.summary(), *dataset.report.suspicions()]
+        problems = dataset.report.table() if dataset.report.problems else ""
+        datasets.append(dataset)
+        sets.append(
+            count_set(dataset.metadata, dataset.records, size, role=role, found=found, problems=problems)
+        )
+    lines = [note.text for note in notes(sets)]
+    print(f"\n{overview_table(sets)}")
+    if not args.config_file:
+        print("these are the defaults of INPUT: --config-file takes a config's own")
+    for line in lines:
+        print(line)
+    if args.pictures:
+        from zenith_det.report.dataset_page import write_dataset_page
+
+        written = write_dataset_page(args.pictures, sets, lines, datasets)
+        print(f"pictures: {', '.join(map(str, written))}")
     return 0 if usable else UserError.exit_code
+
+
+def _sources(args: argparse.Namespace, cfg: Any, *, of_config: bool) -> Iterator[tuple[str, str, Any]]:
+    """(role, name, source) of each set to check."""
+    for kind, role in (("TRAIN", "training"), ("TEST", "validation")):
+        if files := files_of(cfg, kind):
+            yield role, name_of_files(cfg, kind), files
+        elif of_config:
+            for name in cfg.DATASETS[kind]:
+                yield role, name, name
+    for name in args.names:
+        # Among built-in names the part tells what a set is for.
+        yield "training" if "train" in name else "validation" if "val" in name else "", name, name
+    if args.json:
+        yield "", Path(args.json).stem, (args.json, args.images)
+
+
+def _tell(dataset: CocoDataset, args: argparse.Namespace) -> bool:
+    """Print what was found in a set; return whether it can be used."""
+    report = dataset.report
+    print(report.summary())
+    if dataset.metadata.num_keypoints:
+        print(flip_pairs_line(dataset.metadata))
+    if report.problems:
+        print(report.table(args.examples))
+    if report.count("stops"):
+        print(f"result: can't be used: {report.refusal('stops', dataset.metadata.image_root)}")
+        return False
+    if args.strict and (report.count("dropped") or report.suspicions()):
+        print("result: refused, as --strict was given")
+        return False
+    print("result: usable")
+    return True
 
 
 def flip_pairs_line(metadata: DatasetMetadata) -> str:

@@ -78,6 +78,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="save and end within this time (3h30m, 90m, 3:30:00), for --resume to go on; exit code 75",
     )
     cli.add_data_flags(parser)
+    cli.add_max_bad_images(parser)
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -123,6 +124,8 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
         loaded.override(key, value, flag)
     if args.strict:
         loaded.override("DATASETS.STRICT", True, "--strict")
+    if args.max_bad_images is not None:
+        loaded.override("DATASETS.MAX_BAD_IMAGES", args.max_bad_images, "--max-bad-images")
     if args.num_gpus == 0:
         loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
     if args.auto_lr:

@@ -146,7 +146,7 @@ class DatasetReport:
         elif not self.count("stops", "dropped"):
             text += "; no problems"
         # What is left out of a file and has one meaning only is no problem of it.
-        return text + (f"; filled in: {self.kinds('filled')}" if self.count("filled") else "")
+        return text + (f"; filled: {self.kinds('filled')}" if self.count("filled") else "")
 
     def table(self, examples: int = 3) -> str:
         """Counts of all that was found, the worst first, with the first examples: file, annotation id, reason."""

@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.text import Text
 
+from zenith_det import cli
 from zenith_det.errors import UserError
 from zenith_det.training import terminal
 
@@ -55,7 +57,7 @@ class ConsoleHandler(logging.Handler):
                 stream.write(line + "\n")
                 stream.flush()
         except BrokenPipeError:
-            pass  # `… | head`: the reader has gone, training goes on
+            cli.forget_reader(stream)  # `… | head`: training goes on, and so may other libraries' lines
         except Exception:
             self.handleError(record)
 
@@ -118,6 +120,22 @@ def setup_logging(
         handler.setFormatter(formatter)
         logger.addHandler(handler)
     return logger
+
+
+def pass_over_lost_output(name: str) -> None:
+    """Have the console handlers of another library's logger go on in silence where the reader has gone (``… | head``).
+
+    Python's would print a traceback for each line.
+    """
+    for handler in logging.getLogger(name).handlers:
+        if type(handler) is logging.StreamHandler:
+            usual = handler.handleError
+
+            def handle(record: logging.LogRecord, usual: Callable[..., None] = usual) -> None:
+                if not isinstance(sys.exc_info()[1], BrokenPipeError):
+                    usual(record)
+
+            handler.handleError = handle  # type: ignore[method-assign]
 
 
 def reset_logging() -> None:

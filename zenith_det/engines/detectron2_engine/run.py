@@ -40,7 +40,7 @@ from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, 
 from zenith_det.training.checkpoint import Checkpointer
 from zenith_det.training.distributed import broadcast_object
 from zenith_det.training.earlier_run import EarlierRun
-from zenith_det.training.logging_setup import setup_logging
+from zenith_det.training.logging_setup import pass_over_lost_output, setup_logging
 from zenith_det.training.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.resume_report import config_facts, log_changes
 from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir
@@ -232,6 +232,8 @@ def set_up(loaded: LoadedConfig, options: RunOptions) -> Detectron2CfgNode:
     cfg = to_detectron2(loaded)
     # Without config_file: a name in the model zoo is no file that could be shown.
     default_setup(cfg, argparse.Namespace(eval_only=options.eval_only, resume=options.resume))
+    for library in ("detectron2", "fvcore"):
+        pass_over_lost_output(library)
     use_deterministic_algorithms(cfg)
     return cfg
 
