@@ -23,6 +23,7 @@ _DATA_FLAGS = {
     "train_images": "where their images are",
     "val_json": "COCO-format annotations to evaluate on",
     "val_images": "where their images are",
+    "val_share": "of the training images, to hold out and evaluate on in place of --val-json: 0.2",
 }
 
 
@@ -72,7 +73,7 @@ def add_data_flags(parser: argparse.ArgumentParser, *, val: bool = True) -> None
     """Add ``--train-json``, ``--train-images`` and, with ``val``, the same for evaluation."""
     for name, text in _DATA_FLAGS.items():
         if val or name.startswith("train"):
-            metavar = "FILE" if name.endswith("json") else "DIR"
+            metavar = "FILE" if name.endswith("json") else "DIR" if name.endswith("images") else "SHARE"
             parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
 
 

@@ -250,7 +250,9 @@ def test_mistake_no_validation_set(engine: str, shapes: SmallSet, tmp_path: Path
         *shapes.flags[:4], *SMALL, "OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", "2",
     ]  # fmt: skip
     done = runs.forked([*words, "DATASETS.TEST", "('coco_2014_minival',)"], one_stream=False)
-    advice = 'give --val-json and --val-images, or DATASETS.TEST "()" to train without evaluation'
+    advice = (
+        'give --val-json and --val-images, --val-share 0.2, or DATASETS.TEST "()" to train without evaluation'
+    )
     expect_one_line(done, "dataset coco_2014_minival: annotation file ", "does not exist", advice)
     done = runs.forked([*words, "DATASETS.TEST", "()"], one_stream=False)
     assert done.returncode == 0, done.stderr

@@ -278,7 +278,7 @@ ANNOTATIONS = [
             raw(json.dumps(content()).replace("[5, 5, 10, 10]", "[" * 800 + "]" * 800)), READ, "broken box 3"),
     Hostile("zeros", "annotations", raw(bytes(1_000_000)), REFUSED, "not valid JSON"),
     Hostile("a gzip of zeros", "annotations", raw(b"\x1f\x8b" + zlib.compress(bytes(1_000_000))), REFUSED,
-            "not UTF-8"),
+            "a gzip archive"),
     Hostile("300,000 broken image entries", "annotations",
             raw('{"images": [' + "1," * 299_999 + '1], "categories": [{"id": 1, "name": "a"}]}'), READ, "",
             128),

@@ -21,12 +21,14 @@ from typing import Any
 
 from zenith_det import cli
 from zenith_det.commands.data_folders import data_overrides
-from zenith_det.config import files_of, get_cfg, name_of_files
+from zenith_det.config import LoadedConfig, files_of, get_cfg, name_of_files, validate_config
 from zenith_det.data import CocoDataset, DatasetMetadata, examine_coco_dataset
 from zenith_det.data.overview import notes, overview_table
+from zenith_det.data.splitting import origin_of, split_file, told
 from zenith_det.data.statistics import InputSize, SetStatistics, count_set
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
-from zenith_det.errors import MAX_MESSAGE, UserError, one_line
+from zenith_det.engines.val_share import hold_out
+from zenith_det.errors import MAX_MESSAGE, ConfigError, UserError, one_line
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -47,6 +49,13 @@ def argument_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="where to write labelled images, histograms of classes and sizes, and a page of all",
+    )
+    parser.add_argument(
+        "--split",
+        type=float,
+        metavar="SHARE",
+        help="write two files beside the one of --train-json: SHARE of its images to evaluate on, the others to "
+        "train on, the classes in proportion; then check these",
     )
     parser.add_argument(
         "--strict",
@@ -71,18 +80,41 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--json and --images go together")
     if args.examples < 1:
         parser.error("--examples must be 1 or more")
-    cfg = load_config_file(args.config_file, []).cfg if args.config_file else get_cfg()
+    loaded = load_config_file(args.config_file, []) if args.config_file else LoadedConfig(get_cfg())
+    cfg = loaded.cfg
     named_here = bool(args.names or args.json)
     with tempfile.TemporaryDirectory() as scratch:
-        for key, value, _ in data_overrides(args, args.pictures or scratch):
+        for key, value, flag in data_overrides(args, args.pictures or scratch):
             named_here = True
-            cfg.DATASETS[key.removeprefix("DATASETS.")] = value
+            loaded.override(key, value, flag)
+        if args.split is not None:
+            _split(cfg, args.split)
+        validate_config(cfg, loaded.sources)
+        hold_out(loaded, args.pictures or scratch)
         if args.max_bad_images is not None:
             cfg.DATASETS.MAX_BAD_IMAGES = args.max_bad_images
         sources = list(_sources(args, cfg, of_config=not named_here))
         if not sources:
             parser.error("name a dataset, or give --train-json and --train-images, or --json and --images")
         return _check(args, cfg, sources)
+
+
+def _split(cfg: Any, share: float) -> None:
+    """Write the two parts of the training file beside it, and have the keys name them."""
+    files = files_of(cfg, "TRAIN")
+    if files is None or files_of(cfg, "TEST"):
+        raise ConfigError("--split takes one file, --train-json with --train-images, and no --val-json")
+    if not 0 < share < 1:
+        raise ConfigError(f"--split {share:g}: give a share between 0 and 1, such as 0.2")
+    json_file = Path(files[0]).absolute()
+    parts = [json_file.with_name(f"{json_file.stem}_{part}.json") for part in ("train", "val")]
+    for part in parts:
+        origin = origin_of(part)
+        if part.exists() and (origin is None or origin.get("file") != str(json_file)):
+            raise ConfigError(f"--split would replace {part}, which is no part of {json_file}: move it")
+    print(told(split_file(str(json_file), share, *parts), share, str(json_file), json_file.parent))
+    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.VAL_JSON = map(str, parts)
+    cfg.DATASETS.VAL_IMAGES = files[1]
 
 
 def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any]]) -> int:

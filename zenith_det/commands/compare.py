@@ -25,6 +25,7 @@ from zenith_det.comparing.results import collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
 from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
+from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError, RunStopped
 
 EPILOG = """
@@ -160,6 +161,11 @@ def main(argv: list[str] | None = None) -> int:
     opts = list(args.opts)
     for key, value, _ in data_overrides(args, output):
         opts += [key, value]
+    loaded = load_config_file(args.config_file, opts)
+    if loaded.cfg.DATASETS.VAL_SHARE:  # once for all runs
+        hold_out(loaded, output, resume=True)
+        for key in ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
+            opts += [f"DATASETS.{key}", str(loaded.cfg.DATASETS[key])]
     runs = plan_runs(
         load_config_file, args.config_file, arms, args.seeds, output,
         opts=opts, engine=args.engine, lrs=parse_lrs(args.lrs), lr_scales=args.lr_scales,

@@ -16,6 +16,7 @@ from zenith_det.engines import lr_range_test
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.device import resolve_device
 from zenith_det.engines.selection import select_engine
+from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError
 
 
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     for key, value, flag in data_overrides(args, args.output):
         loaded.override(key, value, flag)
     validate_config(loaded.cfg, loaded.sources)
+    hold_out(loaded, args.output)
     usual = lr_range_test.lrs_of(loaded)
     min_lr = usual[0] if args.min_lr is None else args.min_lr
     max_lr = usual[1] if args.max_lr is None else args.max_lr

@@ -15,6 +15,7 @@ from zenith_det.commands.data_folders import data_overrides
 from zenith_det.config import validate_config
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.device import resolve_device
+from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError
 
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             for key, value, flag in datasets:
                 loaded.override(key, value, flag)
             validate_config(loaded.cfg, loaded.sources)
+            hold_out(loaded, args.output.parent if args.output else "output")
             resolve_device(loaded)
             found = gradient_noise.measure(loaded, args.batches)
             low, high = found.spread

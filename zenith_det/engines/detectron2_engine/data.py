@@ -7,7 +7,6 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,11 @@ def checked_dataset(name: str) -> CocoDataset | None:
 
 
 def register_datasets(
-    loaded: LoadedConfig, *, training: bool, classes: Sequence[str] | None = None
+    loaded: LoadedConfig,
+    *,
+    training: bool,
+    classes: Sequence[str] | None = None,
+    description: DataDescription | None = None,
 ) -> DatasetMetadata | None:
     """Check and register what a configuration trains and evaluates on, and fit the model's heads to it.
 
@@ -120,6 +123,7 @@ def register_datasets(
         training: whether the training sets are wanted at all; an evaluation does without them.
         classes: the model's classes where they are known, from its checkpoint: each set's categories are then
             matched to them by name.
+        description: is given each checked set as read.
 
     Returns:
         The metadata of the first set; ``None`` where Detectron2 alone knows the datasets.
@@ -142,7 +146,6 @@ def register_datasets(
         )
         raise ConfigError(f"DATASETS.{key} is empty: name a dataset, or give {flags}")
     first: DatasetMetadata | None = None
-    description = DataDescription(cfg)
     for name in dict.fromkeys((*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)):
         to_train = training and name in cfg.DATASETS.TRAIN
         if name not in by_files and name not in dataset_names():
@@ -171,9 +174,9 @@ def register_datasets(
                 cache=cfg.DATASETS.CACHE,
             )
         register_checked_dataset(name, dataset)
-        if to_train:
+        if description is not None and to_train:
             description.add(dataset, training=True)
-        if name in cfg.DATASETS.TEST:
+        if description is not None and name in cfg.DATASETS.TEST:
             description.add(dataset, training=False)
         if first is None:
             first = dataset.metadata
@@ -182,7 +185,6 @@ def register_datasets(
         if to_train:
             _fit_masks(loaded, dataset.metadata.name, dataset.records)  # at rest each record is unpickled
     if training:
-        description.tell(Path(cfg.OUTPUT_DIR))
         ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
         if len(ours) == len(cfg.DATASETS.TRAIN):
             check_labels(cfg, {each.metadata.json_file: each.records for each in ours})

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 
 from zenith_det.config import LoadedConfig, settle_files
 from zenith_det.engines.checkpoint_classes import remembered_classes
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
@@ -33,6 +34,7 @@ from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.run_pictures import draw_run
 from zenith_det.engines.training_set import warn_of_missing_flip_pairs
+from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.evaluation import RESULTS_FILE, check_expected
 from zenith_det.training import averaging
@@ -70,6 +72,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     resolve_device(loaded)
     output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
     setup_logging(output_dir, comm.get_rank())
+    hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
     with EarlierRun(output_dir) as earlier:
         results = evaluate(loaded, options) if options.eval_only else train(loaded, options, earlier)
     flat = flatten_results_dict(results)
@@ -84,7 +87,9 @@ def train(loaded: LoadedConfig, options: RunOptions, earlier: EarlierRun) -> Map
         TrainingDivergedError: it went wrong, and going back did not help.
     """
     _refuse_torchvision_name(loaded.cfg.MODEL.WEIGHTS)
-    metadata = register_datasets(loaded, training=True)
+    description = DataDescription(loaded.cfg)
+    metadata = register_datasets(loaded, training=True, description=description)
+    description.tell(Path(loaded.cfg.OUTPUT_DIR))
     if metadata is not None:
         warn_of_missing_flip_pairs(loaded.cfg, metadata)
     num_images = _count_images(loaded)

@@ -36,6 +36,7 @@ from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
+from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.evaluation import EvaluatedWeights, check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
@@ -95,6 +96,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     check_supported(loaded)
     output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
     setup_logging(output_dir, get_rank())
+    hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
     if get_world_size() > 1:
         logger.info(process_line())
     apply_torch_settings(cfg)
