@@ -55,8 +55,8 @@ def reading_test_sets(cfg: Any) -> Iterator[None]:
         if not cfg.DATASETS.TRAIN_JSON or cfg.DATASETS.VAL_JSON:
             raise
         raise DatasetError(
-            f'{error}; DATASETS.TEST names it: give --val-json and --val-images, --val-share 0.2, or DATASETS.TEST "()" to train '
-            "without evaluation"
+            f"{error}; DATASETS.TEST names it: give --val-json and --val-images, --val-share 0.2, or "
+            'DATASETS.TEST "()" to train without evaluation'
         ) from None
 
 
