@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import zenith_det
 from zenith_det import env
+from zenith_det.engines import selection
 from zenith_det.engines.selection import EngineStatus
 
 
@@ -40,6 +42,39 @@ def test_a_library_that_cannot_be_imported_is_told_in_one_line(monkeypatch: pyte
     assert dict(rows)["detectron2"] == "0.6 in /x, cannot be imported"
     assert broken.problem in problems
     assert f"  1. {broken.problem}" in env.report(rows, problems).splitlines()
+
+
+def missing(name: str) -> EngineStatus:
+    return EngineStatus(name, False, f"{name} is not installed; to install it: pip")
+
+
+def test_a_missing_detectron2_is_not_wrong_where_the_built_in_engine_can_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As select_engine sees it, too.
+    for module in (env, selection):
+        monkeypatch.setattr(module, "probe_detectron2", lambda: missing("detectron2"))
+    rows, problems = env.collect()
+    assert dict(rows)["detectron2"] == "not installed"
+    assert dict(rows)["engine auto takes"] == "torchvision: detectron2 is not installed"
+    assert problems == []
+    for module in (env, selection):
+        monkeypatch.setattr(module, "probe_torchvision", lambda: missing("torchvision"))
+    rows, problems = env.collect()
+    assert dict(rows)["engine auto takes"] == "none: no engine can be used"
+    assert problems == [missing("detectron2").problem, missing("torchvision").problem]
+
+
+def test_the_cuda_that_detectron2_was_built_with_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its compiled part says "CUDA" itself (get_cuda_version in vision.cpp).
+    compiled = SimpleNamespace(
+        get_compiler_version=lambda: "GCC 12.2", has_cuda=lambda: True, get_cuda_version=lambda: "CUDA 13.0"
+    )
+    package = ModuleType("detectron2")
+    package._C = compiled  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "detectron2", package)
+    monkeypatch.setitem(sys.modules, "detectron2._C", compiled)
+    assert selection.detectron2_build() == ("GCC 12.2, CUDA 13.0", "")
 
 
 def test_a_build_without_cuda_beside_a_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,12 @@ def collect() -> tuple[list[tuple[str, str]], list[str]]:
     Imports torch, torchvision and, where it is installed, Detectron2.
     """
     detectron2, torchvision = probe_detectron2(), probe_torchvision()
-    problems = [status.problem for status in (detectron2, torchvision) if not status.usable]
+    # Without Detectron2 the built-in engine is used, and nothing is wrong; a broken one is.
+    problems = [
+        status.problem
+        for status in (detectron2, torchvision)
+        if not status.usable and (status.location or not torchvision.usable)
+    ]
     rows = [
         ("zenith_det", f"{zenith_det.__version__} in {_folder(zenith_det.__file__)}"),
         ("python", f"{platform.python_version()} ({sys.executable})"),
@@ -67,7 +72,6 @@ def collect() -> tuple[list[tuple[str, str]], list[str]]:
     rows.append(("DETECTRON2_DATASETS", os.environ.get("DETECTRON2_DATASETS", "not set: ./datasets")))
     try:
         choice = select_engine("auto")
-        # What to do about a missing Detectron2 is told below, with the rest that is wrong.
         rows.append((_ENGINE_ROW, f"{choice.name}: {choice.reason.partition(';')[0]}"))
     except ConfigError:
         rows.append((_ENGINE_ROW, "none: no engine can be used"))

@@ -127,7 +127,7 @@ def detectron2_build() -> tuple[str, str]:
 
     compiler = compiled.get_compiler_version()
     if compiled.has_cuda():
-        return f"{compiler}, CUDA {compiled.get_cuda_version()}", ""
+        return f"{compiler}, {compiled.get_cuda_version()}", ""  # "CUDA 13.0"
     problem = ""
     if torch.cuda.is_available():
         problem = (

@@ -18,6 +18,8 @@ from zenith_det.errors import UserError
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+#: For whoever opens it because Detectron2 doesn't know a key of ours.
+CONFIG_HEADING = "# In a Detectron2 script: zenith_det.add_zenith_config(cfg) before cfg.merge_from_file(this file)\n"
 RUN_ID_FILE = "run_id"
 # Their LR after the warm-up is BASE_LR; the others lower it within the run, the warm-up included.
 _CONSTANT_SCHEDULES = ("WarmupZenithLR", "WarmupConstantLR", "WarmupPlateauLR")
@@ -61,7 +63,7 @@ def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
     """
     path = Path(output_dir) / CONFIG_FILE
     try:
-        replace_file(path, cfg.dump().encode())
+        replace_file(path, (CONFIG_HEADING + cfg.dump()).encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path

@@ -14,14 +14,16 @@ from PIL import Image
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
+from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from tests.conftest import ROOT
 from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
 from zenith_det.commands import train
-from zenith_det.config import LoadedConfig
+from zenith_det.config import LoadedConfig, add_zenith_config
 from zenith_det.data import catalog, load_coco_dataset, register_coco_dataset
 from zenith_det.engines.detectron2_engine import load_config_file
 from zenith_det.engines.detectron2_engine.data import (
@@ -241,6 +243,13 @@ def test_the_command(tmp_path: Path, shapes: Any, capsys: pytest.CaptureFixture[
     assert train.main([*flags, *rcnn_opts(OUTPUT_DIR=tmp_path)]) == 0
     assert "engine: detectron2" in capsys.readouterr().out
     assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 1
+    # A prediction script of Detectron2's, as docs/DETECTRON2.md has it.
+    cfg = detectron2_get_cfg()
+    add_zenith_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    found = DefaultPredictor(cfg)(np.zeros((60, 80, 3), np.uint8))["instances"]
+    assert found.image_size == (60, 80)
 
 
 # ---- data
