@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from zenith_det.config import finding, load_config
+from zenith_det.config import finding, follow_dataset, load_config
 from zenith_det.config.finding import ConfigFile, find_config_file
 from zenith_det.errors import ConfigError
 
@@ -115,6 +115,18 @@ def test_a_base_is_found_in_the_same_way(empty_folder: Path, zoo: Path) -> None:
     (empty_folder / "mask_rcnn_zenith.yaml").write_text("SOLVER: {MAX_ITER: 8}\n")
     mine.write_text("_BASE_: mask_rcnn_zenith.yaml\n")
     assert load_config("mine/mine.yaml").cfg.SOLVER.MAX_ITER == 7
+
+
+def test_the_zoos_number_of_classes_is_for_its_own_data(empty_folder: Path, zoo: Path) -> None:
+    (zoo / "voc.yaml").write_text("MODEL: {ROI_HEADS: {NUM_CLASSES: 20}}\n")
+    (empty_folder / "mine.yaml").write_text("_BASE_: voc.yaml\n")
+    for name in ("voc.yaml", "mine.yaml"):
+        loaded = load_config(name)
+        follow_dataset(loaded, "animals", 3, 0)
+        assert loaded.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    (empty_folder / "mine.yaml").write_text("MODEL: {ROI_HEADS: {NUM_CLASSES: 20}}\n")
+    with pytest.raises(ConfigError, match=r"or give MODEL.ROI_HEADS.NUM_CLASSES 3 at the end"):
+        follow_dataset(load_config("mine.yaml"), "animals", 3, 0)
 
 
 @pytest.mark.parametrize(

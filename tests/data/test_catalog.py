@@ -57,3 +57,11 @@ def test_builtin_set_that_is_not_there_says_where_it_was_looked_for(monkeypatch:
         DatasetError, match=r"/nowhere/coco/annotations/\S+ does not exist.*DETECTRON2_DATASETS is"
     ):
         load_coco_dataset("coco_2017_val")
+
+
+@pytest.mark.parametrize("name", ["voc_2007_trainval", "lvis_v1_train", "cityscapes_fine_instance_seg_train"])
+def test_a_set_that_detectron2_alone_reads(name: str) -> None:
+    with pytest.raises(
+        DatasetError, match=rf"{name}' is one of Detectron2's.* --train-json and --train-images"
+    ):
+        dataset_source(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zenith_det.config.finding import is_zoo_file
 from zenith_det.config.loading import LoadedConfig
 from zenith_det.errors import ConfigError
 
@@ -19,7 +20,7 @@ def follow_dataset(
     num_keypoints: int,
     oks_sigmas: Sequence[float] = (),
 ) -> None:
-    """Set the numbers of classes and keypoints to the training set's.
+    """Set the numbers of classes and keypoints to the training set's, over those of a file of the model zoo.
 
     Args:
         loaded: changed in place.
@@ -46,10 +47,12 @@ def follow_dataset(
         node = loaded.cfg
         for part in section.split("."):
             node = node[part]
-        if key in loaded.sources and key != idle and node[name] != number:
+        # Nobody can leave a key out of a file of Detectron2's model zoo, which means it for its own sets.
+        given = key in loaded.sources and not is_zoo_file(loaded.sources[key])
+        if given and key != idle and node[name] != number:
             raise ConfigError(
                 f"{key} is {node[name]}{_from(loaded, key)}, but {dataset} has {number} {what}: leave the key "
-                "out, it follows the training set"
+                f"out, it follows the training set, or give {key} {number} at the end"
             )
         node[name] = number
     if loaded.cfg.MODEL.KEYPOINT_ON and oks_sigmas and not loaded.cfg.TEST.KEYPOINT_OKS_SIGMAS:

@@ -45,6 +45,12 @@ def zoo_folder() -> Path | None:
     return None
 
 
+def is_zoo_file(path: str) -> bool:
+    """Whether a file, under the path at which :func:`find_config_file` found it, is one of the model zoo."""
+    zoo = zoo_folder()
+    return zoo is not None and Path(path).is_relative_to(zoo)
+
+
 def find_config_file(name: str, folder: str = "") -> ConfigFile:
     """The file that ``name`` stands for.
 

@@ -39,6 +39,15 @@ _GENERATED = {
     for folder, kind in (("shapes", "instances"), ("figures", "person_keypoints"))
     for split in ("train", "val")
 }
+# What its other built-in names begin with (detectron2/data/datasets/builtin.py).
+_OF_DETECTRON2 = (
+    "voc_",
+    "lvis_",
+    "cityscapes_",
+    "ade20k_",
+    "coco_2017_train_panoptic",
+    "coco_2017_val_panoptic",
+)
 _BUILTIN = _coco_splits() | _GENERATED
 _registered: dict[str, tuple[str, str]] = {}
 
@@ -63,7 +72,7 @@ def dataset_source(name: str) -> tuple[str, str]:
     The files need not exist; ``$DETECTRON2_DATASETS`` is read at each call.
 
     Raises:
-        DatasetError: no dataset has this name.
+        DatasetError: no dataset has this name, or one that Detectron2 alone reads.
     """
     if name in _registered:
         return _registered[name]
@@ -73,6 +82,11 @@ def dataset_source(name: str) -> tuple[str, str]:
         if name in _GENERATED and not os.path.exists(os.path.join(root, json_file)):
             root = DEFAULT_ROOT  # where make_shapes.py writes, wherever COCO lies
         return os.path.join(root, json_file), os.path.join(root, image_root)
+    if name.startswith(_OF_DETECTRON2):
+        raise DatasetError(
+            f"dataset {name!r} is one of Detectron2's, which its engine reads (--engine detectron2): here give "
+            "--train-json and --train-images, or the name of a COCO set"
+        )
     near = difflib.get_close_matches(name, dataset_names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(dataset_names())}"
     raise DatasetError(f"dataset {name!r} is unknown: {hint} (register_coco_dataset adds one)")

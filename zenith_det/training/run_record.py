@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 #: For whoever opens it because Detectron2 doesn't know a key of ours.
-CONFIG_HEADING = "# In a Detectron2 script: zenith_det.add_zenith_config(cfg) before cfg.merge_from_file(this file)\n"
+CONFIG_HEADING = (
+    "# In a Detectron2 script: zenith_det.add_zenith_config(cfg) before cfg.merge_from_file(this file)\n"
+)
 RUN_ID_FILE = "run_id"
 # Their LR after the warm-up is BASE_LR; the others lower it within the run, the warm-up included.
 _CONSTANT_SCHEDULES = ("WarmupZenithLR", "WarmupConstantLR", "WarmupPlateauLR")

@@ -36,6 +36,10 @@ from zenith_det.data import (
     read_image,
 )
 from zenith_det.engines.data_description import DataDescription
+from zenith_det.engines.detectron2_engine.foreign_data import (
+    check_foreign_dataset,
+    check_model_for_coco_format,
+)
 from zenith_det.engines.training_set import check_labels, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine
@@ -151,6 +155,8 @@ def register_datasets(
         if name not in by_files and name not in dataset_names():
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
+            if name not in _checked:
+                check_foreign_dataset(loaded, name, "TRAIN" if to_train else "TEST")
             if to_train and name in _checked:
                 _fit_masks(loaded, _checked[name].metadata.name, _checked[name].records)
             continue
@@ -159,6 +165,7 @@ def register_datasets(
             first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()),
         ):
             source, display_name = by_files.get(name, (name, name))
+            check_model_for_coco_format(loaded, display_name, own_files=name in by_files)
             dataset = load_coco_dataset(
                 source,
                 name=display_name,

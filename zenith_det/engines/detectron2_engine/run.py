@@ -27,6 +27,7 @@ from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.data import checked_dataset, register_datasets
 from zenith_det.engines.detectron2_engine.evaluation import note_evaluated, results_dir
+from zenith_det.engines.detectron2_engine.foreign_data import reading_foreign_datasets
 from zenith_det.engines.detectron2_engine.stepping import lr_probe
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
@@ -275,13 +276,14 @@ def _count_images(loaded: LoadedConfig) -> int:
     cfg = loaded.cfg
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     try:
-        return len(
-            get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN,
-                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                min_keypoints=keypoints,
+        with reading_foreign_datasets(loaded):
+            return len(
+                get_detection_dataset_dicts(
+                    cfg.DATASETS.TRAIN,
+                    filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                    min_keypoints=keypoints,
+                )
             )
-        )
     except AssertionError as error:  # Detectron2's, for a set without images or one that it left all of out
         what = f"objects with {keypoints} keypoints or more" if keypoints else "objects"
         raise DatasetError(
