@@ -49,7 +49,7 @@ def lowers_lr(schedule: Any, iterations: int) -> bool:
         return True
     if isinstance(schedule, ParamScheduler):
         return _falls([schedule(i / iterations)] for i in _sampled(iterations))
-    parts = vars(schedule).get("_schedulers")  # SequentialLR, ChainedScheduler
+    parts = getattr(schedule, "_schedulers", None)  # SequentialLR, ChainedScheduler
     if parts:
         return any(lowers_lr(part, iterations) for part in parts)
     if not isinstance(schedule, LRScheduler):
