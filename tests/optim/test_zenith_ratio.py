@@ -603,17 +603,12 @@ def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     from zenith_det.optim import zenith_ratio
 
     class Sent(_RatioOfTheStepBefore):
-        value: float | None = None
-
         def put(self, ratio: Tensor) -> None:
             with torch._C._DisableTorchDispatch():  # so that Reads doesn't count the copy that CUDA makes
-                self.value = float(ratio)
+                self._sent = [*self._sent[-1:], float(ratio)]  # type: ignore[list-item]
 
-        def get(self, ratio: Tensor) -> float:
-            return 1.0 if self.value is None else self.value
-
-        def forget(self) -> None:
-            self.value = None
+        def get(self) -> float:
+            return self._sent[0]  # type: ignore[return-value]
 
     monkeypatch.setattr(zenith_ratio, "_RatioOfTheStepBefore", Sent)
     monkeypatch.setattr(zenith_ratio, "_read_late", lambda device: True)

@@ -232,9 +232,8 @@ class ZenithRatio:
         history = self._history
         if history.device.type == "cpu" and norm.device.type != "cpu":
             history.to(norm.device)
-        reads_late = _read_late(history.device)
-        exact = self.wait or not reads_late or _first_momentum(optimizer)
-        late = 1.0 if exact else self._late.get(history.ratio)
+        reads_late = _read_late(history.device) and not self.wait
+        exact = not reads_late or _first_momentum(optimizer)
 
         like = history.ratio
         # GradScaler sets these for the time of the call: gradients are still scaled then.
@@ -245,6 +244,8 @@ class ZenithRatio:
         finite = norm < math.inf  # False for NaN
         if found_inf is not None:
             finite = finite & (_scalar(found_inf, like) == 0)
+        if reads_late:
+            self._late.start(history.ratio)
         ratio = history.update(norm, finite & _trains(groups, norm), norm, finite)
         if reads_late:
             self._late.put(ratio)
@@ -255,7 +256,7 @@ class ZenithRatio:
             lrs = [_times(group["lr"], value) for group in groups]
         else:
             is_finite = True
-            lrs = [self._lr_without_waiting(group, ratio, late) for group in groups]
+            lrs = [self._lr_without_waiting(group, ratio) for group in groups]
             if any(_is_fused(optimizer, group) for group in groups):
                 self._set_attributes = {"found_inf": found_inf}
                 optimizer.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
@@ -271,7 +272,7 @@ class ZenithRatio:
             group["lr"] = lr
         return True
 
-    def _lr_without_waiting(self, group: dict[str, Any], ratio: Tensor, late: float) -> float | Tensor:
+    def _lr_without_waiting(self, group: dict[str, Any], ratio: Tensor) -> float | Tensor:
         lr = group["lr"]
         optimizer = self.optimizer
         on_device = all(param.device == ratio.device for param in group["params"])
@@ -283,7 +284,7 @@ class ZenithRatio:
                 f"{type(optimizer).__name__} takes its LR from the host, which a CUDA graph would keep for ever: make "
                 "it with fused=True or capturable=True"
             )
-        return _times(lr, late)
+        return _times(lr, self._late.get())
 
     def _end(self) -> None:
         """Gives the groups their owners' LRs back."""
@@ -528,30 +529,36 @@ def _times(lr: float | Tensor, ratio: float) -> float | Tensor:
 
 
 class _RatioOfTheStepBefore:
-    """Brings the ratio to the host while the device goes on, to be read one step later."""
+    """Brings each step's ratio to the host while the device goes on, to be read one step later."""
 
     def __init__(self) -> None:
-        self._copy: Tensor | None = None
-        self._arrived: torch.cuda.Event | None = None
+        # This step's and the one before's: a number in pinned memory, and when it has arrived.
+        self._sent: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    def start(self, ratio: Tensor) -> None:
+        """Before the first :meth:`put`: what the history holds."""
+        if not self._sent:
+            self.put(ratio)
 
     def put(self, ratio: Tensor) -> None:
         """Sends this step's ratio on its way."""
         if torch.cuda.is_current_stream_capturing():
             return
-        if self._copy is None:
-            self._copy = torch.ones((), dtype=ratio.dtype, pin_memory=True)
-        self._copy.copy_(ratio, non_blocking=True)
-        self._arrived = torch.cuda.Event()
-        self._arrived.record()
+        if len(self._sent) == 2:
+            copy, _ = self._sent.pop(0)
+        else:
+            copy = torch.empty((), dtype=ratio.dtype, device="cpu", pin_memory=True)
+        copy.copy_(ratio, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self._sent.append((copy, arrived))
 
-    def get(self, ratio: Tensor) -> float:
-        """The ratio that the step before has sent; ``ratio``, the history's, if there was none."""
-        if torch.cuda.is_current_stream_capturing():
-            return 1.0
-        if self._arrived is None or self._copy is None:
-            return float(ratio)
-        self._arrived.synchronize()
-        return float(self._copy)
+    def get(self) -> float:
+        """The ratio of the step before the one that has just been put."""
+        copy, arrived = self._sent[0]
+        if not arrived.query():
+            arrived.synchronize()
+        return float(copy)
 
     def forget(self) -> None:
-        self._arrived = None
+        self._sent = []
