@@ -1,13 +1,19 @@
 # make demo [TASK=mask|keypoint|faster]   train and evaluate with ZENITH on generated images
-# make test [PYTHON=python3.13]           the whole test suite
+# make test                               the whole test suite
 # make lint                               ruff and mypy, for whoever changes the code
 # make test-oldest                        the test suite with the oldest version of every requirement
 # make package-check [PACKAGE_PYTHON=…]    build wheel and sdist, install the wheel by itself, try it
-# make clean                              the environment and everything generated
+# make clean                              the environments and everything generated
+# Each takes PYTHON=python3.13, say: that Python, in an environment of its own (.venv-3.13).
 
 PYTHON ?= python3
 PACKAGE_PYTHON ?= $(PYTHON)
+# A Python that was asked for has an environment of its own: one that is there may be another's.
+ifeq ($(origin PYTHON),file)
 VENV ?= .venv
+else
+VENV ?= .venv-$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")
+endif
 TASK ?= mask
 # The tests of one file stay together, as they share what is slow to make, and keep the order in which
 # tests/conftest.py puts the files.
@@ -57,8 +63,8 @@ $(INSTALLED): setup.py pyproject.toml
 	touch $@
 
 $(DEVELOPMENT): $(INSTALLED)
-	$(BIN)/python -m pip install $(PIP) -e ".[test,dev]" setuptools wheel
+	$(BIN)/python -m pip install $(PIP) -e ".[test,dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist output datasets/shapes datasets/figures
+	rm -rf $(VENV) .venv-* build dist output datasets/shapes datasets/figures

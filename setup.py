@@ -96,6 +96,7 @@ setup(
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder
             "hypothesis>=6.100",
+            "setuptools>=70.1",  # the first that makes a wheel by itself (tests/test_wheel.py)
         ],
     },
     classifiers=[

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Tries a built wheel by itself: package_check.sh PYTHON ENVIRONMENT WHEEL
 # Makes ENVIRONMENT anew with PYTHON, installs WHEEL into it, and from an empty folder checks the requirements, imports
-# and runs what a user would: the console script, a training of 20 iterations, the optimizer's tests.
+# and runs what a user would: the console script, a training of 20 iterations, the optimizer's tests. ENVIRONMENT, 6 GB
+# that the next check would make anew anyway, goes at the end.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 python="$1"
 environment="$(mkdir -p "$(dirname "$2")" && cd "$(dirname "$2")" && pwd)/$(basename "$2")"
 wheel="$(cd "$(dirname "$3")" && pwd)/$(basename "$3")"
 folder="$(mktemp -d)"
-trap 'rm -rf "$folder"' EXIT
+trap 'rm -rf "$folder" "$environment"' EXIT
 
 rm -rf "$environment"
 "$python" -m venv "$environment"
