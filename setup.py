@@ -66,7 +66,7 @@ setup(
         # Each torchvision goes with one torch (0.29.2 with 2.15.0): no upper bounds, the index pairs them.
         "torch>=2.6",  # weights_only by default, named parameters in optimizers, torch.nn.utils.get_total_norm
         "torchvision>=0.21",  # the one for torch 2.6
-        "numpy>=1.24",
+        "numpy>=1.25",
         "pillow>=9.1",  # Image.Resampling
         "fvcore>=0.1.5",  # yacs configs with _BASE_, parameter schedulers, registries
         "pycocotools>=2.0.7",  # the first with wheels for Python 3.12
