@@ -293,3 +293,21 @@ def test_the_tool(tmp_path: Path) -> None:
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1
+
+
+def test_a_single_point_is_seen(tmp_path: Path, figures: list[Figure]) -> None:
+    """A run of one line in the log, evaluated once: a line alone would show nothing."""
+    lines = [training_line(0), {"iteration": 0, "bbox/AP": 12.0, "bbox/AP50": 30.0}]
+    folders = [write(tmp_path / name, lines) for name in "ab"]
+    plot_curves(folders[0])
+    plot_curves_compare(folders, tmp_path / "both.png")
+    drawn = [
+        line
+        for figure in figures
+        for axes in figure.axes
+        for line in axes.lines
+        if len(line.get_xdata()) == 1
+    ]
+    # Three losses, AP and AP50, LR, ratio, three of the norm; then loss, AP, LR, ratio and mean of both runs.
+    assert len(drawn) == 10 + 10
+    assert all(line.get_marker() not in ("None", "", None) for line in drawn)

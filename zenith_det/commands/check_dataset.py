@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.split is not None:
             _split(cfg, args.split)
         validate_config(cfg, loaded.sources)
-        hold_out(loaded, args.pictures or scratch)
+        hold_out(loaded, args.pictures or scratch, say=print)
         if args.max_bad_images is not None:
             cfg.DATASETS.MAX_BAD_IMAGES = args.max_bad_images
         sources = list(_sources(args, cfg, of_config=not named_here))

@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         opts += [key, value]
     loaded = load_config_file(args.config_file, opts)
     if loaded.cfg.DATASETS.VAL_SHARE:  # once for all runs
-        hold_out(loaded, output, resume=True)
+        hold_out(loaded, output, resume=True, say=print)
         for key in ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
             opts += [f"DATASETS.{key}", str(loaded.cfg.DATASETS[key])]
     runs = plan_runs(

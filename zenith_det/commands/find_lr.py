@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     for key, value, flag in data_overrides(args, args.output):
         loaded.override(key, value, flag)
     validate_config(loaded.cfg, loaded.sources)
-    hold_out(loaded, args.output)
+    hold_out(loaded, args.output, say=print)
     usual = lr_range_test.lrs_of(loaded)
     min_lr = usual[0] if args.min_lr is None else args.min_lr
     max_lr = usual[1] if args.max_lr is None else args.max_lr

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             for key, value, flag in datasets:
                 loaded.override(key, value, flag)
             validate_config(loaded.cfg, loaded.sources)
-            hold_out(loaded, args.output.parent if args.output else "output")
+            hold_out(loaded, args.output.parent if args.output else "output", say=print)
             resolve_device(loaded)
             found = gradient_noise.measure(loaded, args.batches)
             low, high = found.spread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from zenith_det.config import LoadedConfig, files_of, settle_files
@@ -17,7 +18,13 @@ logger = logging.getLogger(__name__)
 FOLDER = "dataset"
 
 
-def hold_out(loaded: LoadedConfig, output_dir: str | Path, *, resume: bool = False) -> None:
+def hold_out(
+    loaded: LoadedConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = logger.info,
+) -> None:
     """Split the training set as ``DATASETS.VAL_SHARE`` says, and have the file keys name the parts.
 
     Of the same file and share, the parts are always the same; a resumed run keeps those that it began with. All
@@ -27,6 +34,7 @@ def hold_out(loaded: LoadedConfig, output_dir: str | Path, *, resume: bool = Fal
         loaded: changed in place.
         output_dir: of the run; the parts are written below.
         resume: the run goes on.
+        say: told of a new split, in a line.
 
     Raises:
         ConfigError: there is a validation set already, or several or unknown training sets.
@@ -62,9 +70,7 @@ def hold_out(loaded: LoadedConfig, output_dir: str | Path, *, resume: bool = Fal
                     json_file, train_file, val_file.name,
                 )  # fmt: skip
             else:
-                logger.info(
-                    told(split_file(json_file, share, train_file, val_file), share, json_file, folder)
-                )
+                say(told(split_file(json_file, share, train_file, val_file), share, json_file, folder))
     for key, value in (("TRAIN_JSON", train_file), ("VAL_JSON", val_file)):
         loaded.override(f"DATASETS.{key}", str(value), source)
     for key in ("TRAIN_IMAGES", "VAL_IMAGES"):
