@@ -33,7 +33,10 @@ def use_channels_last(cfg: Any, model: nn.Module) -> None:
     """
     if not cfg.MODEL.CHANNELS_LAST:
         return
-    _backbone(cfg, model, "MODEL.CHANNELS_LAST").register_forward_pre_hook(_channels_innermost)
+    backbone = _backbone(cfg, model, "MODEL.CHANNELS_LAST")
+    if _channels_innermost in backbone._forward_pre_hooks.values():
+        return  # it does already
+    backbone.register_forward_pre_hook(_channels_innermost)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ._norm import global_norm
+from .raw_norm import measure_after_backward
 from .zenith import ZENITH
 from .zenith_adamw import ZENITHAdamW
 from .zenith_ratio import ZenithRatio, zenith_of
 
-__all__ = ["ZENITH", "ZENITHAdamW", "ZenithRatio", "global_norm", "zenith_of"]
+__all__ = ["ZENITH", "ZENITHAdamW", "ZenithRatio", "global_norm", "measure_after_backward", "zenith_of"]

@@ -49,6 +49,8 @@ class MultiplierLR(LRScheduler):
     are loaded. A group added later is scheduled with the LR it came with.
     """
 
+    base_lrs: list[float]
+
     def __init__(
         self, optimizer: torch.optim.Optimizer, multiplier: Callable[[int], float], last_epoch: int = -1
     ) -> None:
@@ -77,6 +79,11 @@ class MultiplierLR(LRScheduler):
         """Go on from a saved iteration. Detectron2's own scheduler state is read too, but not its LRs."""
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = self.last_epoch + 1
+        self._write_lrs()
+
+    def scale(self, factor: float) -> None:
+        """Multiply what the LRs start from, from now on."""
+        self.base_lrs = [lr * factor for lr in self.base_lrs]
         self._write_lrs()
 
     def _write_lrs(self) -> None:

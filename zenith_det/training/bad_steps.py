@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import statistics
+import types
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from torch.optim import Optimizer
 
 from zenith_det import cli
 from zenith_det.errors import UserError
-from zenith_det.optim import ZENITH, global_norm
+from zenith_det.optim import global_norm
 from zenith_det.training.distributed import all_gather_objects, is_main_process
 from zenith_det.training.zenith_metrics import effective_lr
 
@@ -40,7 +42,12 @@ def count_only_finite(total: Tensor) -> Tensor:
     A loss that is not finite can have finite gradients on its own rank. This carries it into every gradient,
     and DDP's averaging into those of every rank, so that all skip the step, and no rank has to be asked.
     """
-    return total * torch.where(total.detach().isfinite(), 1.0, math.nan)
+    return total * finite_or_nan(total)
+
+
+def finite_or_nan(total: Tensor) -> Tensor:
+    """1 where ``total`` is finite, else NaN: a factor that carries it into what it multiplies."""
+    return torch.where(total.detach().isfinite(), 1.0, math.nan)
 
 
 def bad_step_limit(cfg: Any) -> int:
@@ -48,7 +55,7 @@ def bad_step_limit(cfg: Any) -> int:
     return min(int(cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS), max(int(cfg.SOLVER.MAX_ITER) // 2, 2))
 
 
-def guard_forward(module: nn.Module) -> None:
+def guard_forward(module: nn.Module) -> Callable[[], None]:
     """Let a forward pass that raises ``FloatingPointError`` count as a loss that is not finite.
 
     Detectron2's proposal generator raises one on the rank that it happens on, and the others would wait for
@@ -56,23 +63,42 @@ def guard_forward(module: nn.Module) -> None:
 
     Args:
         module: a model that returns a dict of losses, not wrapped by DDP.
-    """
-    forward = module.forward
 
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    Returns:
+        What ends it.
+    """
+    before = vars(module).get("forward")
+    forward = getattr(module.forward, "__func__", None) or _without_self(module.forward)
+
+    def guarded(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         try:
-            return forward(*args, **kwargs)
+            return forward(self, *args, **kwargs)
         except FloatingPointError as error:
-            if not module.training:
+            if not self.training:
                 raise
             logger.warning("the forward pass gave up: %s", " ".join(str(error).split()))
             # All parameters take part: DDP waits for each of their gradients.
-            parts = [
-                parameter.sum() * math.nan for parameter in module.parameters() if parameter.requires_grad
-            ]
+            parts = [parameter.sum() * math.nan for parameter in self.parameters() if parameter.requires_grad]
             return {"loss_forward": torch.stack(parts).sum()}
 
-    module.forward = guarded  # type: ignore[method-assign]
+    # A method of the module, so that a deep copy of it has its own.
+    module.forward = types.MethodType(guarded, module)  # type: ignore[method-assign]
+
+    def undo() -> None:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+    return undo
+
+
+def skips_by_itself(optimizer: Optimizer) -> bool:
+    """Whether ``step()`` leaves out gradients that are not finite, and counts on the device how many in a row."""
+    return hasattr(optimizer, "consecutive_nonfinite") and hasattr(optimizer, "grad_norm")
+
+
+def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: function(*args, **kwargs)
 
 
 @dataclass
@@ -152,41 +178,58 @@ class StepGuard:
             images: of this rank's batch.
             losses: the parts of the loss, detached.
         """
-        step = _Step(iteration, images, losses)
-        self._recent.append(step)
-        if isinstance(self.optimizer, ZENITH):
-            try:
-                if self.scaler is None:
-                    self.optimizer.step()
-                else:
-                    self.scaler.step(self.optimizer)
-            except FloatingPointError:
-                pass  # as many in a row as it allows: told by streak, on all ranks at the same iteration
-            step.norm = self.optimizer.grad_norm
-            self._flag.ask(self.optimizer.consecutive_nonfinite)
+        self.begin_step(iteration, images, losses)
+        scaler = self.scaler
+        if scaler is None:
+            self.take(self.optimizer.step)
+            return
+        if not skips_by_itself(self.optimizer):
+            scaler.unscale_(self.optimizer)
+        self.take(lambda: scaler.step(self.optimizer))
+        scaler.update()
+
+    def begin_step(self, iteration: int, images: Sequence[ImageId], losses: Mapping[str, Tensor]) -> None:
+        """Tell of a step that :meth:`take` is to take; as in :meth:`step`."""
+        self._recent.append(_Step(iteration, images, losses))
+
+    def take(self, step: Callable[[], Any]) -> Any:
+        """Call ``step`` on gradients that are not scaled, or on those that the optimizer knows to be, unless they are
+        not finite.
+
+        Returns:
+            What it returned; ``None`` where it was left out.
+        """
+        optimizer: Any = self.optimizer
+        result = None
+        if skips_by_itself(optimizer):
+            # As many in a row as it allows raise: told by streak, on all ranks at the same iteration.
+            with contextlib.suppress(FloatingPointError):
+                result = step()
+            self._recent[-1].norm = optimizer.grad_norm
+            self._flag.ask(optimizer.consecutive_nonfinite)
             bad_now = bool(self._running) and self._flag.read() > 0
         else:
-            bad_now = not self._step_if_finite(step)
+            norm = global_norm(
+                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            )
+            self._recent[-1].norm = norm
+            bad_now = not bool(norm.isfinite())
+            if not bad_now:
+                result = step()
             self._flag.tell(int(bad_now))
-        if self.scaler is not None:
-            self.scaler.update()
         if bad_now:
-            for before, buffer in zip(self._before, self._running):
-                buffer.copy_(before)
+            self._restore_statistics()
+        return result
 
-    def _step_if_finite(self, step: _Step) -> bool:
-        if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        grads = [
-            p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        step.norm = global_norm(grads)
-        finite = bool(step.norm.isfinite())
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)  # it skips by itself
-        elif finite:
-            self.optimizer.step()
-        return finite
+    def left_out(self) -> None:
+        """Tell of a step that somebody else, a ``GradScaler``, has left out."""
+        self._recent[-1].norm = torch.tensor(math.inf)
+        self._flag.tell(1)
+        self._restore_statistics()
+
+    def _restore_statistics(self) -> None:
+        for before, buffer in zip(self._before, self._running):
+            buffer.copy_(before)
 
     def inspect(self) -> None:
         """Learn whether the last step was skipped, and report it if it was; all ranks call it together.

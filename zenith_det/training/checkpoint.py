@@ -11,7 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -199,10 +199,20 @@ class Checkpointer:
         return [entry[-1] for entry in sorted(found, reverse=True)]
 
     def _remove_old(self, saved: Path, state: Mapping[str, Any]) -> None:
-        protected = {saved, self._named()}
+        protected: set[Path | None] = set()
         if self._keep is not None and not state.get("good", True):
             # Saved while training went badly: what a roll-back would go to is among the older ones.
             protected.add(self.newest_good(state["run_id"]))
+        self.remove_old(saved, protected)
+
+    def remove_old(self, saved: Path, protected: Collection[Path | None] = ()) -> None:
+        """Remove periodic checkpoints beyond those to keep, and what a crash has left of a save.
+
+        Args:
+            saved: just now, hence the newest.
+            protected: not to be removed, nor the one that ``last_checkpoint`` names.
+        """
+        protected = {saved, self._named(), *protected}
         doomed = list(self.output_dir.glob(f"*{SUFFIX}.tmp"))  # left by a crash in the middle of a save
         if self._keep is not None:
             periodic = [path for path in self._resumable() if path.name != _FINAL]

@@ -17,7 +17,7 @@ class LossWatch:
     It has when its median over the last 20 iterations is ``factor`` times the lowest such median so far *and*
     twice the first one: a model that is that much worse than before it learned anything does not come back
     under the same learning rate. Losses that are not finite are left out here: their steps are skipped and
-    counted elsewhere.
+    counted elsewhere. Of a loss that can be negative no factor tells anything: a run with one is never lost by it.
 
     Args:
         factor: ``RECOVERY.DIVERGENCE_FACTOR``; 0: never.
@@ -57,7 +57,7 @@ class LossWatch:
         return self._exceeds(max(self._factor / 3, 1.0), 1.0, newest=quarter) is None
 
     def _exceeds(self, of_lowest: float, of_first: float, newest: int = 0) -> float | None:
-        if not self._factor or len(self._recent) < (self._recent.maxlen or 0):
+        if not self._factor or len(self._recent) < (self._recent.maxlen or 0) or self._lowest <= 0:
             return None
         median = statistics.median(list(self._recent)[-newest:])
         return median if median > max(of_lowest * self._lowest, of_first * self._first) else None

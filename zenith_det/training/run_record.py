@@ -171,12 +171,15 @@ def unused_keys_line(unused: Sequence[tuple[str, str]], optimizer: str, schedule
     return f"not used under {optimizer} with {scheduler}: {listed}"
 
 
-def short_run_lines(cfg: Any) -> list[str]:
+def short_run_lines(cfg: Any, *, zenith: bool | None = None) -> list[str]:
     """What a run is too short for: a warm-up that it never leaves, a ratio of ZENITH that never changes.
 
     Args:
         cfg: the configuration that the run trains with, ``SOLVER.MAX_ITER`` final.
+        zenith: the optimizer has ZENITH's ratio; ``None``: as ``SOLVER.OPTIMIZER`` says.
     """
+    if zenith is None:
+        zenith = cfg.SOLVER.OPTIMIZER in ZENITH_OPTIMIZERS
     solver = cfg.SOLVER
     length, warmup, name = solver.MAX_ITER, solver.WARMUP_ITERS, solver.LR_SCHEDULER_NAME
     lines = []
@@ -190,14 +193,14 @@ def short_run_lines(cfg: Any) -> list[str]:
             f"the run's {length} iterations don't leave the warm-up of SOLVER.WARMUP_ITERS {warmup}, and the LR "
             f"{reached}: set SOLVER.WARMUP_ITERS to about {_part(length, 10)}, or train longer"
         )
-    zenith = solver.ZENITH
+    window, record_after = solver.ZENITH.WINDOW, solver.ZENITH.RECORD_AFTER
     # Where the window is full for the first time, its mean is the zenith: the ratio is 1 in that iteration, too.
-    if solver.OPTIMIZER in ZENITH_OPTIMIZERS and 0 < length <= zenith.RECORD_AFTER + zenith.WINDOW:
-        after = f" after SOLVER.ZENITH.RECORD_AFTER {zenith.RECORD_AFTER}" if zenith.RECORD_AFTER else ""
-        lower = "SOLVER.ZENITH.RECORD_AFTER lower and " if zenith.RECORD_AFTER else ""
+    if zenith and 0 < length <= record_after + window:
+        after = f" after SOLVER.ZENITH.RECORD_AFTER {record_after}" if record_after else ""
+        lower = "SOLVER.ZENITH.RECORD_AFTER lower and " if record_after else ""
         lines.append(
             f"ZENITH's ratio is 1 in all of the run's {length} iterations, as it may fall only once "
-            f"SOLVER.ZENITH.WINDOW {zenith.WINDOW} norms are recorded{after}: set {lower}SOLVER.ZENITH.WINDOW to "
+            f"SOLVER.ZENITH.WINDOW {window} norms are recorded{after}: set {lower}SOLVER.ZENITH.WINDOW to "
             f"about {_part(length, 4)}, or train longer"
         )
     return lines

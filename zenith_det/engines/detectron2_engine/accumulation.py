@@ -13,13 +13,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from zenith_det.engines.detectron2_engine.overrides import own_step
 from zenith_det.errors import ConfigError
 from zenith_det.training.bad_steps import ImageId, StepGuard, count_only_finite
 from zenith_det.training.distributed import all_gather_objects
 
 
 def check_accumulation(cfg: Any, trainer: Any) -> None:
-    """Refuse a ``SOLVER.GRADIENT_ACCUMULATION`` that ``trainer`` (the inner one) cannot honour.
+    """Refuse a ``SOLVER.GRADIENT_ACCUMULATION`` that ``trainer`` (the outer one) cannot honour.
 
     Raises:
         ConfigError: batches that don't divide, or a trainer with a step of its own.
@@ -36,9 +37,11 @@ def check_accumulation(cfg: Any, trainer: Any) -> None:
             f"SOLVER.GRADIENT_ACCUMULATION is {parts}: SOLVER.IMS_PER_BATCH {batch} on {processes} processes "
             f"does not divide into so many equal parts"
         )
-    if not isinstance(trainer, SimpleTrainer):
+    inner = trainer._trainer
+    owner = own_step(trainer) or (None if isinstance(inner, SimpleTrainer) else type(inner))
+    if owner is not None:
         raise ConfigError(
-            f"SOLVER.GRADIENT_ACCUMULATION is {parts}: {type(trainer).__name__} has a step of its own: take 1"
+            f"SOLVER.GRADIENT_ACCUMULATION is {parts}: {owner.__name__} has a step of its own: take 1"
         )
 
 
@@ -95,7 +98,7 @@ def accumulated_step(trainer: SimpleTrainer, parts: int, guard: StepGuard | None
             totals[name] = totals[name] + share if name in totals else share
     trainer.after_backward()
     if guard is not None:
-        guard.step(trainer.iter, [_image_of(sample) for sample in batch], totals)
+        guard.step(trainer.iter, [image_of(sample) for sample in batch], totals)
         return _put_losses(totals, data_time)
     trainer._write_metrics(totals, data_time)
     if scaler is None:
@@ -110,7 +113,7 @@ def _device_type(model: nn.Module) -> str:
     return next((parameter.device.type for parameter in model.parameters()), "cpu")
 
 
-def _image_of(sample: Any) -> ImageId:
+def image_of(sample: Any) -> ImageId:
     if not isinstance(sample, dict):  # a project's own kind of batch
         return -1, type(sample).__name__
     return sample.get("image_id", -1), str(sample.get("file_name", ""))

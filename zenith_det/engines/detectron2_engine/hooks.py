@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch.optim import Optimizer
 
-from zenith_det.solver import train_mode
+from zenith_det.engines.detectron2_engine.overrides import own_step
+from zenith_det.optim import measure_after_backward
+from zenith_det.optim.raw_norm import RawNorm
+from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training.resuming import forget_history
 from zenith_det.training.zenith_metrics import optimizer_scalars
 
@@ -34,7 +39,8 @@ class ZenithMetrics(HookBase):
     writes. In the storage's history of ``lr``, the iterations between hold the scheduled LR.
 
     Before training it also forgets ZENITH's history where a run is resumed with another batch size, which changes
-    the noise in the norm.
+    the noise in the norm; and where the trainer's step is the project's own, which may clip gradients between
+    ``backward()`` and ``step()``, it has the norm measured as ``backward()`` ends.
 
     Args:
         optimizer: default: the trainer's.
@@ -61,10 +67,12 @@ class ZenithMetrics(HookBase):
         self._saved_batch_size = batch_size
         self._scalars: dict[str, float] | None = None
         self._handle: Any = None
+        self._raw_norm: RawNorm | None = None
 
     def before_train(self) -> None:
         optimizer = self._optimizer or self.trainer.optimizer
-        train_mode(optimizer)  # Schedule-Free's checkpoints hold the averaged weights
+        self._evaluate_averaged_weights(optimizer)
+        self._measure_raw_norms(optimizer)
         if self._saved_batch_size is not None and self._batch_size is not None:
             forget_history(optimizer, self._saved_batch_size, self._batch_size, keep=self._keep_history)
             self._saved_batch_size = self._batch_size
@@ -72,10 +80,29 @@ class ZenithMetrics(HookBase):
         # Right after the step, not in after_step: the scheduler hook has moved the LR on by then.
         self._handle = optimizer.register_step_post_hook(self._after_optimizer_step)
 
+    def _evaluate_averaged_weights(self, optimizer: Optimizer) -> None:
+        """Evaluate and save the weights that Schedule-Free averages, and train on with its own."""
+        if not callable(getattr(optimizer, "eval", None)):
+            return
+        for hook in self.trainer._hooks:
+            if isinstance(hook, hooks.EvalHook):
+                hook._func = _in_eval_mode(optimizer, hook._func)
+        checkpointer = getattr(self.trainer, "checkpointer", None)
+        if checkpointer is not None:
+            checkpointer.save = _in_eval_mode(optimizer, checkpointer.save)
+        train_mode(optimizer)  # what was loaded holds the averaged weights
+
+    def _measure_raw_norms(self, optimizer: Optimizer) -> None:
+        """Where a project's own step may clip before ``optimizer.step``, measure the norm as the gradients come."""
+        if callable(getattr(optimizer, "record_norm", None)) and own_step(self.trainer) is not None:
+            inner = getattr(self.trainer, "_trainer", self.trainer)
+            self._raw_norm = measure_after_backward(optimizer, getattr(inner, "grad_scaler", None))
+
     def after_train(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in (self._handle, self._raw_norm):
+            if handle is not None:
+                handle.remove()
+        self._handle = self._raw_norm = None
 
     def after_step(self) -> None:
         if self._scalars is None:
@@ -105,3 +132,15 @@ class ZenithMetrics(HookBase):
         if not writers and comm.is_main_process():
             return [DEFAULT_PERIOD]
         return [writer._period for writer in writers]
+
+
+def _in_eval_mode(optimizer: Optimizer, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        eval_mode(optimizer)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            train_mode(optimizer)
+
+    return wrapped

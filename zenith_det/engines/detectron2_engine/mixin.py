@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from detectron2.engine import AMPTrainer, DefaultTrainer, defaults, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, defaults
 from detectron2.engine.train_loop import HookBase
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
-from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
+from zenith_det.engines.detectron2_engine.endings import RunEnds
 from zenith_det.engines.detectron2_engine.own_builders import (
     build_projects_optimizer,
     check_bases,
@@ -28,18 +28,12 @@ from zenith_det.engines.detectron2_engine.own_builders import (
     require_zenith_keys,
     wrap_builders,
 )
+from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks, tell_at_the_start
 from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
-from zenith_det.engines.device import amp_dtype, make_grad_scaler
+from zenith_det.engines.device import amp_dtype, make_grad_scaler, use_deterministic_algorithms
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import ConfigError
-from zenith_det.solver import (
-    PlateauLR,
-    build_lr_scheduler,
-    build_optimizer,
-    eval_mode,
-    tell_of_decay,
-    train_mode,
-)
+from zenith_det.solver import PlateauLR, build_lr_scheduler, build_optimizer, tell_of_decay
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +57,9 @@ class ZenithTrainerMixin:
     * ``build_optimizer``: from :data:`zenith_det.solver.OPTIMIZER_REGISTRY`; "SGD" is Detectron2's own,
     * ``build_lr_scheduler``: from :data:`~zenith_det.solver.LR_SCHEDULER_REGISTRY`; under "SGD",
       Detectron2's schedules are Detectron2's own,
-    * ``build_hooks``: adds :class:`ZenithMetrics`, so that ``lr`` in the logs is the one used,
+    * ``register_hooks``: adds :class:`ZenithMetrics`, so that ``lr`` in the logs is the one used, and the hooks of
+      :class:`ZenithHooks`: bad steps are left out and reported, a lost run goes back, and what ``SOLVER.AVERAGE``,
+      ``TEST.EARLY_STOPPING``, ``CHECKPOINT`` and their like ask for is done; a warning names what can't be,
     * ``auto_scale_workers``: rescales this toolkit's iteration keys as well.
 
     Everything else is the base class's. With ``SOLVER.OPTIMIZER: SGD`` and Detectron2's schedule, training is
@@ -84,7 +80,9 @@ class ZenithTrainerMixin:
     """
 
     # Whether the trainer tells evaluations to its scheduler (PlateauLR).
-    follows_evaluations: ClassVar[bool] = False
+    follows_evaluations: ClassVar[bool] = True
+
+    _zenith_hooks: ZenithHooks | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -105,15 +103,59 @@ class ZenithTrainerMixin:
                 "SOLVER.AMP.ENABLED is True, and SOLVER.AMP.DTYPE float16 needs a GPU: take bfloat16 on the CPU"
             )
         with _ddp_on_the_models_device(), warnings.catch_warnings():
-            # Detectron2's AMPTrainer makes a loss scaler by a deprecated name; it is replaced below.
+            # Detectron2's AMPTrainer makes a loss scaler by a deprecated name; it is replaced afterwards.
             warnings.filterwarnings("ignore", r".*torch\.cuda\.amp\.GradScaler")
             super().__init__(cfg, *args, **kwargs)  # type: ignore[call-arg]
-        inner = self._trainer  # type: ignore[attr-defined]
-        check_accumulation(cfg, inner)
+
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """The base class's, and this mix-in's hooks where they belong among them.
+
+        Whatever ``build_hooks`` a project has, and however it makes its parts, it has them all by now.
+        """
+        super().register_hooks(hooks)  # type: ignore[misc]
+        if self._zenith_hooks is None and hasattr(self, "cfg") and hasattr(self, "_trainer"):
+            self._finish_parts()
+            self._zenith_hooks = self._make_zenith_hooks()
+        if self._zenith_hooks is not None:
+            self._zenith_hooks.place(self)
+
+    def _make_zenith_hooks(self) -> ZenithHooks:
+        return ZenithHooks(self)
+
+    def _finish_parts(self) -> None:
+        """What the configuration asks of model and inner trainer."""
+        cfg, inner = self.cfg, self._trainer  # type: ignore[attr-defined]
+        model = getattr(inner.model, "module", inner.model)
+        check_accumulation(cfg, self)
         if isinstance(inner, AMPTrainer):
             inner.precision, inner.grad_scaler = amp_dtype(cfg), make_grad_scaler(cfg)
-        if cfg.MODEL.COMPILE_BACKBONE:
-            compile_backbone(cfg, getattr(inner.model, "module", inner.model))
+        use_channels_last(cfg, model)  # a project's own build_model may not have asked for it
+        compile_backbone(cfg, model)
+        if cfg.DETERMINISTIC:
+            use_deterministic_algorithms(cfg)
+
+    def before_train(self) -> None:
+        """The base class's; before it ZENITH goes over an optimizer that the trainer has made past
+        ``build_optimizer``, and the log says what there is to say once."""
+        put_zenith_over_the_rest(self)
+        tell_at_the_start(self)
+        super().before_train()  # type: ignore[misc]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's, which a hook may end early.
+
+        Raises:
+            TrainingDivergedError: ``RECOVERY.MAX_ROLLBACKS`` did not help.
+        """
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        except RunEnds as end:
+            if end.error is not None:
+                raise end.error from None
+        results = getattr(self, "_last_eval_results", None)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():  # type: ignore[attr-defined]
+            verify_results(self.cfg, results)  # type: ignore[attr-defined]
+        return results
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
@@ -183,11 +225,6 @@ class ZenithTrainerMixin:
             )
         return built
 
-    def before_train(self) -> None:
-        """Before the hooks': ZENITH goes over an optimizer that the trainer has made past ``build_optimizer``."""
-        put_zenith_over_the_rest(self)
-        super().before_train()  # type: ignore[misc]
-
     def run_step(self) -> None:
         """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""
         parts = self.cfg.SOLVER.GRADIENT_ACCUMULATION  # type: ignore[attr-defined]
@@ -198,29 +235,6 @@ class ZenithTrainerMixin:
             return
         self._trainer.iter = self.iter  # type: ignore[attr-defined]
         accumulated_step(self._trainer, parts)  # type: ignore[attr-defined]
-
-    def build_hooks(self) -> list[HookBase]:
-        """The base class's hooks, and :class:`ZenithMetrics` after the scheduler's."""
-        built: list[HookBase] = super().build_hooks()  # type: ignore[misc]
-        built = [hook for hook in built if hook is not None]
-        solver = self.cfg.SOLVER  # type: ignore[attr-defined]
-        metrics = ZenithMetrics(batch_size=solver.IMS_PER_BATCH, keep_history=solver.ZENITH.KEEP_HISTORY)
-        # Before whatever saves and writes: the checkpoint is to hold its state, the writers its values.
-        schedulers = [i for i, hook in enumerate(built) if isinstance(hook, hooks.LRScheduler)]
-        built.insert(schedulers[-1] + 1 if schedulers else 0, metrics)
-        self._evaluate_averaged_weights(built)
-        return built
-
-    def _evaluate_averaged_weights(self, built: list[HookBase]) -> None:
-        """Evaluate and save the weights that Schedule-Free averages, and train on with its own."""
-        optimizer = self.optimizer  # type: ignore[attr-defined]
-        if not callable(getattr(optimizer, "eval", None)):
-            return
-        for hook in built:
-            if isinstance(hook, hooks.EvalHook):
-                hook._func = _with_averaged_weights(optimizer, hook._func)
-        checkpointer = self.checkpointer  # type: ignore[attr-defined]
-        checkpointer.save = _with_averaged_weights(optimizer, checkpointer.save)
 
     @staticmethod
     def auto_scale_workers(cfg: Any, num_workers: int) -> Any:
@@ -248,18 +262,6 @@ class ZenithTrainerMixin:
         return scaled
 
 
-def _with_averaged_weights(
-    optimizer: torch.optim.Optimizer, function: Callable[..., Any]
-) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        eval_mode(optimizer)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            train_mode(optimizer)
-
-    return wrapped
 
 
 @contextlib.contextmanager

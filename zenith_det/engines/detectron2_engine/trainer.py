@@ -30,6 +30,7 @@ from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_t
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, note_evaluated, results_dir
 from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
+from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
 from zenith_det.errors import CheckpointError, RunStopped, UserError
 from zenith_det.evaluation import check_expected
@@ -72,8 +73,6 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     Attributes:
         seed: ``SEED``, or one drawn at random where that is negative; a resumed run's is its checkpoint's.
     """
-
-    follows_evaluations = True
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
         self.seed = run_seed(cfg)
@@ -284,8 +283,15 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             f"{self.cfg.OUTPUT_DIR}: go on with --resume"
         )
 
+    def _make_zenith_hooks(self) -> ZenithHooks:
+        return ZenithHooks(self, metrics_alone=True)
+
+    def before_train(self) -> None:
+        """The hooks'; the command has said what there is to say."""
+        DefaultTrainer.before_train(self)
+
     def build_hooks(self) -> list[HookBase]:
-        """The hooks of :class:`ZenithTrainerMixin`, with a checkpointer that is safe to interrupt."""
+        """The hooks of ``DefaultTrainer``, with a checkpointer that is safe to interrupt."""
         # The base class makes a DetectionCheckpointer just before it asks for the hooks that use it.
         self.checkpointer = SafeCheckpointer(
             self.model,

@@ -1,0 +1,158 @@
+"""What the mix-in adds to a project's own trainer by hooks, and what it tells where a key can't be honoured there."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.engine import AMPTrainer, HookBase, hooks
+from detectron2.utils import comm
+
+from zenith_det.config.defaults import ZENITH_DEFAULTS
+from zenith_det.config.keys import leaves
+from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
+from zenith_det.engines.detectron2_engine.evaluation_hook import FollowEvaluations
+from zenith_det.engines.detectron2_engine.guard_hook import GuardSteps
+from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
+from zenith_det.engines.detectron2_engine.overrides import own
+from zenith_det.engines.detectron2_engine.saving import KeepNewest
+from zenith_det.engines.detectron2_engine.writers import LoggerWriter
+from zenith_det.training.averaging import WeightAverage
+from zenith_det.training.loggers import build_loggers
+from zenith_det.training.run_record import short_run_lines
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_COMMAND = "tools/train_net.py alone reads sets by their files"
+#: Keys that no trainer of a project's own honours, and why.
+NEVER: dict[str, str] = {
+    "DATASETS.TRAIN_JSON": _OF_THE_COMMAND,
+    "DATASETS.TRAIN_IMAGES": _OF_THE_COMMAND,
+    "DATASETS.VAL_JSON": _OF_THE_COMMAND,
+    "DATASETS.VAL_IMAGES": _OF_THE_COMMAND,
+    "DATASETS.MAX_BAD_IMAGES": _OF_THE_COMMAND,
+    "DATASETS.CACHE": _OF_THE_COMMAND,
+    "DATASETS.STRICT": _OF_THE_COMMAND,
+    "SOLVER.ZENITH.AUTO_LR": "tools/find_lr.py finds the LR before a run",
+    "TEST.MAX_IMAGES": "the project's evaluator takes all images",
+}
+#: Keys that an evaluation is needed for.
+OF_EVALUATIONS = (
+    "TEST.EARLY_STOPPING",
+    "TEST.VALIDATION_LOSS",
+    "SOLVER.ZENITH.UNTIL_SETTLED",
+    "CHECKPOINT.BEST",
+)
+
+
+class ZenithHooks:
+    """The hooks that a trainer gets, made once and put where they belong whenever it registers others.
+
+    Args:
+        trainer: a ``DefaultTrainer`` with all its parts.
+        metrics_alone: its own loop does the rest.
+    """
+
+    def __init__(self, trainer: Any, *, metrics_alone: bool = False) -> None:
+        cfg = trainer.cfg
+        self._cfg = cfg
+        self.metrics = ZenithMetrics(
+            batch_size=cfg.SOLVER.IMS_PER_BATCH, keep_history=cfg.SOLVER.ZENITH.KEEP_HISTORY
+        )
+        self.guard: GuardSteps | None = None
+        self.average: AverageWeights | None = None
+        self.keep: KeepNewest | None = None
+        self.evaluations: FollowEvaluations | None = None
+        self._logs = False
+        if metrics_alone:
+            return
+        self.guard = GuardSteps(cfg)
+        model = trainer.model
+        average = WeightAverage.of(cfg, getattr(model, "module", model))
+        if average is not None:
+            self.average = AverageWeights(cfg, average)
+        if cfg.CHECKPOINT.KEEP:
+            self.keep = KeepNewest(cfg.CHECKPOINT.KEEP, self.guard)
+        follows = callable(getattr(getattr(trainer, "scheduler", None), "follow", None))
+        if average is not None or follows or any(_is_set(cfg, key) for key in OF_EVALUATIONS):
+            losses = cfg.TEST.VALIDATION_LOSS and own(trainer, "build_train_loader") is None
+            self.evaluations = FollowEvaluations(cfg, self.average, losses=losses)
+        self._logs = bool(cfg.LOGGERS) and comm.is_main_process()
+
+    def place(self, trainer: Any) -> None:
+        """Put the hooks among those that ``trainer`` has registered so far."""
+        ours = [self.metrics, self.guard, self.average, self.keep, self.evaluations]
+        own_hooks: list[HookBase] = [hook for hook in trainer._hooks if hook not in ours]
+        first: list[HookBase | None] = [self.guard, self.average]
+        if not any(isinstance(hook, ZenithMetrics) for hook in own_hooks):
+            first.insert(0, self.metrics)
+        # After the schedule, whose LR would else be the one logged, and before what saves, evaluates and writes.
+        _insert(own_hooks, _after(own_hooks, hooks.LRScheduler), first)
+        if self.keep is not None and (place := _after(own_hooks, hooks.PeriodicCheckpointer)):
+            _insert(own_hooks, place, [self.keep])
+        if any(isinstance(hook, hooks.EvalHook) for hook in own_hooks):
+            _insert(own_hooks, len(own_hooks), [self.evaluations])
+        if self._logs and (writers := [hook for hook in own_hooks if isinstance(hook, hooks.PeriodicWriter)]):
+            self._logs = False
+            writers[0]._writers += [
+                LoggerWriter(one) for one in build_loggers(self._cfg, self._cfg.OUTPUT_DIR)
+            ]
+        for hook in own_hooks:
+            if hook in ours:
+                hook.trainer = weakref.proxy(trainer)
+        trainer._hooks[:] = own_hooks
+
+
+def tell_at_the_start(trainer: Any) -> None:
+    """Warn of keys that have no effect in ``trainer``, and of a run too short for its warm-up or ZENITH's window."""
+    if not comm.is_main_process():
+        return
+    cfg = trainer.cfg
+    idle = [f"{key} ({why})" for key, why in without_effect(trainer)]
+    if idle:
+        logger.warning("without effect in %s: %s", trainer.__class__.__name__, ", ".join(idle))
+    if trainer.start_iter < trainer.max_iter:
+        for line in short_run_lines(cfg, zenith=hasattr(trainer.optimizer, "zenith_state")):
+            logger.warning(line)
+
+
+def without_effect(trainer: Any) -> Iterator[tuple[str, str]]:
+    """Keys set to other than their default that ``trainer`` can't honour, each with the reason."""
+    cfg = trainer.cfg
+    for key, why in NEVER.items():
+        if _is_set(cfg, key):
+            yield key, why
+    kinds = {kind for hook in trainer._hooks for kind in type(hook).__mro__}
+    if hooks.EvalHook not in kinds:
+        for key in OF_EVALUATIONS:
+            if _is_set(cfg, key):
+                yield key, "the trainer has no EvalHook"
+        if cfg.SOLVER.AVERAGE.KIND:
+            yield "SOLVER.AVERAGE", "saved and not evaluated, as the trainer has no EvalHook"
+    elif cfg.TEST.VALIDATION_LOSS and (owner := own(trainer, "build_train_loader")):
+        yield "TEST.VALIDATION_LOSS", f"{owner.__name__} has its own build_train_loader"
+    if cfg.CHECKPOINT.KEEP and hooks.PeriodicCheckpointer not in kinds:
+        yield "CHECKPOINT.KEEP", "the trainer has no PeriodicCheckpointer"
+    if cfg.LOGGERS and hooks.PeriodicWriter not in kinds:
+        yield "LOGGERS", "the trainer has no PeriodicWriter"
+    amp = cfg.SOLVER.AMP
+    if amp.ENABLED and _is_set(cfg, "SOLVER.AMP.DTYPE") and not isinstance(trainer._trainer, AMPTrainer):
+        yield "SOLVER.AMP.DTYPE", f"{type(trainer._trainer).__name__} has a precision of its own"
+
+
+def _is_set(cfg: Any, key: str) -> bool:
+    value, default = cfg, dict(leaves(ZENITH_DEFAULTS))[key]
+    for part in key.split("."):
+        value = value[part]
+    return bool(value != default)
+
+
+def _after(own_hooks: list[HookBase], kind: type) -> int:
+    """The place after the last hook of this kind; 0: there is none."""
+    return max((i + 1 for i, hook in enumerate(own_hooks) if isinstance(hook, kind)), default=0)
+
+
+def _insert(own_hooks: list[HookBase], place: int, more: list[HookBase | None]) -> None:
+    own_hooks[place:place] = [hook for hook in more if hook is not None]
