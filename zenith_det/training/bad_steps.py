@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from zenith_det import cli
 from zenith_det.errors import UserError
-from zenith_det.optim import global_norm
+from zenith_det.optim import ZENITH, ZenithRatio, global_norm, zenith_of
 from zenith_det.training.distributed import all_gather_objects, is_main_process
 from zenith_det.training.zenith_metrics import effective_lr
 
@@ -92,9 +92,10 @@ def guard_forward(module: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def skips_by_itself(optimizer: Optimizer) -> bool:
-    """Whether ``step()`` leaves out gradients that are not finite, and counts on the device how many in a row."""
-    return hasattr(optimizer, "consecutive_nonfinite") and hasattr(optimizer, "grad_norm")
+def _that_skips(optimizer: Optimizer) -> ZENITH | ZenithRatio | None:
+    """What leaves out gradients that are not finite in ``step()``, and counts on the device how many in a row."""
+    zenith = zenith_of(optimizer)
+    return zenith if zenith is not None and getattr(zenith, "skips_nonfinite_steps", True) else None
 
 
 def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -183,7 +184,7 @@ class StepGuard:
         if scaler is None:
             self.take(self.optimizer.step)
             return
-        if not skips_by_itself(self.optimizer):
+        if _that_skips(self.optimizer) is None:
             scaler.unscale_(self.optimizer)
         self.take(lambda: scaler.step(self.optimizer))
         scaler.update()
@@ -199,18 +200,17 @@ class StepGuard:
         Returns:
             What it returned; ``None`` where it was left out.
         """
-        optimizer: Any = self.optimizer
-        result = None
-        if skips_by_itself(optimizer):
+        result, zenith = None, _that_skips(self.optimizer)
+        if zenith is not None:
             # As many in a row as it allows raise: told by streak, on all ranks at the same iteration.
             with contextlib.suppress(FloatingPointError):
                 result = step()
-            self._recent[-1].norm = optimizer.grad_norm
-            self._flag.ask(optimizer.consecutive_nonfinite)
+            self._recent[-1].norm = zenith.grad_norm
+            self._flag.ask(zenith.consecutive_nonfinite)
             bad_now = bool(self._running) and self._flag.read() > 0
         else:
             norm = global_norm(
-                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+                p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
             )
             self._recent[-1].norm = norm
             bad_now = not bool(norm.isfinite())

@@ -262,8 +262,6 @@ class ZenithTrainerMixin:
         return scaled
 
 
-
-
 @contextlib.contextmanager
 def _ddp_on_the_models_device() -> Iterator[None]:
     """Let Detectron2's trainer wrap a model on the CPU for several processes.

@@ -19,6 +19,7 @@ from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
 from zenith_det.engines.detectron2_engine.overrides import own
 from zenith_det.engines.detectron2_engine.saving import KeepNewest
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter
+from zenith_det.optim import zenith_of
 from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.loggers import build_loggers
 from zenith_det.training.run_record import short_run_lines
@@ -114,7 +115,7 @@ def tell_at_the_start(trainer: Any) -> None:
     if idle:
         logger.warning("without effect in %s: %s", trainer.__class__.__name__, ", ".join(idle))
     if trainer.start_iter < trainer.max_iter:
-        for line in short_run_lines(cfg, zenith=hasattr(trainer.optimizer, "zenith_state")):
+        for line in short_run_lines(cfg, zenith=zenith_of(trainer.optimizer) is not None):
             logger.warning(line)
 
 
