@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from zenith_det.optim import ZENITH, ZENITHAdamW, measure_after_backward
+from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, measure_after_backward
 from zenith_det.training.distributed import launch
 
 STEPS = 20
@@ -63,7 +63,13 @@ def train(
     return norms, optimizer.zenith_state()
 
 
-@pytest.mark.parametrize("kind", [ZENITH, ZENITHAdamW])
+def over_adam(params: Any, lr: float, window: int) -> torch.optim.Optimizer:
+    optimizer = torch.optim.Adam(params, lr=lr)
+    ZenithRatio(optimizer, window=window)
+    return optimizer
+
+
+@pytest.mark.parametrize("kind", [ZENITH, ZENITHAdamW, over_adam])
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_norms_are_those_that_record_norm_would_have_given(kind: Any, parts: int, scaled: bool) -> None:
@@ -104,7 +110,7 @@ def test_checkpointed_activations_and_a_second_loss() -> None:
 
 
 def test_it_wants_an_optimizer_that_measures_and_keeps_none_alive() -> None:
-    with pytest.raises(TypeError, match="SGD has no record_norm"):
+    with pytest.raises(TypeError, match="SGD measures no gradient norm"):
         measure_after_backward(torch.optim.SGD(make().parameters(), lr=0.1))
     net = make()
     optimizer = ZENITH(net.parameters(), lr=0.1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from zenith_det.config.keys import did_you_mean
+from zenith_det.config.defaults import ZENITH_DEFAULTS
+from zenith_det.config.keys import did_you_mean, leaves
 from zenith_det.config.metric_names import APS, AVERAGED, VALIDATION_LOSS
 from zenith_det.config.node import CfgNode
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
@@ -104,6 +105,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def validate_added_keys(cfg: Any) -> None:
+    """Refuse a value of the keys that this toolkit adds; Detectron2's own are a project's to interpret.
+
+    Args:
+        cfg: Detectron2's configuration after :func:`~zenith_det.config.add_zenith_config`.
+
+    Raises:
+        ConfigError: naming the key, its value and what is allowed.
+    """
+    _check_values(cfg, {}, {key for key, _ in leaves(ZENITH_DEFAULTS)})
+    _check_evaluations(cfg, {})
+
+
 def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> None:
     """Refuse a value that no engine could use; names of optimizers and schedules are left to the registries.
 
@@ -117,32 +131,44 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
     sources = sources or {}
     if cfg.VERSION != SUPPORTED_VERSION:
         raise _wrong("VERSION", cfg.VERSION, f"only version {SUPPORTED_VERSION} is supported", sources)
-    for key, (allowed, text) in _RANGES.items():
-        value = _get(cfg, key)
-        if not allowed(value):
-            raise _wrong(key, value, f"it must be {text}", sources)
-    for key, choices in _CHOICES.items():
-        value = _get(cfg, key)
-        if value not in choices:
-            names = ", ".join(repr(choice) for choice in choices)
-            raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
+    _check_values(cfg, sources, _RANGES.keys() | _CHOICES.keys())
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not _is_interval(sizes):
         problem = "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' takes two sizes, the smaller one first"
         raise _wrong("INPUT.MIN_SIZE_TRAIN", sizes, problem, sources)
+    for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
+        _check_metric(cfg, key, sources)
+    _check_evaluations(cfg, sources)
+    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER not in ZENITH_OPTIMIZERS:
+        problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
+        raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
+
+
+def _check_values(cfg: Any, sources: Mapping[str, str], keys: Collection[str]) -> None:
+    """Refuse values of these keys that are out of their range, or not among their choices."""
+    for key, (allowed, text) in _RANGES.items():
+        if key in keys and not allowed(value := _get(cfg, key)):
+            raise _wrong(key, value, f"it must be {text}", sources)
+    for key, choices in _CHOICES.items():
+        if key in keys and (value := _get(cfg, key)) not in choices:
+            names = ", ".join(repr(choice) for choice in choices)
+            raise _wrong(key, value, f"it must be one of {names}{did_you_mean(str(value), choices)}", sources)
     for name in cfg.LOGGERS:
         if name not in _LOGGERS:
             raise _wrong("LOGGERS", cfg.LOGGERS, f"it may hold {' and '.join(map(repr, _LOGGERS))}", sources)
-    for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
-        _check_metric(cfg, key, sources)
+
+
+def _check_evaluations(cfg: Any, sources: Mapping[str, str]) -> None:
+    """Refuse to judge by evaluations of which there are none."""
     for key in ("TEST.EARLY_STOPPING", "SOLVER.ZENITH.UNTIL_SETTLED"):
         if _get(cfg, key) and not cfg.TEST.EVAL_PERIOD:
             raise _wrong(key, _get(cfg, key), "it is judged by evaluations: set TEST.EVAL_PERIOD", sources)
     if cfg.TEST.EARLY_STOPPING == VALIDATION_LOSS and not cfg.TEST.VALIDATION_LOSS:
         raise _wrong("TEST.EARLY_STOPPING", VALIDATION_LOSS, "set TEST.VALIDATION_LOSS True", sources)
-    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and cfg.SOLVER.OPTIMIZER not in ZENITH_OPTIMIZERS:
-        problem = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER} has no ratio to settle"
-        raise _wrong("SOLVER.ZENITH.UNTIL_SETTLED", True, problem, sources)
+    for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
+        metric = _get(cfg, key)
+        if metric.startswith(AVERAGED) and not cfg.SOLVER.AVERAGE.KIND:
+            raise _wrong(key, metric, "no weights are averaged, SOLVER.AVERAGE.KIND is ''", sources)
 
 
 def _is_interval(sizes: Any) -> bool:
@@ -160,8 +186,6 @@ def _check_metric(cfg: CfgNode, key: str, sources: Mapping[str, str]) -> None:
     for name, switch in (("mask AP", "MASK_ON"), ("keypoint AP", "KEYPOINT_ON")):
         if metric.endswith(name) and not cfg.MODEL[switch]:
             raise _wrong(key, metric, f"the model has none, MODEL.{switch} is False", sources)
-    if metric.startswith(AVERAGED) and not cfg.SOLVER.AVERAGE.KIND:
-        raise _wrong(key, metric, "no weights are averaged, SOLVER.AVERAGE.KIND is ''", sources)
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

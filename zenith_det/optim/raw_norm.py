@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .zenith import ZENITH
+from .zenith_ratio import ZenithRatio, zenith_of
+
 __all__ = ["RawNorm", "measure_after_backward"]
 
 
@@ -21,7 +24,7 @@ def measure_after_backward(optimizer: torch.optim.Optimizer, scaler: Any = None)
     clips instead.
 
     Args:
-        optimizer: one with ``record_norm()``, such as ZENITH.
+        optimizer: a ZENITH, or one with ``ZenithRatio`` over it; a wrapper of Lightning, Fabric or accelerate too.
         scaler: the loop's ``GradScaler``, ``None`` without one. While it is enabled the norm is measured where the
             loop calls ``scaler.unscale_(optimizer)``, as it has to before it clips.
 
@@ -31,16 +34,20 @@ def measure_after_backward(optimizer: torch.optim.Optimizer, scaler: Any = None)
     Raises:
         TypeError: the optimizer doesn't measure norms.
     """
-    if not callable(getattr(optimizer, "record_norm", None)):
-        raise TypeError(f"{type(optimizer).__name__} has no record_norm()")
-    return RawNorm(optimizer, scaler)
+    zenith = zenith_of(optimizer)
+    if zenith is None:
+        raise TypeError(
+            f"{type(optimizer).__name__} measures no gradient norm: put a ZenithRatio over it first"
+        )
+    return RawNorm(zenith, scaler)
 
 
 class RawNorm:
     """What :func:`measure_after_backward` returns."""
 
-    def __init__(self, optimizer: Any, scaler: Any) -> None:
-        self._optimizer: Any = weakref.ref(optimizer)  # its parameters must not keep it alive
+    def __init__(self, zenith: ZENITH | ZenithRatio, scaler: Any) -> None:
+        optimizer = zenith if isinstance(zenith, ZENITH) else zenith.optimizer
+        self._zenith = weakref.ref(zenith)  # its parameters must not keep it alive
         self._scaler = scaler
         self._asked = False
         self._handles = [
@@ -51,7 +58,7 @@ class RawNorm:
         self._unscale = None
         if scaler is not None:
             self._unscale = scaler.unscale_
-            scaler.unscale_ = self._measuring_unscale(optimizer, scaler.unscale_)
+            scaler.unscale_ = self._measuring(scaler.unscale_)
 
     def remove(self) -> None:
         """Let ``step()`` measure the norm again."""
@@ -73,16 +80,15 @@ class RawNorm:
             self._record_norm()
 
     def _record_norm(self) -> None:
-        optimizer = self._optimizer()
-        if optimizer is not None:
-            optimizer.record_norm()
+        zenith = self._zenith()
+        if zenith is not None:
+            zenith.record_norm()
 
-    def _measuring_unscale(self, optimizer: Any, unscale: Any) -> Any:
+    def _measuring(self, unscale: Any) -> Any:
         @functools.wraps(unscale)
-        def unscale_(unscaled: Any, *args: Any, **kwargs: Any) -> Any:
-            result = unscale(unscaled, *args, **kwargs)
-            # Lightning and accelerate hand over wrappers.
-            if unscaled is optimizer or getattr(unscaled, "optimizer", None) is optimizer:
+        def unscale_(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            result = unscale(optimizer, *args, **kwargs)
+            if zenith_of(optimizer) is self._zenith():
                 self._record_norm()
             return result
 

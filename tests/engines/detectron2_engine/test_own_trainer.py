@@ -550,6 +550,26 @@ def test_short_runs_are_told(tmp_path: Path) -> None:
     assert any("ZENITH's ratio is 1 in all of the run's 30 iterations" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER__AVERAGE__KIND", "emaa", "did you mean ema"),
+        ("TEST__EARLY_STOPPING", "box AP", "set TEST.EVAL_PERIOD"),
+        ("CHECKPOINT__BEST", "averaged box AP", "no weights are averaged"),
+        ("RECOVERY__LR_FACTOR", 2.0, r"must be in \(0, 1\)"),
+        ("LOGGERS", ("wandbs",), "may hold 'wandb'"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        KnownTrainer(cfg_of(tmp_path, **{key: value}))
+
+
+def test_the_device_can_be_chosen_by_itself(tmp_path: Path) -> None:
+    trainer = KnownTrainer(cfg_of(tmp_path, MODEL__DEVICE="auto"))
+    assert ("cuda" if torch.cuda.is_available() else "cpu") == trainer.cfg.MODEL.DEVICE
+
+
 def test_accumulation_under_a_step_of_ones_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ClipsInItsLoop has a step of its own"):
         ClipsInItsLoop(cfg_of(tmp_path, SOLVER__GRADIENT_ACCUMULATION=2))

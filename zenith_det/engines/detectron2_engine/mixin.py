@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from zenith_det.config.validation import validate_added_keys
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
 from zenith_det.engines.detectron2_engine.endings import RunEnds
 from zenith_det.engines.detectron2_engine.own_builders import (
@@ -96,7 +97,7 @@ class ZenithTrainerMixin:
             setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="zenith_det")
         # DefaultTrainer calls its own auto_scale_workers by name, past an override; after this it has
         # nothing left to do.
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(_on_a_device(cfg), comm.get_world_size())
         amp = cfg.SOLVER.AMP
         if amp.ENABLED and amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
             raise ConfigError(
@@ -126,6 +127,7 @@ class ZenithTrainerMixin:
         """What the configuration asks of model and inner trainer."""
         cfg, inner = self.cfg, self._trainer  # type: ignore[attr-defined]
         model = getattr(inner.model, "module", inner.model)
+        validate_added_keys(cfg)
         check_accumulation(cfg, self)
         if isinstance(inner, AMPTrainer):
             inner.precision, inner.grad_scaler = amp_dtype(cfg), make_grad_scaler(cfg)
@@ -164,7 +166,7 @@ class ZenithTrainerMixin:
         Raises:
             ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
         """
-        model: nn.Module = super().build_model(cfg)  # type: ignore[misc]
+        model: nn.Module = super().build_model(_on_a_device(cfg))  # type: ignore[misc]
         use_channels_last(cfg, model)
         if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
             pool_at_exact_boxes(model)
@@ -260,6 +262,18 @@ class ZenithTrainerMixin:
         if frozen:
             scaled.freeze()
         return scaled
+
+
+def _on_a_device(cfg: Any) -> Any:
+    """``cfg``, or a copy where ``MODEL.DEVICE`` is "auto", which Detectron2 does not know."""
+    if cfg.MODEL.DEVICE != "auto":
+        return cfg
+    copy = cfg.clone()
+    copy.defrost()
+    copy.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.is_frozen():
+        copy.freeze()
+    return copy
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from zenith_det.config.defaults import ZENITH_DEFAULTS
 from zenith_det.config.keys import leaves
+from zenith_det.config.metric_names import VALIDATION_LOSS
 from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
 from zenith_det.engines.detectron2_engine.evaluation_hook import FollowEvaluations
 from zenith_det.engines.detectron2_engine.guard_hook import GuardSteps
@@ -134,6 +135,10 @@ def without_effect(trainer: Any) -> Iterator[tuple[str, str]]:
             yield "SOLVER.AVERAGE", "saved and not evaluated, as the trainer has no EvalHook"
     elif cfg.TEST.VALIDATION_LOSS and (owner := own(trainer, "build_train_loader")):
         yield "TEST.VALIDATION_LOSS", f"{owner.__name__} has its own build_train_loader"
+        if cfg.TEST.EARLY_STOPPING == VALIDATION_LOSS:
+            yield "TEST.EARLY_STOPPING", "by the validation loss, for the same reason"
+    if cfg.SOLVER.ZENITH.UNTIL_SETTLED and zenith_of(trainer.optimizer) is None:
+        yield "SOLVER.ZENITH.UNTIL_SETTLED", f"{type(trainer.optimizer).__name__} has no ratio to settle"
     if cfg.CHECKPOINT.KEEP and hooks.PeriodicCheckpointer not in kinds:
         yield "CHECKPOINT.KEEP", "the trainer has no PeriodicCheckpointer"
     if cfg.LOGGERS and hooks.PeriodicWriter not in kinds:
