@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from detectron2.engine import AMPTrainer, DefaultTrainer, defaults
@@ -34,7 +34,7 @@ from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.device import amp_dtype, make_grad_scaler, use_deterministic_algorithms
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import ConfigError
-from zenith_det.solver import PlateauLR, build_lr_scheduler, build_optimizer, tell_of_decay
+from zenith_det.solver import build_lr_scheduler, build_optimizer, tell_of_decay
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,6 @@ class ZenithTrainerMixin:
         ConfigError: ``cfg`` lacks the keys of :func:`zenith_det.config.add_zenith_config`, a key cannot be
             honoured, or the mix-in stands after the trainer among a class's bases.
     """
-
-    # Whether the trainer tells evaluations to its scheduler (PlateauLR).
-    follows_evaluations: ClassVar[bool] = True
 
     _zenith_hooks: ZenithHooks | None = None
 
@@ -219,13 +216,7 @@ class ZenithTrainerMixin:
             )
             tell_of_decay(cfg, scheduler, optimizer)
             return scheduler
-        built = build_lr_scheduler(cfg, optimizer)
-        if isinstance(built, PlateauLR) and not cls.follows_evaluations:
-            raise ConfigError(
-                f"SOLVER.LR_SCHEDULER_NAME {name} follows the evaluations, of which ZenithTrainer tells it and "
-                f"{cls.__name__} does not"
-            )
-        return built
+        return build_lr_scheduler(cfg, optimizer)
 
     def run_step(self) -> None:
         """The base class's step; its batch in parts under ``SOLVER.GRADIENT_ACCUMULATION``."""

@@ -131,6 +131,8 @@ def without_effect(trainer: Any) -> Iterator[tuple[str, str]]:
         for key in OF_EVALUATIONS:
             if _is_set(cfg, key):
                 yield key, "the trainer has no EvalHook"
+        if callable(getattr(getattr(trainer, "scheduler", None), "follow", None)):
+            yield f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME}", "the trainer has no EvalHook"
         if cfg.SOLVER.AVERAGE.KIND:
             yield "SOLVER.AVERAGE", "saved and not evaluated, as the trainer has no EvalHook"
     elif cfg.TEST.VALIDATION_LOSS and (owner := own(trainer, "build_train_loader")):
