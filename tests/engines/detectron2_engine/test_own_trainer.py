@@ -34,8 +34,10 @@ from zenith_det.config.defaults import ZENITH_DEFAULTS
 from zenith_det.config.keys import leaves
 from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainerMixin
 from zenith_det.engines.detectron2_engine.own_trainer import NEVER
+from zenith_det.engines.detectron2_engine.run import join_machine
 from zenith_det.errors import ConfigError, TrainingDivergedError
 from zenith_det.training.averaging import WeightAverage
+from zenith_det.training.distributed import launch
 
 pytestmark = pytest.mark.detectron2
 
@@ -462,6 +464,72 @@ def test_a_loop_that_clips_before_the_step_leaves_the_lr_alone(tmp_path: Path, t
         0.1 * clipped.lrs[11], rel=1e-3
     )
     assert not any("clipped" in line for line in lines)
+
+
+# ---- several processes
+
+
+class LostTogether(Scored):
+    """Bad on the second process alone, in its loss; lost from iteration 22 on, until the LR is lowered."""
+
+    aps = (3.0, 5.0, 4.0)
+
+    def run_step(self) -> None:
+        batch = next(self._trainer._data_loader_iter)
+        lost = self.iter >= 22 and self.optimizer.param_groups[0]["initial_lr"] > 0.006
+        if torch.distributed.get_rank() == 1 and (self.iter in (7, 8) or lost):
+            batch = [sample * math.nan for sample in batch]
+        losses = self.model(batch)
+        self.optimizer.zero_grad()
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        self.optimizer.step()
+        self._trainer._write_metrics(losses, 0.0)
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any) -> Any:
+        return known_batches(2, seed=torch.distributed.get_rank())
+
+    @classmethod
+    def test(cls, cfg: Any, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        results = super().test(cfg, model.module, evaluators)
+        return results if torch.distributed.get_rank() == 0 else {}
+
+
+def in_two_processes(folder: str) -> None:
+    join_machine()
+    keys = {
+        "SOLVER__IMS_PER_BATCH": 4,
+        "SOLVER__MAX_ITER": 60,
+        "SOLVER__CHECKPOINT_PERIOD": 10,
+        "SOLVER__ZENITH__MAX_NONFINITE_STEPS": 3,
+        "SOLVER__AVERAGE__KIND": "ema",
+        "TEST__EVAL_PERIOD": 15,
+        "TEST__EARLY_STOPPING": "box AP",
+        "TEST__PATIENCE": 1,
+    }
+    trainer = LostTogether(cfg_of(Path(folder), **keys))
+    trainer.train()
+    found = {
+        "weights": trainer.model.module.state_dict(),
+        "average": trainer._zenith_hooks.average.state_dict()["tensors"],
+        "norm": trainer.optimizer.zenith_state()["grad_norm"],
+        "ended": trainer.iter,
+    }
+    torch.save(found, Path(folder, f"{torch.distributed.get_rank()}.pt"))
+
+
+def test_two_processes_leave_out_go_back_and_end_together(tmp_path: Path) -> None:
+    launch(in_two_processes, 2, args=(str(tmp_path),), device="cpu")
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert same(first, second)
+    assert first["ended"] == 44
+    assert first["norm"] > 0.11  # not the clipped one
+    assert same(weights_of(tmp_path / "model_final.pth"), first["weights"])
+    assert (tmp_path / "model_final_averaged.pth").exists()
+    events = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [event["iteration"] for event in events] == [7, 8, 22, 23, 24, 24]
+    assert events[-1]["to"].endswith("model_0000019.pth")
 
 
 # ---- hooks and parts of a project's own
