@@ -16,6 +16,7 @@ pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see 
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import DefaultTrainer, SimpleTrainer, hooks
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from tests.engines.detectron2_engine.d2_helpers import (
@@ -32,9 +33,8 @@ from tests.engines.detectron2_engine.d2_helpers import (
 )
 from zenith_det.config.defaults import ZENITH_DEFAULTS
 from zenith_det.config.keys import leaves
-from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainerMixin
+from zenith_det.engines.detectron2_engine import ZenithMetrics
 from zenith_det.engines.detectron2_engine.own_trainer import NEVER
-from zenith_det.engines.detectron2_engine.run import join_machine
 from zenith_det.errors import ConfigError, TrainingDivergedError
 from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.distributed import launch
@@ -497,7 +497,7 @@ class LostTogether(Scored):
 
 
 def in_two_processes(folder: str) -> None:
-    join_machine()
+    comm.create_local_process_group(2)
     keys = {
         "SOLVER__IMS_PER_BATCH": 4,
         "SOLVER__MAX_ITER": 60,
@@ -664,7 +664,3 @@ def test_the_model_can_be_copied_while_it_is_watched(tmp_path: Path) -> None:
     assert not trainer.model._forward_hooks
     assert "forward" not in vars(trainer.model)
     assert "guarded" not in trainer.optimizer.step.__code__.co_qualname
-
-
-class Mixed(ZenithTrainerMixin, DefaultTrainer):
-    pass
