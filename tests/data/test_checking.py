@@ -35,7 +35,6 @@ BROKEN_ANNOTATIONS: list[tuple[Break, str, str]] = [
     (set_in("bbox", [NAN, 5, 10, 10]), "broken box", "not finite"),
     (set_in("bbox", [5, 5, INF, 10]), "broken box", "not finite"),
     (set_in("bbox", [5, 5, 10]), "broken box", "not four numbers"),
-    (set_in("bbox", ["5", "5", "10", "10"]), "broken box", "not four numbers"),
     (set_in("bbox", "abcd"), "broken box", "not four numbers"),
     (set_in("bbox", {"x": 1}), "broken box", "not four numbers"),
     (set_in("bbox", [5, 5, 10**400, 10]), "broken box", "not four numbers"),
@@ -59,14 +58,11 @@ BROKEN_ANNOTATIONS: list[tuple[Break, str, str]] = [
     (set_in("segmentation", {"size": [HEIGHT, WIDTH], "counts": "oooooooooooo"}), "broken RLE", "no RLE has"),
     (set_in("segmentation", {"size": [HEIGHT, WIDTH], "counts": "o" * 9 + "0"}), "broken RLE", "longer than"),
     (set_in("segmentation", {"size": [HEIGHT, WIDTH]}), "broken RLE", "counts of type"),
-    (set_in("segmentation", {"counts": "abc"}), "broken RLE", "RLE size"),
+    (set_in("segmentation", {"counts": "abc"}), "broken RLE", "no RLE has"),
     (set_in("image_id", 99), "unknown image id", "image_id 99"),
     (set_in("image_id", [2]), "unknown image id", "image_id"),
     (set_in("image_id", 2**63), "unknown image id", "image_id 9223372036854775808"),
-    (set_in("id", 2**63), "bad annotation id", "64 bits"),
-    (set_in("id", "two"), "bad annotation id", "'two'"),
     (set_in("iscrowd", 7), "broken iscrowd", "iscrowd is 7"),
-    (set_in("ignore", 1), "ignore flag", "ignore"),
 ]
 
 
@@ -75,17 +71,24 @@ def test_broken_annotation_is_dropped_and_told(
     breaking: Break, kind: str, reason: str, tmp_path: Path
 ) -> None:
     data = content()
+    if "box" in kind:  # a good mask gives another
+        data["annotations"][1]["segmentation"] = []
     breaking(data["annotations"][1])
     source = write(tmp_path, data)
     dataset = load_coco_dataset(source)
-    assert [len(record["annotations"]) for record in dataset.records] == [1, 0, 1]
+    # Without its mask an object still has its box; as background it would be held against every detection.
+    stays = kind in ("broken polygon", "broken RLE")
+    assert [len(record["annotations"]) for record in dataset.records] == [1, int(stays), 1]
+    if stays:
+        assert dataset.records[1]["annotations"][0]["bbox"] == [5, 5, 10, 10]
+        assert "segmentation" not in dataset.records[1]["annotations"][0]
+        assert "keeps its box" in dataset.report.problems[0].reason
     assert dataset.report.counts == {(kind, "dropped"): 1}
     problem = dataset.report.problems[0]
     assert reason in problem.reason
     if kind != "unknown image id":
         assert (problem.image, problem.image_id) == ("2.png", 2)
-    if kind != "bad annotation id":
-        assert problem.annotation_id == 2
+    assert problem.annotation_id == 2
     assert kind in dataset.report.summary()
     json.dumps(coco_ground_truth(dataset))
     with pytest.raises(DatasetError, match=kind):
@@ -142,7 +145,7 @@ def test_one_id_for_two_images(tmp_path: Path) -> None:
 
 
 def test_undeclared_category_stops(tmp_path: Path) -> None:
-    for category_id in (5, None, "1", 2**63):
+    for category_id in (5, None, "one", True, 2**63):
         data = content()
         data["annotations"][2]["category_id"] = category_id
         with pytest.raises(
@@ -168,7 +171,13 @@ def test_boxes_that_reach_out_are_kept_and_many_are_suspicious(tmp_path: Path) -
 
     relative = content(1)
     relative["annotations"] = [{**template, "id": i, "bbox": [0.2, 0.3, 0.1, 0.2]} for i in range(1, 13)]
-    assert "in pixels" in load_coco_dataset(write(tmp_path, relative)).report.table()
+    with pytest.raises(DatasetError, match=r"all 12 boxes lie between 0 and 1.*multiply x and width"):
+        load_coco_dataset(write(tmp_path, relative))
+    points = content(1)
+    points["annotations"] = [
+        {**template, "id": i, "bbox": [20, 15, 1, 1], "segmentation": []} for i in range(12)
+    ]
+    assert "no box is larger than a pixel" in load_coco_dataset(write(tmp_path, points)).report.table()
 
 
 def test_suspicious_boxes_are_a_warning_before_training_and_refused_by_strict(
@@ -184,54 +193,6 @@ def test_suspicious_boxes_are_a_warning_before_training_and_refused_by_strict(
     assert line.startswith(f"set: {told}")
     with pytest.raises(DatasetError, match=rf"set\.json is refused by the strict check: {re.escape(told)}"):
         load_coco_dataset(source, strict=True)
-
-
-def moved(folder: Path, where: str) -> None:
-    for path in sorted((folder / "images").glob("?.png")):
-        target = folder / "images" / where.format(path.stem)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-
-
-@pytest.mark.parametrize(
-    ("listed", "lies", "hint"),
-    [
-        (
-            "cam b\\{}.png",
-            "cam b/{}.png",
-            r"'cam b\\1.png' is there as 'cam b/1.png': replace backslashes in file_name",
-        ),
-        ("images/{}.png", "{}.png", "'images/1.png' is there below ROOT: give that as the image folder"),
-        ("{}.png", "train/{}.png", "'1.png' is there below ROOT/images/train: give that as the image folder"),
-        ("{}.png", "a/{0}/{0}.png", "'1.png' is there as 'a/1/1.png': file_name must name the folder, too"),
-        ("{}.PNG", "{}.png", "'1.PNG' is there as '1.png': file_name needs the same capital letters"),
-        ("{}.png", "{}.Png", "'1.png' is there as '1.Png': file_name needs the same capital letters"),
-        ("export/{}.png", "{}.png", "'export/1.png' is there as '1.png': take the folder out of file_name"),
-        ("{}.png", "{}.jpg", ""),
-        ("../{}.png", "../other/{}.png", ""),
-    ],
-)
-def test_where_all_images_are_missing_the_usual_mistakes_are_looked_for(
-    listed: str, lies: str, hint: str, tmp_path: Path
-) -> None:
-    data = content()
-    for entry in data["images"]:
-        entry["file_name"] = listed.format(entry["id"])
-    source = write(tmp_path, data)
-    moved(tmp_path, lies)
-    with pytest.raises(DatasetError) as caught:
-        load_coco_dataset(source)
-    hint = hint.replace("ROOT", str(tmp_path))
-    assert str(caught.value).endswith(
-        f"{'; ' if hint else ''}{hint} (zenith-det check-dataset lists them all)"
-    )
-    assert examine_coco_dataset(source).report.hint == hint
-
-
-def test_a_few_missing_images_are_looked_for_nowhere(tmp_path: Path) -> None:
-    data = content()
-    data["images"][1]["file_name"] = "2.PNG"
-    assert examine_coco_dataset(write(tmp_path, data)).report.hint == ""
 
 
 def break_image(kind: str, folder: Path, entry: dict[str, Any]) -> None:
@@ -372,13 +333,12 @@ BAD_FILES = [
     ('{"images": [], "categories": [{"id": 1, "name": "a"}]}', "no image is listed"),
     ('{"images": [], "categories": [{"id": 1}]}', "a category needs"),
     ('{"images": [], "categories": [{"id": 9223372036854775808, "name": "a"}]}', "64 bits"),
-    ('{"images": [], "categories": [{"id": "1", "name": "a"}]}', "whole number"),
+    ('{"images": [], "categories": [{"id": "one", "name": "a"}]}', "whole number"),
     ('{"images": [], "categories": [{"id": 1, "name": "\\ud800"}]}', "has the name"),
     (
         '{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
         "categories have the id 1",
     ),
-    ('{"images": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "have the name 'a'"),
     ('{"images": [5], "categories": [{"id": 1, "name": "a"}]}', "an entry of images is 5|no image is left"),
     ('{"images": ' + "9" * 5000 + "}", "not an annotation file|must be a list"),
 ]
@@ -430,7 +390,7 @@ def test_text_from_the_file_can_not_drive_the_terminal(tmp_path: Path) -> None:
 
 def test_table_shows_each_kind_with_the_first_examples(tmp_path: Path) -> None:
     data = content(1)
-    template = data["annotations"][0]
+    template = {**data["annotations"][0], "segmentation": []}
     data["annotations"] = [{**template, "id": i, "bbox": [5, 5, 0, 10]} for i in range(1, 9)]
     data["annotations"].append({**template, "id": 9, "area": None})
     report = examine_coco_dataset(write(tmp_path, data)).report
@@ -449,11 +409,11 @@ def test_table_shows_each_kind_with_the_first_examples(tmp_path: Path) -> None:
 def test_many_problems_are_counted_and_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zenith_det.data.problems.EXAMPLES_KEPT", 5)
     data = content(1)
-    template = data["annotations"][0]
+    template = {**data["annotations"][0], "segmentation": []}
     data["annotations"] = [{**template, "id": i, "bbox": [5, 5, 0, 10]} for i in range(1, 101)]
     report = examine_coco_dataset(write(tmp_path, data)).report
-    assert report.count() == 100
-    assert len(report.problems) == 5
+    assert report.count("dropped") == 100
+    assert len(report.problems) == 6  # and one says that no annotation is left
 
 
 def load_or_message(source: tuple[str, str]) -> tuple[CocoDataset | None, str]:

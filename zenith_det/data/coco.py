@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from zenith_det import cli
@@ -18,14 +19,14 @@ from zenith_det.data import annotation_cache
 from zenith_det.data.annotation_entries import AnnotationReader
 from zenith_det.data.annotation_file import parse, read_bytes
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
-from zenith_det.data.categories import OtherClasses, annotations_by_class, metadata_from
+from zenith_det.data.categories import OtherClasses, annotations_by_class, clean_categories, metadata_from
 from zenith_det.data.dataset import CocoDataset
 from zenith_det.data.formats import name_of_folder
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.image_entries import read_images
 from zenith_det.data.image_files import ImageCheck
 from zenith_det.data.images import max_pixels
-from zenith_det.data.problems import Action, DatasetReport
+from zenith_det.data.problems import NO_KEYPOINTS, Action, DatasetReport
 from zenith_det.data.remembered import remember, remembered
 from zenith_det.errors import DatasetError, MissingDatasetError
 
@@ -101,13 +102,24 @@ def _examine(
     digest = annotation_cache.digest_of(data) if cache else b""
     content = parse(data, json_file)
     del data
+    report = DatasetReport(name)
+    categories, aliases = clean_categories(content, json_file, report)
     metadata = metadata_from(
-        content, name, json_file, image_root, classes, other_classes, lambda: annotations_by_class(content)
-    )
-    report = DatasetReport(name, num_classes=metadata.num_classes)
+        categories, name, json_file, image_root, classes, other_classes,
+        lambda: annotations_by_class(content, categories, aliases), report,
+    )  # fmt: skip
+    report.num_classes = metadata.num_classes
+    entries = content.get("annotations", [])
     with garbage_collection_off():
-        records, left_out = read_images(content["images"], metadata, report, check_images, max_bad_images)
-        AnnotationReader(records, left_out, metadata, report).read(content.get("annotations", []))
+        images = read_images(content["images"], metadata, report, check_images, max_bad_images)
+        reader = AnnotationReader(
+            images.records, images.left_out, metadata, report, aliases=aliases, numbered=images.numbered
+        )
+        reader.read(entries)
+    if fault := reader.keypoint_fault():
+        metadata = replace(metadata, keypoint_fault=fault)
+        report.add(NO_KEYPOINTS, "kept", fault)
+    records = images.records
     report.num_images = len(records)
     report.num_annotations = sum(len(record["annotations"]) for record in records.values())
     without = [r for r in records.values() if all(a["iscrowd"] for a in r["annotations"])]
@@ -116,10 +128,14 @@ def _examine(
         report.add(
             "no images", "stops", "no image is listed" if not content["images"] else "no image is left"
         )
+    elif entries and not report.num_annotations and not report.count("stops"):
+        report.add(
+            "no annotation left", "stops", f"none of {len(entries)} can be used: {report.kinds('dropped')}"
+        )
     dataset = CocoDataset(metadata, list(records.values()), report)
     # With an image left out, its annotations are, too: the outcome is not the annotation file's alone.
     if cache and len(records) == len(content["images"]) and not report.count("stops"):
-        remember(annotation_cache.Entry(digest, *circumstances), dataset, content)
+        remember(annotation_cache.Entry(digest, *circumstances), dataset, categories, images)
     return dataset
 
 

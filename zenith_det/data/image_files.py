@@ -13,6 +13,10 @@ from zenith_det.data.problems import Fault
 from zenith_det.errors import is_printable, quote
 
 ImageCheck = Literal["none", "header", "full"]
+#: The kind of a name that no file has.
+MISSING = "missing file"
+#: The kind of a name that leads out of the image folder.
+OUTSIDE = "path outside the image folder"
 
 
 def check_file_name(name: object, image_root: str) -> str:
@@ -29,7 +33,7 @@ def check_file_name(name: object, image_root: str) -> str:
         # What is checked is what is opened: the system would follow a link before it goes up by "..".
         path = os.path.normpath(path)
         if not path.startswith(image_root.rstrip(os.sep) + os.sep):
-            raise Fault("path outside the image folder", f"file_name leads out of {image_root}")
+            raise Fault(OUTSIDE, "file_name leads out of the image folder")
     return path
 
 
@@ -82,6 +86,8 @@ def check_image_files(
     """
 
     def look(file: ImageFile) -> tuple[int, int] | Fault:
+        if not file.path:
+            return Fault(OUTSIDE, "file_name leads out of the image folder")
         if check == "none" and file.height is not None and file.width is not None:
             return file.height, file.width
         try:

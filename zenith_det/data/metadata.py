@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zenith_det.data.sides import has_side
 from zenith_det.errors import DatasetError, is_printable, one_line, quote
 
 COCO_KEYPOINT_NAMES = (
@@ -55,6 +56,7 @@ class DatasetMetadata:
         keypoint_connections: pairs of 0-based keypoint indices to draw bones between.
         keypoint_oks_sigmas: per keypoint, for keypoint AP; empty when neither COCO's nor given.
         flip_pairs_given: ``keypoint_flip_map`` is the file's own ``flip_pairs``, and not found by the names.
+        keypoint_fault: why keypoints can't be trained although the file has some; "" otherwise.
     """
 
     name: str
@@ -67,6 +69,7 @@ class DatasetMetadata:
     keypoint_connections: tuple[tuple[int, int], ...] = ()
     keypoint_oks_sigmas: tuple[float, ...] = ()
     flip_pairs_given: bool = False
+    keypoint_fault: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -89,6 +92,19 @@ class DatasetMetadata:
     def lacks_flip_pairs(self) -> bool:
         """Whether there are keypoints that may have sides, and nothing tells which of them a mirror swaps."""
         return self.num_keypoints > 1 and not self.keypoint_flip_map and not self.flip_pairs_given
+
+    @property
+    def unpaired_sides(self) -> tuple[str, ...]:
+        """Keypoints whose names say a side, and that no mirror swaps: nothing has the name of the other side."""
+        paired = {name for pair in self.keypoint_flip_map for name in pair}
+        if self.flip_pairs_given:
+            return ()
+        return tuple(name for name in self.keypoint_names if name not in paired and has_side(name))
+
+    @property
+    def sided_classes(self) -> tuple[str, ...]:
+        """Classes that a mirror would turn into another: their names say a side."""
+        return tuple(name for name in self.thing_classes if has_side(name))
 
     @property
     def contiguous_id_to_thing_dataset_id(self) -> dict[int, int]:

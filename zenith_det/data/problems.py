@@ -17,6 +17,8 @@ _ACTION_ORDER: tuple[Action, ...] = ("stops", "dropped", "filled", "kept")
 
 #: The kind of what concerns a set's boxes as a whole, and is said before training.
 SUSPICIOUS = "suspicious boxes"
+#: The kind of what keeps a set's keypoints from being trained.
+NO_KEYPOINTS = "keypoints that can't be trained"
 #: Per kind of problem, how many are kept with their file and id; all are counted.
 EXAMPLES_KEPT = 10_000
 _NAMES_SHOWN = 10
@@ -138,15 +140,16 @@ class DatasetReport:
             f"{self.name}: {_plural(self.num_images, 'image')} ({self.num_without_objects} without objects), "
             f"{_plural(self.num_annotations, 'annotation')}, {_plural(self.num_classes, 'class', 'classes')}"
         )
-        for action in ("stops", "dropped"):
-            if self.count(action):
-                text += f"; {'can not be used' if action == 'stops' else action}: {self.kinds(action)}"
-        if self.suspicions():
-            text += f"; {SUSPICIOUS}"
-        elif not self.count("stops", "dropped"):
-            text += "; no problems"
+        found = [
+            f"{'can not be used' if action == 'stops' else action}: {self.kinds(action)}"
+            for action in ("stops", "dropped")
+            if self.count(action)
+        ]
+        told = {problem.kind for problem in self.problems}
+        found += [kind for kind in (NO_KEYPOINTS, SUSPICIOUS) if kind in told]
         # What is left out of a file and has one meaning only is no problem of it.
-        return text + (f"; filled: {self.kinds('filled')}" if self.count("filled") else "")
+        filled = [f"filled: {self.kinds('filled')}"] if self.count("filled") else []
+        return "; ".join([text, *(found or ["no problems"]), *filled])
 
     def table(self, examples: int = 3) -> str:
         """Counts of all that was found, the worst first, with the first examples: file, annotation id, reason."""

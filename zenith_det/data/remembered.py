@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from zenith_det.data import annotation_cache
 from zenith_det.data.categories import OtherClasses, metadata_from
 from zenith_det.data.dataset import CocoDataset
 from zenith_det.data.garbage_collection import garbage_collection_off
+from zenith_det.data.image_entries import ReadImages
 from zenith_det.data.image_files import ImageCheck, ImageFile, check_image_files
 from zenith_det.data.metadata import DatasetMetadata
 from zenith_det.data.problems import DatasetReport, Problem
@@ -18,7 +21,12 @@ from zenith_det.data.problems import DatasetReport, Problem
 logger = logging.getLogger(__name__)
 
 
-def remember(entry: annotation_cache.Entry, dataset: CocoDataset, content: dict[str, Any]) -> None:
+def remember(
+    entry: annotation_cache.Entry,
+    dataset: CocoDataset,
+    categories: Sequence[dict[str, Any]],
+    images: ReadImages,
+) -> None:
     """Keep the outcome of reading and checking; all images were found, and of the size that is declared."""
     report, records = dataset.report, dataset.records
     if dataset.metadata.num_keypoints:
@@ -34,13 +42,14 @@ def remember(entry: annotation_cache.Entry, dataset: CocoDataset, content: dict[
             }
             for record in records
         ]
-    undeclared = {e["id"] for e in content["images"] if e.get("height") is None and e.get("width") is None}
     entry.write(
         {
-            "categories": content["categories"],
+            "categories": categories,
+            "keypoint_fault": dataset.metadata.keypoint_fault,
             "classes": dataset.metadata.thing_classes,
             "records": records,
-            "undeclared": [n for n, record in enumerate(records) if record["image_id"] in undeclared],
+            "undeclared": [n for n, r in enumerate(records) if r["image_id"] in images.undeclared],
+            "renamed": list(images.renamed.values()),
             "problems": [
                 [p.kind, p.action, p.image, p.image_id, p.annotation_id, p.reason] for p in report.problems
             ],
@@ -71,9 +80,12 @@ def remembered(
         try:
             records = kept["records"]
             metadata = metadata_from(
-                kept, name, json_file, image_root, classes, other_classes,
+                kept["categories"], name, json_file, image_root, classes, other_classes,
                 lambda: Counter(kept["classes"][a["category_id"]] for r in records for a in r["annotations"]),
             )  # fmt: skip
+            metadata = replace(metadata, keypoint_fault=kept["keypoint_fault"])
+            if any(map(os.path.lexists, filter(None, kept["renamed"]))):
+                return None  # an image now lies where the annotation file says
             undeclared = set(kept["undeclared"])
             files = [
                 ImageFile(r["file_name"], *((None, None) if n in undeclared else (r["height"], r["width"])))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy.typing as npt
 from pycocotools import mask as mask_utils
 
 from zenith_det.data.problems import Fault
+from zenith_det.data.values import as_id, number_in
 from zenith_det.errors import one_line, quote
 
 #: Polygons of one object: pycocotools merges them in quadratic time.
@@ -18,6 +21,39 @@ MAX_POLYGONS = 10_000
 #: about 60 bytes for each pixel of it.
 MAX_OUTLINE = 100
 _RUNS_AT_ONCE = 2**16  # of a compressed mask: each takes 70 bytes on the way
+
+
+_DEEPEST = 4  # lists in lists: more than any tool writes
+
+
+def polygons_in(value: list[Any]) -> list[Any]:
+    """Flat lists of x and y from other ways to write polygons: points as pairs or objects, more lists, texts."""
+    return list(itertools.islice(_rings(value, 0), MAX_POLYGONS + 1))
+
+
+def _rings(value: Any, depth: int) -> Iterator[Any]:
+    if not isinstance(value, list) or not value or depth == _DEEPEST:
+        yield value
+        return
+    numbers = [number_in(part) for part in value]
+    if None not in numbers:
+        yield numbers
+        return
+    points = [_point(part) for part in value]
+    if None not in points:
+        yield [number for point in points for number in point or ()]
+        return
+    for part in value:
+        yield from _rings(part, depth + 1)
+
+
+def _point(value: Any) -> list[int | float] | None:
+    if isinstance(value, dict):
+        value = [value.get("x"), value.get("y")]
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    x, y = map(number_in, value)
+    return None if x is None or y is None else [x, y]
 
 
 def check_polygons(polygons: list[Any], height: int, width: int) -> tuple[list[list[float]], list[str]]:
@@ -99,6 +135,17 @@ def _numbers(characters: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> 
     place = np.arange(codes.size) - np.repeat(starts, lengths)
     numbers: npt.NDArray[np.int64] = np.add.reduceat((codes & 31) << (5 * place), starts)
     return numbers - np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
+
+
+def rle_in(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """A run-length mask from other ways to write one: numbers as text or as floats, no size of its own."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if isinstance(size, list):
+        size = [as_id(side) for side in size]
+    if isinstance(counts, list):
+        whole = [as_id(count) for count in counts]
+        counts = counts if None in whole else whole
+    return {"size": [height, width] if size is None else size, "counts": counts}
 
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
