@@ -31,7 +31,7 @@ def test_clean_dropped_and_unusable(tmp_path: Path) -> None:
     ]
     # 10 x 10 pixels of 30 x 40, the shorter side brought to INPUT's default, 800.
     assert lines[5].split() == ["all", "3", "3", "267", "px", "0%", "0%", "3"]
-    data["annotations"][0]["bbox"] = [5, 5, 0, 0]
+    data["annotations"][0] |= {"bbox": [5, 5, 0, 0], "segmentation": []}
     write(tmp_path, data)
     dropped = check("--json", json_file, "--images", images)
     assert dropped.returncode == 0
