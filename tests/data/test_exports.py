@@ -64,7 +64,7 @@ SAME_OBJECTS: list[tuple[Change, str]] = [
     (in_each("annotations", iscrowd=False), ""),
     (in_each("annotations", iscrowd=None), ""),
     (in_each("annotations", area="100"), "number as text"),
-    (in_each("annotations", id=lambda a: str(a["id"])), ""),
+    (in_each("annotations", id=lambda a: str(a["id"])), "number as text"),
     (in_each("annotations", id=lambda a: f"3c2f-{a['id']}"), "no annotation id"),
     (in_each("annotations", id=None), "no annotation id"),
     (in_each("annotations", image_id=lambda a: str(a["image_id"])), "number as text"),
@@ -353,10 +353,10 @@ NOT_FOUND = [
     (
         "{}.png",
         "../other/{}.png",
-        "all 3 missing images are there below ROOT/other: give that as the image folder",
+        "all of them are there below ROOT/other: give that as the image folder",
     ),
-    ("b/{}.png", "../b/{}.png", "all 3 missing images are there below ROOT: give that as the image folder"),
-    ("{}.png", "masks/{}.png", "all 3 missing images are there below ROOT/images/masks: give that"),
+    ("b/{}.png", "../b/{}.png", "all of them are there below ROOT: give that as the image folder"),
+    ("{}.png", "masks/{}.png", "all of them are there below ROOT/images/masks: give that"),
     # Not one file for each name.
     ("{0}.jpg", "x{0}.png", ""),
 ]
@@ -368,7 +368,7 @@ def test_where_images_are_that_are_not_taken(listed: str, lies: str, hint: str, 
     in_each("images", file_name=lambda i: listed.format(i["id"]))(data)
     source = write(tmp_path, data)
     moved(tmp_path, lies)
-    with pytest.raises(DatasetError, match="missing file 3"):
+    with pytest.raises(DatasetError, match="3 of 3 images are missing"):
         load_coco_dataset(source)
     told = examine_coco_dataset(source).report.hint
     assert told.startswith(hint.replace("ROOT", str(tmp_path))) if hint else told == ""
@@ -396,10 +396,10 @@ def test_one_of_many_is_not_taken_from_another_folder(tmp_path: Path) -> None:
     moved(tmp_path, "{}.png")
     (tmp_path / "images/val").mkdir()
     (tmp_path / "images/2.png").rename(tmp_path / "images/val/2.png")
-    with pytest.raises(DatasetError, match="missing file 1"):
+    with pytest.raises(DatasetError, match="1 of 3 images is missing"):
         load_coco_dataset(source)
     hint = examine_coco_dataset(source).report.hint
-    assert hint == f"it is there below {tmp_path}/images/val: give that as the image folder"
+    assert hint == "'2.png' may be 'val/2.png': name it so in file_name"
     # By capital letters alone it is the same image.
     (tmp_path / "images/val/2.png").rename(tmp_path / "images/2.PNG")
     assert len(load_coco_dataset(source).records) == 3

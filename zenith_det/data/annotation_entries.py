@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -135,8 +136,11 @@ class AnnotationReader:
 
         number = entry.get("id")
         annotation_id = number if type(number) is int else as_id(number)
-        if annotation_id is not None and abs(annotation_id) > MAX_ID:
-            annotation_id = None
+        if annotation_id is not None:
+            if isinstance(number, str):
+                self.texts.append("id")
+            elif abs(annotation_id) > MAX_ID:
+                annotation_id = None
         item: dict[str, Any] = {
             "id": annotation_id,
             "bbox": box,
@@ -180,12 +184,13 @@ class AnnotationReader:
         given = entry.get("bbox")
         other = box_in(given)
         if other != given:
-            box, outside = check_box(other, height, width)
-            if isinstance(given, list) and len(given) == 4:
-                self.texts.append("bbox")
-            else:
-                self._fill("box in another form", f"{quote(given)} read as {box}", entry)
-            return box, outside
+            with contextlib.suppress(Fault):
+                box, outside = check_box(other, height, width)
+                if isinstance(given, list) and len(given) == 4:
+                    self.texts.append("bbox")
+                else:
+                    self._fill("box in another form", f"{quote(given)} read as {box}", entry)
+                return box, outside
         if segmentation is None:
             raise fault
         of_mask = mask_utils.toBbox(mask_rle(segmentation, height, width)).tolist()
@@ -394,7 +399,7 @@ class AnnotationReader:
     def _keypoints_in(self, keypoints: Any, item: dict[str, Any], path: str) -> Any:
         """Keypoints written as points or as texts, in COCO's form; any others as they are."""
         parts = keypoints if isinstance(keypoints, list) else [keypoints]
-        if all(isinstance(part, list) for part in parts):
+        if all(isinstance(part, list) and len(part) == 3 for part in parts):
             parts = [number for part in parts for number in part]
         numbers = [number_in(part) for part in parts]
         if None in numbers:

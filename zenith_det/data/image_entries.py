@@ -252,5 +252,5 @@ def _find_moved(
                 image=name,
                 image_id=image_id,
             )
-    report.hint = where_missing_images_are(list(missing), found.doubtful, root)
+    report.hint = where_missing_images_are(list(missing), found.doubtful, count, root)
     return moved

@@ -218,12 +218,15 @@ def _nearest(paths: Sequence[str], folder: Sequence[str]) -> str | None:
     return paths[scores.index(best)] if scores.count(best) == 1 else None
 
 
-def where_missing_images_are(missing: Sequence[str], doubtful: dict[str, str], image_root: str) -> str:
+def where_missing_images_are(
+    missing: Sequence[str], doubtful: dict[str, str], count: int, image_root: str
+) -> str:
     """What to change so that missing images are found, where one change explains them all.
 
     Args:
         missing: ``file_name`` of images that don't exist.
         doubtful: of :func:`find_images`.
+        count: of all images in the annotation file: another folder would have to have nearly all.
         image_root: their folder, absolute.
 
     Returns:
@@ -233,7 +236,7 @@ def where_missing_images_are(missing: Sequence[str], doubtful: dict[str, str], i
     if not names:
         return ""
     first = names[0]
-    all_of_them = "it is" if len(missing) == 1 else f"all {len(missing)} missing images are"
+    all_of_them = "it is" if len(missing) == 1 else "all of them are"
 
     def have_all(folders: Iterable[str]) -> list[str]:
         return [folder for folder in folders if all(_is_below(name, folder) for name in names)]
@@ -241,7 +244,8 @@ def where_missing_images_are(missing: Sequence[str], doubtful: dict[str, str], i
     # file_name repeats the folder's last parts, or the folder lies beside the right one.
     parent = os.path.dirname(image_root)
     above = [parent, os.path.dirname(parent), os.path.dirname(os.path.dirname(parent))]
-    for folders in (above, _subfolders(image_root), _subfolders(parent)):
+    nearly_all = len(missing) > 0.9 * count
+    for folders in (above, _subfolders(image_root), _subfolders(parent)) if nearly_all else ():
         found = have_all(folders)
         if len(found) > 1 and folders is not above:
             told = " and ".join(found[:3])
@@ -249,9 +253,8 @@ def where_missing_images_are(missing: Sequence[str], doubtful: dict[str, str], i
         if found:
             return f"{all_of_them} there below {found[0]}: give that as the image folder"
     if len(doubtful) == len(missing):
-        return (
-            f"{quote(first)} may be {quote(doubtful[first])}, and the others alike: name them so in file_name"
-        )
+        others = " and the others alike: name them" if len(missing) > 1 else ": name it"
+        return f"{quote(first)} may be {quote(doubtful[first])}{others} so in file_name"
     return ""
 
 
