@@ -12,6 +12,9 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+# Headless: the same cv2, without the X libraries that plain opencv-python wants at import.
+OPENCV = "opencv-python-headless>=4.8"
+
 OPTIMIZERS = [
     "schedulefree>=1.4",  # AdamWScheduleFree and SGDScheduleFree with train()/eval() since 1.3
     "prodigyopt>=1.1",  # first with the fix for parameters without gradients
@@ -72,8 +75,6 @@ setup(
         "pycocotools>=2.0.7",  # the first with wheels for Python 3.12
         "orjson>=3.9",  # reads annotation files three times as fast as json does
         "faster-coco-eval>=1.6",  # compiled COCO metrics
-        # Headless: the same cv2, without the X libraries that plain opencv-python wants at import.
-        "opencv-python-headless>=4.8",
         "matplotlib>=3.7",
         "tensorboard>=2.12",
         "rich>=13",
@@ -82,6 +83,8 @@ setup(
         "typing_extensions>=4.10",  # torch's own bound
     ],
     extras_require={
+        # Not required: it would overwrite the cv2 of an opencv-python that is there, and its windows.
+        "opencv": [OPENCV],
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
         "wandb": ["wandb>=0.16"],
@@ -89,6 +92,7 @@ setup(
         "classification": CLASSIFICATION,
         "dev": DEVELOPMENT,
         "test": [
+            OPENCV,
             *OPTIMIZERS,
             *FUZZ,
             *CLASSIFICATION,

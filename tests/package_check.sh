@@ -14,7 +14,7 @@ trap 'rm -rf "$folder" "$environment"' EXIT
 rm -rf "$environment"
 "$python" -m venv "$environment"
 bin="$environment/bin"
-"$bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$wheel"
+"$bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$wheel[opencv]"
 "$bin/python" -m pip check
 cd "$folder"
 "$bin/zenith-det" --help > help.txt

@@ -16,15 +16,16 @@ PACKAGE = ROOT / "zenith_det"
 MIDDLE = {"config", "data", "evaluation", "report", "solver", "training"}
 ALLOWED: dict[str, set[str]] = {
     "optim": set(),
-    **{part: MIDDLE | {"errors", "cli", "optim"} for part in MIDDLE},
+    **{part: MIDDLE | {"errors", "cli", "opencv", "optim"} for part in MIDDLE},
     "errors": set(),
     "cli": {"errors"},
+    "opencv": {"errors"},
     "engines": MIDDLE | {"errors", "cli", "optim"},
     "lazy": {"engines", "solver", "optim", "config", "errors"},
-    "env": {"engines", "errors", "cli"},
+    "env": {"engines", "errors", "cli", "opencv"},
     "comparing": MIDDLE | {"errors"},
     "benchmarking": MIDDLE | {"engines", "errors", "cli", "optim"},
-    "commands": MIDDLE | {"benchmarking", "comparing", "engines", "errors", "cli", "optim"},
+    "commands": MIDDLE | {"benchmarking", "comparing", "engines", "errors", "cli", "opencv", "optim"},
     "__main__": {"commands"},
 }
 ENGINE_LIBRARIES = {"torchvision", "detectron2"}

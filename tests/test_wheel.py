@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,13 @@ def test_it_holds_the_package_with_its_configs(unpacked: Path) -> None:
     assert others == {"zenith_det"}, "tools, tests and configs are names that other packages have, too"
     (entry_points,) = unpacked.glob("*.dist-info/entry_points.txt")
     assert "zenith-det = zenith_det.commands:main" in entry_points.read_text()
+
+
+def test_it_requires_no_package_that_overwrites_another_ones_cv2(unpacked: Path) -> None:
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    required = re.findall(r"^Requires-Dist: (opencv.*)$", metadata.read_text(), re.MULTILINE)
+    assert required
+    assert all("extra ==" in requirement for requirement in required)
 
 
 def test_its_command_finds_its_own_configs_from_any_folder(unpacked: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import zenith_det
+from zenith_det import opencv
 from zenith_det.engines.selection import (
     EngineStatus,
     detectron2_build,
@@ -69,6 +70,7 @@ def collect() -> tuple[list[tuple[str, str]], list[str]]:
         if not zoo.usable:
             problems.append(zoo.problem)
     rows += _libraries(problems)
+    problems += _opencv_problems({name for name, _ in rows})
     rows.append(("DETECTRON2_DATASETS", os.environ.get("DETECTRON2_DATASETS", "not set: ./datasets")))
     try:
         choice = select_engine("auto")
@@ -126,6 +128,20 @@ def _libraries(problems: list[str]) -> list[tuple[str, str]]:
             problems.append(f"{distribution} {version} cannot be imported ({problem})")
         rows.append((distribution, version + (", cannot be imported" if problem else "")))
     return rows
+
+
+def _opencv_problems(installed: set[str]) -> list[str]:
+    """Two packages install the module ``cv2``; neither is required."""
+    there = {"opencv-python", "opencv-python-headless"} & installed
+    if len(there) == 2:
+        return [
+            "opencv-python and opencv-python-headless are both installed and overwrite each other's cv2: pip uninstall "
+            "both, then install one"
+        ]
+    # Another distribution, such as conda's, may bring it.
+    if not there and importlib.util.find_spec("cv2") is None:
+        return [f"OpenCV isn't installed, and no pictures are drawn: {opencv.HOW_TO_INSTALL}"]
+    return []
 
 
 def _folder(file: str | None) -> str:

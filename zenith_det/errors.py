@@ -71,6 +71,10 @@ class UserError(Exception):
         super().__init__(one_line(text, MAX_MESSAGE))
 
 
+class MissingLibraryError(UserError, ImportError):
+    """A library that this package works without, but not this part of it, isn't installed."""
+
+
 class ConfigError(UserError):
     """A configuration file, key or value that cannot be used."""
 

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from zenith_det import cli
+from zenith_det import opencv as cv2
 from zenith_det.config import get_cfg, load_config
 from zenith_det.data import DatasetMetadata, ImageError, read_image
 from zenith_det.engines.selection import select_engine

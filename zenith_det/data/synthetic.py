@@ -24,11 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as mask_utils
 
+from zenith_det import opencv as cv2
 from zenith_det.data.metadata import COCO_KEYPOINT_NAMES, COCO_SKELETON
 from zenith_det.errors import DatasetError
 

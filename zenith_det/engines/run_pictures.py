@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.data import CocoDataset, read_image
+from zenith_det.errors import MissingLibraryError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ def draw_run(
             )
             for record in with_objects[::step][:PICTURED_IMAGES]
         ]
-        pictures.append(prediction_sheet(rows, dataset.metadata, output_dir / "predictions.png"))
+        try:
+            pictures.append(prediction_sheet(rows, dataset.metadata, output_dir / "predictions.png"))
+        except MissingLibraryError as error:
+            logger.warning("predictions.png isn't drawn: %s", error)
     if pictures:
         logger.info("pictures: %s", ", ".join(str(picture) for picture in pictures))
     return pictures

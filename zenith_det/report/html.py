@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-
+from zenith_det import opencv as cv2
 from zenith_det.errors import UserError
 from zenith_det.report.figures import Picture
 from zenith_det.report.pictures import ByteImage

@@ -14,12 +14,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pycocotools.mask as coco_mask
 from PIL import Image, ImageDraw
 
+from zenith_det import opencv as cv2
 from zenith_det.errors import UserError
 from zenith_det.report.fonts import Lettering, drawable, tell_undrawable
 
