@@ -96,7 +96,7 @@ def fsdp_adamw(rank: int) -> None:
     sharded_training(rank, ZENITHAdamW, ADAMW_OPTIONS)
 
 
-def sharded_training(rank: int, kind: type[ZENITH], options: dict[str, Any]) -> None:
+def sharded_training(rank: int, kind: type[ZENITH | ZENITHAdamW], options: dict[str, Any]) -> None:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import init_device_mesh

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zenith_det.optim import ZENITH, ZENITHAdamW
-from zenith_det.optim.zenith import _StreakReader
+from zenith_det.optim._watch import StreakReader
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -28,16 +28,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def optimizer_of(model: nn.Module, name: str, lr: Any) -> ZENITH:
+def optimizer_of(model: nn.Module, name: str, lr: Any) -> Any:
     options = dict(OPTIONS[name])
-    kind: type[ZENITH] = options.pop("kind", ZENITH)
+    kind: Any = options.pop("kind", ZENITH)
     return kind(model.parameters(), lr, window=3, **options)
 
 
 @pytest.fixture
 def _reader_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's counter of skipped steps is read at once, with nothing to wait for; a device's isn't."""
-    monkeypatch.setattr(_StreakReader, "read", lambda self, streak: 0)
+    monkeypatch.setattr(StreakReader, "read", lambda self, streak: 0)
 
 
 class Reads(TorchDispatchMode):
@@ -86,15 +86,16 @@ def test_step_reads_no_value(name: str, amp: bool) -> None:
 
 
 @pytest.mark.usefixtures("_reader_of_a_device")
-@pytest.mark.parametrize("kind", [ZENITH, torch.optim.SGD])
-def test_grad_scaler_reads_no_value_before_a_step(kind: Any) -> None:
+@pytest.mark.parametrize("fused", [None, False, True])
+@pytest.mark.parametrize("kind", [ZENITH, ZENITHAdamW, torch.optim.SGD])
+def test_grad_scaler_reads_no_value_before_a_fused_step(kind: Any, fused: bool | None) -> None:
     """It waits to hear whether ``step()`` is to be called, unless the optimizer decides that on the device."""
     model = model_with_grads()
-    optimizer, scaler = kind(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    optimizer, scaler = kind(model.parameters(), lr=0.1, fused=fused), torch.amp.GradScaler("cpu")
     scaler.scale(torch.ones(()))
     with Reads() as reads:
         scaler.step(optimizer)
-    assert bool(reads.seen) == (kind is torch.optim.SGD)
+    assert bool(reads.seen) == (not fused)
 
 
 @pytest.mark.usefixtures("_reader_of_a_device")
@@ -126,7 +127,7 @@ def test_python_state_does_not_change_from_step_to_step(monkeypatch: pytest.Monk
     model = model_with_grads()
     optimizer = ZENITH(model.parameters(), 0.1, momentum=0.9, window=3, record_after=2)
     optimizer.step()
-    del optimizer._watch  # which counts, and which compiled steps leave alone
+    del optimizer._memo.watch  # which counts, and which compiled steps leave alone
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     before = copy.deepcopy(numbers(vars(optimizer)))
     for _ in range(5):

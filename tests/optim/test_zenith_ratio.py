@@ -612,7 +612,7 @@ def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(zenith_ratio, "_RatioOfTheStepBefore", Sent)
     monkeypatch.setattr(zenith_ratio, "_read_late", lambda device: True)
-    monkeypatch.setattr(zenith_ratio._StreakReader, "read", lambda self, streak: 0)
+    monkeypatch.setattr(zenith_ratio.StreakReader, "read", lambda self, streak: 0)
     monkeypatch.setattr(zenith_ratio.HistoryWatch, "look", lambda self, history: None)
 
 

@@ -43,12 +43,16 @@ class NormHistory:
         self.window = window
         self.min_ratio = min_ratio
         self.record_after = record_after
-        self.grad_norm = torch.zeros((), dtype=torch.float64)
-        self.counts = torch.zeros(4, dtype=torch.int64)
-        # counts <- counts * keep + add, by whether the step was finite.
-        self._if_finite = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 0]])
-        self._if_not = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
-        self.reset()
+        self._create(torch.device("cpu"))
+
+    def _create(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # tensors made in it couldn't be changed outside
+            self.grad_norm = torch.zeros((), dtype=accumulate_dtype(device), device=device)
+            self.counts = torch.zeros(4, dtype=torch.int64, device=device)
+            # counts <- counts * keep + add, by whether the step was finite.
+            self._if_finite = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 0]], device=device)
+            self._if_not = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=device)
+            self.reset()
 
     def reset(self) -> None:
         """Forgets the norms and the zenith: the ratio is 1 until the window is full again.
@@ -57,10 +61,11 @@ class NormHistory:
         again.
         """
         dtype, device = self.grad_norm.dtype, self.device
-        self.norms = torch.full((self.window,), math.nan, dtype=dtype, device=device)
-        self.zenith = torch.zeros((), dtype=dtype, device=device)
-        self.ratio = torch.ones((), dtype=dtype, device=device)
-        self.counts[_RECORDED] = 0
+        with torch.inference_mode(False):
+            self.norms = torch.full((self.window,), math.nan, dtype=dtype, device=device)
+            self.zenith = torch.zeros((), dtype=dtype, device=device)
+            self.ratio = torch.ones((), dtype=dtype, device=device)
+            self.counts[_RECORDED] = 0
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +75,15 @@ class NormHistory:
     def streak(self) -> Tensor:
         """0-dim int64: how many steps up to now were skipped in a row."""
         return self.counts[_STREAK]
+
+    def follow(self, norm: Tensor) -> None:
+        """Goes where norms are: from the CPU, where it starts, to an accelerator; anew where it was on the meta device
+        or fake, and they aren't."""
+        here, there = self.counts, norm.device
+        if (here.is_meta and not norm.is_meta) or (type(here) is not Tensor and type(norm) is Tensor):
+            self._create(there)
+        elif here.is_cpu and there.type != "cpu":
+            self.to(there)
 
     def to(self, device: torch.device) -> None:
         """Moves the history to ``device``."""

@@ -50,7 +50,7 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
         ]
     norms = [_bucket_norms(bucket) for bucket in by_device_and_dtype(tensors)] + _sharded_norms(sharded)
     if not norms:
-        return torch.zeros((), dtype=torch.float64)
+        return torch.zeros((), dtype=torch.float64, device="cpu")
     home = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
     dtype = accumulate_dtype(home)
     if len(norms) > 1:

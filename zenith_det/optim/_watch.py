@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._history import NormHistory
 
-__all__ = ["HistoryWatch"]
+__all__ = ["HistoryWatch", "StreakReader"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,3 +84,31 @@ class HistoryWatch:
                 "loss and the data; under AMP, at the loss scale",
                 skipped, finite + skipped,
             )  # fmt: skip
+
+
+class StreakReader:
+    """Reads a counter off the device without waiting for it: the value is one that it had a few steps ago."""
+
+    def __init__(self) -> None:
+        self._copy: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def read(self, streak: Tensor) -> int:
+        """The newest value of ``streak`` (0-dim, integer) that has arrived on the host; 0 if none has."""
+        if type(streak) is not Tensor or streak.is_meta:
+            return 0  # a fake tensor's
+        if streak.device.type != "cuda":
+            return int(streak)
+        if torch.cuda.is_current_stream_capturing():
+            return 0
+        value = 0
+        if self._copy is None or self._copied is None:
+            self._copy = torch.zeros((), dtype=streak.dtype, device="cpu", pin_memory=True)
+            self._copied = torch.cuda.Event()
+        elif self._copied.query():
+            value = int(self._copy)
+        else:
+            return 0
+        self._copy.copy_(streak, non_blocking=True)
+        self._copied.record()
+        return value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .zenith import ZENITH
+from .zenith_adamw import ZENITHAdamW
 from .zenith_ratio import ZenithRatio, zenith_of
 
 __all__ = ["RawNorm", "measure_after_backward"]
@@ -45,8 +46,8 @@ def measure_after_backward(optimizer: torch.optim.Optimizer, scaler: Any = None)
 class RawNorm:
     """What :func:`measure_after_backward` returns."""
 
-    def __init__(self, zenith: ZENITH | ZenithRatio, scaler: Any) -> None:
-        optimizer = zenith if isinstance(zenith, ZENITH) else zenith.optimizer
+    def __init__(self, zenith: ZENITH | ZENITHAdamW | ZenithRatio, scaler: Any) -> None:
+        optimizer = zenith.optimizer if isinstance(zenith, ZenithRatio) else zenith
         self._zenith = weakref.ref(zenith)  # its parameters must not keep it alive
         self._scaler = scaler
         self._asked = False

@@ -15,19 +15,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ._base import (
+    as_scalar,
+    has_history,
+    keep_place,
+    put_history,
+    require_history_options,
+    take_history,
+    trains,
+)
+from ._checks import is_real
 from ._history import NormHistory
 from ._norm import global_norm, is_dtensor
-from ._watch import HistoryWatch
-from .zenith import (
-    _HISTORY_KEY,
-    ZENITH,
-    _is_integer,
-    _scalar,
-    _StreakReader,
-    _trains,
-    is_real,
-    require,
-)
+from ._watch import HistoryWatch, StreakReader
+from .zenith import ZENITH
+from .zenith_adamw import ZENITHAdamW
 
 __all__ = ["ZenithRatio", "zenith_of"]
 
@@ -109,11 +111,7 @@ class ZenithRatio:
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if zenith_of(optimizer) is not None:
             raise ValueError(f"{type(optimizer).__name__} has ZENITH's ratio already")
-        require(_is_integer(window, least=1), "window", window, "an integer >= 1")
-        require(is_real(min_ratio) and 0 <= min_ratio <= 1, "min_ratio", min_ratio, "in [0, 1]")
-        require(_is_integer(record_after, least=0), "record_after", record_after, "an integer >= 0")
-        limit = max_nonfinite_steps
-        require(_is_integer(limit, least=1), "max_nonfinite_steps", limit, "an integer >= 1")
+        require_history_options(window, min_ratio, record_after, max_nonfinite_steps)
         self.max_nonfinite_steps = int(max_nonfinite_steps)
         self.wait = bool(wait)
         self._history = NormHistory(int(window), float(min_ratio), int(record_after))
@@ -123,14 +121,15 @@ class ZenithRatio:
                 kind = type(optimizer).__name__
                 raise TypeError(f"{kind} has no LR in group {index} that ZENITH's ratio could go on")
         self._set_up(optimizer)
-        if any(_HISTORY_KEY in group for group in optimizer.param_groups):  # it was loaded already
+        if has_history(optimizer.param_groups):  # it was loaded already
             self._take_history(optimizer)
+        keep_place(optimizer.param_groups)
 
     def _set_up(self, optimizer: Optimizer) -> None:
         self._optimizer = weakref.ref(optimizer)
         self._measured: Tensor | None = None
         self._effective_lrs: list[float | Tensor] = []
-        self._streak = _StreakReader()
+        self._streak = StreakReader()
         self._watch = HistoryWatch()
         self._late = _RatioOfTheStepBefore()
         self._depth = 0
@@ -222,7 +221,7 @@ class ZenithRatio:
         self._end()  # whatever an exception has left
         optimizer = self.optimizer
         groups = optimizer.param_groups
-        if any(_HISTORY_KEY in group for group in groups):  # loaded past torch's hooks
+        if has_history(groups):  # loaded past torch's hooks
             self._take_history(optimizer)
         measured, self._measured = self._measured, None
         grads = [param.grad for group in groups for param in group["params"] if param.grad is not None]
@@ -230,23 +229,22 @@ class ZenithRatio:
             return True
         norm = measured if measured is not None else global_norm(grads)
         history = self._history
-        if history.device.type == "cpu" and norm.device.type != "cpu":
-            history.to(norm.device)
+        history.follow(norm)
         reads_late = _read_late(history.device) and not self.wait
         exact = not reads_late or _first_momentum(optimizer)
 
         like = history.ratio
         # GradScaler sets these for the time of the call: gradients are still scaled then.
         grad_scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        norm = _scalar(norm, like)
+        norm = as_scalar(norm, like)
         if grad_scale is not None:
-            norm = norm / _scalar(grad_scale, like)
+            norm = norm / as_scalar(grad_scale, like)
         finite = norm < math.inf  # False for NaN
         if found_inf is not None:
-            finite = finite & (_scalar(found_inf, like) == 0)
+            finite = finite & (as_scalar(found_inf, like) == 0)
         if reads_late:
             self._late.start(history.ratio)
-        ratio = history.update(norm, finite & _trains(groups, norm), norm, finite)
+        ratio = history.update(norm, finite & trains(groups, norm), norm, finite)
         if reads_late:
             self._late.put(ratio)
         self._watch.look(history)
@@ -278,7 +276,7 @@ class ZenithRatio:
         on_device = all(param.device == ratio.device for param in group["params"])
         if on_device and (_is_fused(optimizer, group) or _is_capturable(optimizer, group)):
             like = ratio.float()
-            return like * (_scalar(lr, like) if isinstance(lr, Tensor) else lr)
+            return like * (as_scalar(lr, like) if isinstance(lr, Tensor) else lr)
         if ratio.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{type(optimizer).__name__} takes its LR from the host, which a CUDA graph would keep for ever: make "
@@ -373,20 +371,21 @@ class ZenithRatio:
         logger.info("history starts anew%s: the LR ratio is 1 until %d norms are recorded", because, window)
 
     def _add_history(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        state_dict["param_groups"][0][_HISTORY_KEY] = self._history.state_dict()
+        put_history(state_dict["param_groups"], self._history)
 
     def _take_history(self, optimizer: Optimizer) -> None:
         """Takes the history out of the groups that were loaded."""
-        found = [group.pop(_HISTORY_KEY) for group in optimizer.param_groups if _HISTORY_KEY in group]
+        history = take_history(optimizer.param_groups)
+        keep_place(optimizer.param_groups)
         for group in optimizer.param_groups:  # those of another class may lack some
             for name, value in optimizer.defaults.items():
                 group.setdefault(name, value)
         self._measured = None
         self._effective_lrs = []
         self._late.forget()
-        self._streak = _StreakReader()
-        if found:
-            self._history.load_state_dict(found[0])
+        self._streak = StreakReader()
+        if history is not None:
+            self._history.load_state_dict(history)
         else:
             logger.warning("the loaded optimizer state has no ZENITH history: is it another optimizer's?")
             self.reset_history("none was loaded")
@@ -425,7 +424,7 @@ class ZenithRatio:
         )
 
 
-def zenith_of(optimizer: Any) -> ZENITH | ZenithRatio | None:
+def zenith_of(optimizer: Any) -> ZENITH | ZENITHAdamW | ZenithRatio | None:
     """What sets the LR of ``optimizer`` by the history of its gradient norm, if anything does.
 
     Args:
@@ -437,7 +436,7 @@ def zenith_of(optimizer: Any) -> ZENITH | ZenithRatio | None:
         for other optimizers.
     """
     optimizer = _unwrapped(optimizer)
-    if isinstance(optimizer, ZENITH):
+    if isinstance(optimizer, (ZENITH, ZENITHAdamW)):
         return optimizer
     ratio = getattr(optimizer, "__dict__", {}).get(_ATTRIBUTE)
     return ratio if ratio is not None and ratio._optimizer() is optimizer else None

@@ -135,7 +135,7 @@ def _make_zenith(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: A
     clip, zenith = cfg.SOLVER.CLIP_GRADIENTS, cfg.SOLVER.ZENITH
     full_model = clip.CLIP_TYPE == "full_model" and clip.NORM_TYPE == 2.0
     clipper = make_clipper(cfg)
-    return _make(
+    optimizer = _make(
         cfg,
         model,
         optimizer_class,
@@ -149,6 +149,9 @@ def _make_zenith(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: A
         clip=None if full_model else clipper,
         **settings,
     )
+    # No loop over it clips itself: GradScaler may leave gradients scaled, and doesn't make the host wait.
+    optimizer._step_supports_amp_scaling = True
+    return optimizer
 
 
 def _make(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: Any) -> Any:

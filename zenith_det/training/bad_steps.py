@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from zenith_det import cli
 from zenith_det.errors import UserError
-from zenith_det.optim import ZENITH, ZenithRatio, global_norm, zenith_of
+from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, global_norm, zenith_of
 from zenith_det.training.distributed import all_gather_objects, is_main_process
 from zenith_det.training.zenith_metrics import effective_lr
 
@@ -92,7 +92,7 @@ def guard_forward(module: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def _that_skips(optimizer: Optimizer) -> ZENITH | ZenithRatio | None:
+def _that_skips(optimizer: Optimizer) -> ZENITH | ZENITHAdamW | ZenithRatio | None:
     """What leaves out gradients that are not finite in ``step()``, and counts on the device how many in a row."""
     zenith = zenith_of(optimizer)
     return zenith if zenith is not None and getattr(zenith, "skips_nonfinite_steps", True) else None
