@@ -36,6 +36,7 @@ from zenith_det.config.keys import leaves
 from zenith_det.engines.detectron2_engine import ZenithMetrics
 from zenith_det.engines.detectron2_engine.own_trainer import NEVER
 from zenith_det.errors import ConfigError, TrainingDivergedError
+from zenith_det.optim import ZENITH
 from zenith_det.training.averaging import WeightAverage
 from zenith_det.training.distributed import launch
 
@@ -238,6 +239,33 @@ def test_keep_removes_older_checkpoints(tmp_path: Path) -> None:
 def bad_batches(bad: Any, value: float = math.nan, images: int = 2) -> Iterator[list[Tensor]]:
     for number, batch in enumerate(known_batches(images)):
         yield [sample * value for sample in batch] if bad(number) else batch
+
+
+class SometimesUnderItsOwnScaler(KnownTrainer):
+    """A scaler leaves out steps by itself, and the optimizer isn't called."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: Any) -> Any:
+        return bad_batches(lambda number: number in (7, 8, 20))
+
+    def run_step(self) -> None:
+        if not hasattr(self, "scaler"):
+            self.scaler = self._trainer.grad_scaler
+        losses = self.model(next(self._trainer._data_loader_iter))
+        self.optimizer.zero_grad()
+        self.scaler.scale(losses["loss"]).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+@pytest.mark.parametrize("optimizer", ["ZENITH", "SGD"])
+def test_steps_that_a_scaler_leaves_out_are_reported(tmp_path: Path, optimizer: str) -> None:
+    trainer = SometimesUnderItsOwnScaler(cfg_of(tmp_path, SOLVER__OPTIMIZER=optimizer))
+    trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.train()
+    events = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [event["iteration"] for event in events] == [7, 8, 20]
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
 class Sometimes(KnownTrainer):
@@ -454,7 +482,33 @@ class ClipsInItsInnerTrainer(KnownTrainer):
         self._trainer = self.Inner(inner.model, inner.data_loader, inner.optimizer)
 
 
-@pytest.mark.parametrize("trainer_class", [ClipsInItsLoop, ClipsInItsInnerTrainer])
+class ClipsUnderItsOwnScaler(KnownTrainer):
+    """Mixed precision as projects wrote it before Detectron2 had it."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.loss_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=6)
+
+    def run_step(self) -> None:
+        losses = self.model(next(self._trainer._data_loader_iter))
+        self.optimizer.zero_grad()
+        self.loss_scaler.scale(losses["loss"]).backward()
+        self.loss_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+        self.loss_scaler.step(self.optimizer)
+        self.loss_scaler.update()
+
+
+class ClipsItsOwnOptimizersGradients(ClipsInItsLoop):
+    @classmethod
+    def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=cfg.SOLVER.BASE_LR)
+
+
+@pytest.mark.parametrize(
+    "trainer_class",
+    [ClipsInItsLoop, ClipsInItsInnerTrainer, ClipsUnderItsOwnScaler, ClipsItsOwnOptimizersGradients],
+)
 def test_a_loop_that_clips_before_the_step_leaves_the_lr_alone(tmp_path: Path, trainer_class: Any) -> None:
     with log_lines("zenith_det") as lines:
         clipped = trace_of(trainer_class(cfg_of(tmp_path)))
@@ -464,6 +518,43 @@ def test_a_loop_that_clips_before_the_step_leaves_the_lr_alone(tmp_path: Path, t
         0.1 * clipped.lrs[11], rel=1e-3
     )
     assert not any("clipped" in line for line in lines)
+
+
+def test_a_lazy_configs_trainer_that_clips_needs_the_metrics_hook_alone() -> None:
+    """As detrex's, which a LazyConfig script makes itself: no mix-in."""
+
+    class Clips(SimpleTrainer):
+        def run_step(self) -> None:
+            losses = self.model(next(self._data_loader_iter))
+            self.optimizer.zero_grad()
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 0.1)
+            self.optimizer.step()
+
+    model = KnownGradient(None)
+    optimizer = ZENITH(model.parameters(), lr=0.01, window=5)
+    trainer = Clips(model, known_batches(), optimizer)
+    trainer.register_hooks([ZenithMetrics()])
+    trainer.train(0, 40)
+    assert optimizer.zenith_state()["ratio"] == pytest.approx(
+        zenith_ratios(known_norms(40), window=5)[-1], rel=1e-5
+    )
+
+
+def test_a_project_that_steps_every_other_iteration_is_guarded(tmp_path: Path) -> None:
+    class Accumulates(Sometimes):
+        def run_step(self) -> None:
+            losses = self.model(next(self._trainer._data_loader_iter))
+            losses["loss"].backward()
+            if self.iter % 2:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+    trainer = Accumulates(cfg_of(tmp_path))
+    trainer.train()
+    events = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+    assert [event["iteration"] for event in events] == [7, 9, 21]
+    assert trainer.optimizer.zenith_state()["recorded_steps"] == 17
 
 
 # ---- several processes

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zenith_det.engines.detectron2_engine.accumulation import image_of
 from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
 from zenith_det.engines.detectron2_engine.endings import RunEnds
+from zenith_det.engines.detectron2_engine.overrides import grad_scaler_of
 from zenith_det.errors import TrainingDivergedError
 from zenith_det.solver.lr_schedules import MultiplierLR
 from zenith_det.training.bad_steps import ImageId, StepGuard, bad_step_limit, guard_forward
@@ -75,7 +76,6 @@ class GuardSteps(HookBase):
 
     def before_train(self) -> None:
         inner = getattr(self.trainer, "_trainer", self.trainer)
-        scaler = getattr(inner, "grad_scaler", None)
         guard = StepGuard(
             self._model,
             self.trainer.optimizer,
@@ -94,7 +94,7 @@ class GuardSteps(HookBase):
                 self.good = Path(self._newest())
         self._newest_seen = self._newest()
         self._undo.append(guard_forward(self._model))
-        self._loop = LoopGuard(guard, scaler, _images_of)
+        self._loop = LoopGuard(guard, grad_scaler_of(self.trainer), _images_of)
         self._loop.attach()
         self._undo.append(self._loop.detach)
         self._tolerate_bad_losses(inner)

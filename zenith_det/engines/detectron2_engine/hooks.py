@@ -11,7 +11,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch.optim import Optimizer
 
-from zenith_det.engines.detectron2_engine.overrides import own_step
+from zenith_det.engines.detectron2_engine.overrides import grad_scaler_of, own_step
 from zenith_det.optim import measure_after_backward, zenith_of
 from zenith_det.optim.raw_norm import RawNorm
 from zenith_det.solver import eval_mode, train_mode
@@ -95,8 +95,7 @@ class ZenithMetrics(HookBase):
     def _measure_raw_norms(self, optimizer: Optimizer) -> None:
         """Where a project's own step may clip before ``optimizer.step``, measure the norm as the gradients come."""
         if zenith_of(optimizer) is not None and own_step(self.trainer) is not None:
-            inner = getattr(self.trainer, "_trainer", self.trainer)
-            self._raw_norm = measure_after_backward(optimizer, getattr(inner, "grad_scaler", None))
+            self._raw_norm = measure_after_backward(optimizer, grad_scaler_of(self.trainer))
 
     def after_train(self) -> None:
         for handle in (self._handle, self._raw_norm):

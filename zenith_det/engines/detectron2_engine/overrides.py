@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.amp import GradScaler
+
 _DETECTRON2 = "detectron2.engine."
 _OURS = "zenith_det.engines.detectron2_engine."
 
@@ -35,4 +37,13 @@ def own_step(trainer: Any) -> type | None:
     for hook in (trainer if inner is None else inner)._hooks:
         if (found := own(hook, "after_backward")) is not None:
             return found
+    return None
+
+
+def grad_scaler_of(trainer: Any) -> GradScaler | None:
+    """The loss scaler of ``trainer``, or of its inner trainer, by whatever name; ``None``: neither has one."""
+    inner = getattr(trainer, "_trainer", trainer)
+    for value in [*inner.__dict__.values(), *trainer.__dict__.values()]:
+        if isinstance(value, GradScaler):
+            return value
     return None
