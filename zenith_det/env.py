@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import zenith_det
-from zenith_det import opencv
+from zenith_det import cli, opencv
 from zenith_det.engines.selection import (
     EngineStatus,
     detectron2_build,
@@ -156,4 +156,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    cli.run(main)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from zenith_det.data import dataset_source, load_coco_dataset, register_coco_dataset
-from zenith_det.data.catalog import _registered
-from zenith_det.errors import DatasetError
+from zenith_det.data.catalog import ROOT_VARIABLE, _registered
+from zenith_det.data.statistics import STATISTICS_FILE, InputSize, count_set, find_sets_again, to_json
+from zenith_det.data.synthetic import generate
+from zenith_det.errors import DatasetError, MissingDatasetError
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +69,23 @@ def test_a_set_that_detectron2_alone_reads(name: str) -> None:
         DatasetError, match=rf"{name}' is one of Detectron2's.* --train-json and --train-images"
     ):
         dataset_source(name)
+
+
+def test_a_run_s_sets_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named below the default root, datasets/ in the working directory."""
+    monkeypatch.delenv(ROOT_VARIABLE, raising=False)
+    monkeypatch.setattr("zenith_det.data.catalog._found_before", {})
+    generate(tmp_path / "datasets/shapes", train=2, val=1, size=64, seed=5)
+    monkeypatch.chdir(tmp_path)
+    dataset = load_coco_dataset("shapes_val")
+    one = count_set(dataset.metadata, dataset.records, InputSize(0, 0))
+    (tmp_path / STATISTICS_FILE).write_text(to_json([one], []))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(MissingDatasetError):
+        load_coco_dataset("shapes_val")
+    find_sets_again(tmp_path)
+    assert load_coco_dataset("shapes_val") == dataset
+    # What is there now comes first.
+    generate(tmp_path / "elsewhere/datasets/shapes", train=2, val=1, size=64, seed=6)
+    assert load_coco_dataset("shapes_val").metadata.json_file.startswith(str(tmp_path / "elsewhere"))

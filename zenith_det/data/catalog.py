@@ -50,6 +50,7 @@ _OF_DETECTRON2 = (
 )
 _BUILTIN = _coco_splits() | _GENERATED
 _registered: dict[str, tuple[str, str]] = {}
+_found_before: dict[str, tuple[str, str]] = {}
 
 
 def datasets_root() -> str:
@@ -81,7 +82,8 @@ def dataset_source(name: str) -> tuple[str, str]:
         root = datasets_root()
         if name in _GENERATED and not os.path.exists(os.path.join(root, json_file)):
             root = DEFAULT_ROOT  # where make_shapes.py writes, wherever COCO lies
-        return os.path.join(root, json_file), os.path.join(root, image_root)
+        source = os.path.join(root, json_file), os.path.join(root, image_root)
+        return source if os.path.exists(source[0]) else _found_before.get(name, source)
     if name.startswith(_OF_DETECTRON2):
         raise DatasetError(
             f"dataset {name!r} is one of Detectron2's, which its engine reads (--engine detectron2): here give "
@@ -90,6 +92,12 @@ def dataset_source(name: str) -> tuple[str, str]:
     near = difflib.get_close_matches(name, dataset_names(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(dataset_names())}"
     raise DatasetError(f"dataset {name!r} is unknown: {hint} (register_coco_dataset adds one)")
+
+
+def was_found(name: str, json_file: str, image_root: str) -> None:
+    """Where a built-in set was when a run started: it is looked for there, too, from another folder say."""
+    if name in _BUILTIN and os.path.isfile(json_file):
+        _found_before[name] = (json_file, image_root)
 
 
 def register_coco_dataset(name: str, json_file: str | Path, image_root: str | Path) -> None:

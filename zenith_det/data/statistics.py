@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zenith_det.data.catalog import was_found
 from zenith_det.data.metadata import DatasetMetadata
 from zenith_det.errors import DatasetError
 
@@ -19,6 +21,8 @@ from zenith_det.errors import DatasetError
 STATISTICS_FILE = "datasets.json"
 #: Sides of objects at the network's input, pixels: the bins of their histogram are between these.
 SIZE_BINS = (0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float64]
 
@@ -262,3 +266,16 @@ def read_statistics(folder: Path) -> tuple[list[SetStatistics], list[str]]:
         raise DatasetError(f"{path}: can't be read: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         raise DatasetError(f"{path}: not the statistics of a run's sets; is it cut off?") from None
+
+
+def find_sets_again(output_dir: Path) -> None:
+    """Have the sets of a run that began in this folder found from any other, where DETECTRON2_DATASETS is relative."""
+    if not (output_dir / STATISTICS_FILE).exists():
+        return
+    try:
+        sets, _ = read_statistics(output_dir)
+    except DatasetError as error:
+        logger.warning("%s", error)
+        return
+    for one in sets:
+        was_found(one.name, one.json_file, one.image_root)

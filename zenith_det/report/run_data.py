@@ -12,7 +12,7 @@ from typing import Any
 
 from zenith_det.config import files_of, load_config, name_of_files
 from zenith_det.data import CocoDataset, load_coco_dataset
-from zenith_det.data.statistics import read_statistics
+from zenith_det.data.statistics import find_sets_again
 from zenith_det.errors import UserError
 from zenith_det.evaluation import EvaluatedWeights, noted_weights
 from zenith_det.training import averaging
@@ -71,13 +71,13 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
             detections are on another set.
     """
     cfg = run_config(folder)
+    find_sets_again(folder)
     source: Any = files_of(cfg, "TEST")
     name = name_of_files(cfg, "TEST") if source else ""
     if source is None:
         if not cfg.DATASETS.TEST:
             raise UserError(f"{folder}: its config names no set to evaluate on")
-        source = cfg.DATASETS.TEST[0]
-        name, source = source, _files_then(folder, source) or source
+        name = source = cfg.DATASETS.TEST[0]
     several = name if not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1 else ""
     if averaged is None:
         averaged = (
@@ -113,15 +113,6 @@ def _results_file(below: Path, name: str) -> Path:
 @lru_cache(maxsize=1)  # the runs of a comparison share theirs
 def _load(source: Any, name: str, max_bad_images: int) -> CocoDataset:
     return load_coco_dataset(source, name=name, max_bad_images=max_bad_images)
-
-
-def _files_then(folder: Path, name: str) -> tuple[str, str] | None:
-    """The files that stood behind a set's name when the run started, wherever this is called from."""
-    try:
-        sets, _ = read_statistics(folder)
-    except UserError:
-        return None
-    return next(((one.json_file, one.image_root) for one in sets if one.name == name), None)
 
 
 def read_detections(path: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from zenith_det.config import LoadedConfig, settle_files
+from zenith_det.data.statistics import find_sets_again
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
@@ -73,6 +74,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     resolve_device(loaded)
     output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
     setup_logging(output_dir, comm.get_rank())
+    find_sets_again(output_dir)
     hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
     with EarlierRun(output_dir) as earlier:
         results = evaluate(loaded, options) if options.eval_only else train(loaded, options, earlier)

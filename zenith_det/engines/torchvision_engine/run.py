@@ -19,6 +19,7 @@ from zenith_det.data import (
     DatasetMetadata,
     SerializedList,
 )
+from zenith_det.data.statistics import find_sets_again
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
@@ -96,6 +97,7 @@ def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     check_supported(loaded)
     output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
     setup_logging(output_dir, get_rank())
+    find_sets_again(output_dir)
     hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
     if get_world_size() > 1:
         logger.info(process_line())
