@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,6 @@ class ClipsBetween:
         losses = self.model(next(self._trainer._data_loader_iter))
         self.optimizer.zero_grad()
         losses["loss"].backward()
-        zenith_of(self.optimizer).record_norm()  # type: ignore[union-attr]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
         self.optimizer.step()
 
@@ -294,6 +294,28 @@ def test_however_the_optimizer_is_built(tmp_path: Path, trainer: Any) -> None:
     group = made.optimizer.param_groups[0]["initial_lr"]
     expected = [group * our_multiplier(cfg, i) * ratio for i, ratio in enumerate(ratios)]
     assert trace.lrs == pytest.approx(expected, rel=1e-5)
+
+
+class GoesPastOurInit(Data, ZenithTrainerMixin, DefaultTrainer):
+    """As DiffusionDet's: the grandfather's __init__, then the father's lines."""
+
+    __init__ = OwnInit.__init__
+    build_optimizer = OwnOptimizer.__dict__["build_optimizer"]
+
+
+@pytest.mark.parametrize("trainer", [OwnInit, GoesPastOurInit])
+def test_the_line_is_seen_where_nobody_has_set_up_our_logger(tmp_path: Path, trainer: Any) -> None:
+    logger = logging.getLogger("zenith_det")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers.clear()
+    logger.setLevel(logging.WARNING)
+    try:
+        trainer(project_cfg(tmp_path, "AdamW", True, False, "none")).train()
+    finally:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
+    assert (tmp_path / "log.txt").read_text().count(OVER) == 1
 
 
 @pytest.mark.parametrize("trainer", [OwnInit, OnZenithTrainer, InstanceMethods])

@@ -13,7 +13,6 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, defaults
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from zenith_det.config.validation import validate_added_keys
@@ -27,6 +26,7 @@ from zenith_det.engines.detectron2_engine.own_builders import (
     leave_as_it_is,
     put_zenith_over_the_rest,
     require_zenith_keys,
+    show_log_lines,
     wrap_builders,
 )
 from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks, tell_at_the_start
@@ -89,9 +89,7 @@ class ZenithTrainerMixin:
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
         require_zenith_keys(cfg)
-        if not logging.getLogger("zenith_det").isEnabledFor(logging.INFO):
-            # Detectron2's default_setup gives handlers to its own and fvcore's loggers alone.
-            setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="zenith_det")
+        show_log_lines(cfg)
         # DefaultTrainer calls its own auto_scale_workers by name, past an override; after this it has
         # nothing left to do.
         cfg = self.auto_scale_workers(_on_a_device(cfg), comm.get_world_size())

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch.optim import Optimizer
 
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
@@ -35,6 +37,13 @@ def require_zenith_keys(cfg: Any) -> None:
         raise ConfigError(
             "SOLVER.ZENITH is missing: call zenith_det.config.add_zenith_config(cfg) after get_cfg()"
         )
+
+
+def show_log_lines(cfg: Any) -> None:
+    """Let this toolkit's lines be seen where nobody has seen to it."""
+    if not logging.getLogger("zenith_det").isEnabledFor(logging.INFO):
+        # Detectron2's default_setup gives handlers to its own and fvcore's loggers alone.
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="zenith_det")
 
 
 def check_bases(trainer: type, mixin: type) -> None:
@@ -143,6 +152,7 @@ def build_projects_optimizer(cfg: Any, trainer: type, build: Callable[[], Any]) 
             is one of ours.
     """
     require_zenith_keys(cfg)
+    show_log_lines(cfg)  # an __init__ of the project's own may go past the mix-in's
     name = cfg.SOLVER.OPTIMIZER
     try:
         optimizer = build()
@@ -214,6 +224,7 @@ def put_zenith_over_the_rest(trainer: Any) -> None:
     optimizer, scheduler = getattr(trainer, "optimizer", None), getattr(trainer, "scheduler", None)
     if optimizer is None:
         return
+    show_log_lines(trainer.cfg)
     if optimizer not in _decided:
         put_zenith_over(trainer.cfg, type(trainer), optimizer)
     if scheduler is not None:
