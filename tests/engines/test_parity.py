@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import ROOT, SmallSet
 
@@ -318,3 +319,26 @@ def test_the_demo_draws_the_same_with_either_engine(dataset: CocoDataset, task: 
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+
+
+def test_a_thin_image_keeps_a_pixel_with_either_engine(
+    dataset: CocoDataset, task: str, tmp_path: Path
+) -> None:
+    """1000x2 would be resized to a height of 0."""
+    from zenith_det.engines.detectron2_engine.data import CocoMapper
+
+    loaded, cfg = configs(task, dataset, **{"INPUT.MAX_SIZE_TRAIN": 160})
+    Image.new("RGB", (1000, 2), (9, 99, 200)).save(tmp_path / "thin.png")
+    record = {
+        **dataset.records[0],
+        "file_name": str(tmp_path / "thin.png"),
+        "height": 2,
+        "width": 1000,
+        "annotations": [{**dataset.records[0]["annotations"][0], "bbox": [100, 0, 500, 2]}],
+    }
+    theirs = CocoMapper(cfg, True)(record)
+    ours = TrainingMapper(loaded.cfg, dataset.metadata)(record, np.random.default_rng(0))
+    for sample in (theirs, ours):
+        assert min(sample["image"].shape) >= 1
+        assert max(sample["image"].shape) > 50
+    assert len(theirs["instances"]) == len(ours["targets"].boxes) == 1

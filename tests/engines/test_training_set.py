@@ -11,7 +11,11 @@ from tests.data.builders import content, write
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata, load_coco_dataset
 from zenith_det.engines.torchvision_engine.run import load_training_set
-from zenith_det.engines.training_set import check_labels, warn_of_missing_flip_pairs
+from zenith_det.engines.training_set import (
+    check_labels,
+    refuse_unusable_keypoints,
+    warn_of_missing_flip_pairs,
+)
 from zenith_det.errors import ConfigError, DatasetError
 
 
@@ -62,6 +66,51 @@ def test_keypoints_without_sides_are_warned_of_where_images_are_mirrored(
         assert "\n" not in line
         assert "set: no left and right in the names of its 2 keypoints" in line
         assert "give the category flip_pairs" in line
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "told"),
+    [
+        (
+            ["left elbow", "right_elbow", "left_knee"],
+            ["person"],
+            "the other side of the keypoints left_knee:",
+        ),
+        (["left elbow", "right_elbow", "nose"], ["person"], None),
+        (["a", "b"], ["person"], "no left and right in the names of its 2 keypoints"),
+        (
+            ["left_a", "right_a"],
+            ["left hand", "RightHand", "bright"],
+            "the classes left hand, RightHand say left",
+        ),
+    ],
+)
+def test_sides_that_a_mirror_would_swap_are_named(
+    names: list[str], classes: list[str], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = content(1)
+    data["categories"] = [{"id": n, "name": name, "keypoints": names} for n, name in enumerate(classes, 1)]
+    found = load_coco_dataset(write(tmp_path, data)).metadata
+    for flip, warned in (("horizontal", told), ("none", None)):
+        caplog.clear()
+        warn_of_missing_flip_pairs(small_config("keypoint", INPUT__RANDOM_FLIP=flip).cfg, found)
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(lines) == bool(warned)
+        assert warned is None or warned in lines[0]
+
+
+def test_unusable_keypoints_stop_a_keypoint_model_alone(tmp_path: Path) -> None:
+    data = content(1)
+    data["categories"] = [
+        {"id": 1, "name": "person", "keypoints": ["head", "foot"]},
+        {"id": 2, "name": "skis", "keypoints": ["tip"]},
+    ]
+    found = load_coco_dataset(write(tmp_path, data)).metadata
+    refuse_unusable_keypoints(small_config("mask").cfg, found)
+    with pytest.raises(
+        ConfigError, match=r"set\.json can't be trained: category 'person' has 2 keypoints and"
+    ):
+        refuse_unusable_keypoints(small_config("keypoint").cfg, found)
 
 
 FILTERS = [

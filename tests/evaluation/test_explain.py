@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from zenith_det.evaluation import evaluate_coco, explain_results
 from zenith_det.evaluation.explain import NO_GROUND_TRUTH
 
@@ -144,3 +146,25 @@ def test_every_zero_and_nan_is_explained_and_nothing_else() -> None:
                 named += [s.removeprefix(f"{task} ") for s in sizes.split(", ") if s.startswith(f"{task} ")]
                 named += [f"AP-{name}" for name in classes.split(", ") if name]
             assert sorted(named) == sorted(m for m, value in metrics.items() if not value > 0)
+
+
+@pytest.mark.parametrize(("count", "told"), [(100, False), (130, True)])
+def test_more_objects_than_coco_counts_are_told(count: int, told: bool) -> None:
+    boxes = [[i % 20 * 20, i // 20 * 20, 15, 15] for i in range(count)]
+    truth = {
+        "images": [{"id": 1, "height": 400, "width": 400}, {"id": 2, "height": 400, "width": 400}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": 225, "iscrowd": 0}
+            for i, box in enumerate(boxes, 1)
+        ],
+    }
+    found = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 1000} for i, box in enumerate(boxes)
+    ]
+    results = evaluate_coco(truth, found, ["bbox"])
+    assert (results["bbox"]["AP"] < 99) == told
+    lines = [line for line in explain_results(results, truth, found) if line.startswith("objects: ")]
+    assert len(lines) == told
+    for line in lines:
+        assert "1 of 2 images have more than 100 objects of a class (up to 130)" in line

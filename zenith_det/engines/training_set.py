@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from zenith_det.data import DatasetMetadata
-from zenith_det.errors import ConfigError, DatasetError, MissingDatasetError
+from zenith_det.errors import ConfigError, DatasetError, MissingDatasetError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +60,48 @@ def reading_test_sets(cfg: Any) -> Iterator[None]:
         ) from None
 
 
+def refuse_unusable_keypoints(cfg: Any, metadata: DatasetMetadata) -> None:
+    """Stop a keypoint model on a set whose keypoints can't be used; boxes and masks train on it.
+
+    Raises:
+        ConfigError: ``MODEL.KEYPOINT_ON`` is true; the line says what is wrong with the keypoints.
+    """
+    if cfg.MODEL.KEYPOINT_ON and metadata.keypoint_fault:
+        raise ConfigError(
+            f"MODEL.KEYPOINT_ON is True, but the keypoints of {metadata.json_file} can't be trained: "
+            f"{metadata.keypoint_fault}"
+        )
+
+
 def warn_of_missing_flip_pairs(cfg: Any, metadata: DatasetMetadata) -> None:
-    """Warn where images are mirrored and the keypoints' names tell no sides that would change places.
+    """Warn where images are mirrored, and a mirror makes of a keypoint or an object what another name stands for.
 
     Args:
         cfg: ``MODEL.KEYPOINT_ON`` and ``INPUT.RANDOM_FLIP`` count.
         metadata: of the training set.
     """
-    if cfg.MODEL.KEYPOINT_ON and cfg.INPUT.RANDOM_FLIP == "horizontal" and metadata.lacks_flip_pairs:
+    if cfg.INPUT.RANDOM_FLIP != "horizontal":
+        return
+    if metadata.sided_classes:
+        logger.warning(
+            "%s: the classes %s say left or right, and half of the images are mirrored: their objects would be "
+            "trained under the wrong side's name; set INPUT.RANDOM_FLIP none",
+            metadata.name,
+            listed(metadata.sided_classes),
+        )
+    if cfg.MODEL.KEYPOINT_ON and metadata.lacks_flip_pairs and not metadata.unpaired_sides:
         logger.warning(
             "%s: no left and right in the names of its %d keypoints: in the half of the images that are mirrored, "
             "left points would be trained as right ones; give the category flip_pairs (pairs of names, [] if a "
             "mirror swaps none), or set INPUT.RANDOM_FLIP none",
             metadata.name,
             metadata.num_keypoints,
+        )
+    elif cfg.MODEL.KEYPOINT_ON and metadata.unpaired_sides:
+        logger.warning(
+            "%s: nothing is the other side of the keypoints %s: in the half of the images that are mirrored they "
+            "would be trained as if they were; give the category flip_pairs (pairs of names), or set "
+            "INPUT.RANDOM_FLIP none",
+            metadata.name,
+            listed(metadata.unpaired_sides),
         )

@@ -17,6 +17,8 @@ from zenith_det.evaluation.coco import AREA_RANGES, METRICS, SIZE_OF_METRIC
 NO_GROUND_TRUTH = "no ground truth, hence n/a: "
 _NAMES_SHOWN = 10
 _IDS_SHOWN = 5
+#: Detections of a class in an image that COCO's AP counts (cocodataset.org/#detection-eval).
+COCO_MAX_DETS = 100
 
 
 def explain_results(
@@ -153,6 +155,18 @@ def _notes(
         )
         if unmasked:
             lines.append(f"masks: {unmasked} objects of the ground truth have none; mask AP ignores them")
+    crowded = Counter(
+        (o["image_id"], o["category_id"])
+        for o in ground_truth.get("annotations", [])
+        if o["image_id"] in image_set and not o.get("iscrowd")
+    )
+    most = max(crowded.values(), default=0)
+    if most > COCO_MAX_DETS:
+        images = len({image for (image, _), count in crowded.items() if count > COCO_MAX_DETS})
+        lines.append(
+            f"objects: {images} of {len(image_set)} images have more than {COCO_MAX_DETS} objects of a class (up to "
+            f"{most}); COCO counts the {COCO_MAX_DETS} best detections of a class in an image, so their AP can't be 100"
+        )
     if subset and len(image_set) < len(all_images):
         lines.append(f"images: evaluated on {len(image_set)} of {len(all_images)}")
     return lines

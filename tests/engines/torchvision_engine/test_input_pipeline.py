@@ -111,6 +111,8 @@ def test_an_object_without_keypoints_among_others_with(record: dict) -> None:
         ((300, 1000), 800, 1333, (400, 1333)),
         ((427, 640), 640, 1333, (640, 959)),
         ((100, 100), 0, 1333, (100, 100)),
+        ((2, 1000), 96, 160, (1, 160)),
+        ((1000, 1), 96, 160, (160, 1)),
     ],
 )
 def test_resize_keeps_the_aspect_ratio_within_both_limits(

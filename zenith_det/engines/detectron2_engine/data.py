@@ -40,7 +40,7 @@ from zenith_det.engines.detectron2_engine.foreign_data import (
     check_foreign_dataset,
     check_model_for_coco_format,
 )
-from zenith_det.engines.training_set import check_labels, reading_test_sets
+from zenith_det.engines.training_set import check_labels, reading_test_sets, refuse_unusable_keypoints
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
@@ -180,6 +180,7 @@ def register_datasets(
                 max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
                 cache=cfg.DATASETS.CACHE,
             )
+        refuse_unusable_keypoints(cfg, dataset.metadata)
         register_checked_dataset(name, dataset)
         if description is not None and to_train:
             description.add(dataset, training=True)
@@ -215,6 +216,27 @@ def _fit_masks(loaded: LoadedConfig, name: str, records: Iterable[Mapping[str, A
     loaded.override("INPUT.MASK_FORMAT", "bitmask", source=f"RLE masks in {name}")
 
 
+class AtLeastAPixel(T.Augmentation):
+    """A resize whose shorter side is a pixel where Detectron2's would be none, as for an image of 1000x2.
+
+    Args:
+        resize: gives the size.
+    """
+
+    def __init__(self, resize: T.Augmentation) -> None:
+        super().__init__()
+        self.resize = resize
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The resize of one image ``(H, W, 3)``."""
+        chosen = self.resize.get_transform(image)
+        if not isinstance(chosen, T.ResizeTransform) or min(chosen.new_h, chosen.new_w) > 0:
+            return chosen
+        return T.ResizeTransform(
+            chosen.h, chosen.w, max(chosen.new_h, 1), max(chosen.new_w, 1), chosen.interp
+        )
+
+
 class CocoMapper(DatasetMapper):
     """Detectron2's mapper that reads images as this toolkit does.
 
@@ -222,6 +244,13 @@ class CocoMapper(DatasetMapper):
     and an image that cannot be used is named in one line. Objects without a mask are left out of mask
     training, which in Detectron2 needs a mask of each object.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        augmentations: Sequence[T.Augmentation] = self.augmentations.augs  # type: ignore[has-type]
+        self.augmentations = T.AugmentationList(
+            [AtLeastAPixel(a) if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
+        )
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
         """A record as the model takes it: ``image`` uint8 (3, H, W), ``instances`` when training.

@@ -11,6 +11,7 @@ from zenith_det.data import DatasetMetadata
 from zenith_det.engines.checkpoint_classes import classes_to_predict
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.config import to_detectron2
+from zenith_det.engines.detectron2_engine.data import AtLeastAPixel
 from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
 from zenith_det.engines.device import resolve_device
 from zenith_det.report.pictures import Instances
@@ -37,8 +38,8 @@ class Predictor:
         self.model = ZenithTrainer.build_model(cfg)
         SafeCheckpointer(self.model, "", require_all=True).load(cfg.MODEL.WEIGHTS)
         self.model.eval()
-        self.resize = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST
+        self.resize = AtLeastAPixel(
+            T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)
         )
         self.image_format = cfg.INPUT.FORMAT
 

@@ -10,7 +10,7 @@ from typing import Any
 from zenith_det.config import CfgNode, files_of, name_of_files
 from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints, load_coco_dataset
 from zenith_det.engines.data_description import DataDescription
-from zenith_det.engines.training_set import check_labels
+from zenith_det.engines.training_set import check_labels, refuse_unusable_keypoints
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.distributed import first_on_each_machine, get_local_rank
 
@@ -92,6 +92,7 @@ def _load(
             max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
             cache=cfg.DATASETS.CACHE,
         )
+    refuse_unusable_keypoints(cfg, dataset.metadata)
     if description is not None:
         description.add(dataset, training=kind == "TRAIN")
     return dataset

@@ -58,7 +58,8 @@ class Geometry:
 def shortest_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
     """The (height, width) that brings the short side to ``short`` unless the long one passed ``longest``.
 
-    Detectron2's rounding (``ResizeShortestEdge.get_output_shape``); ``short = 0`` keeps the size.
+    Detectron2's rounding (``ResizeShortestEdge.get_output_shape``), with sides of a pixel at least; ``short = 0``
+    keeps the size.
     """
     if short == 0:
         return height, width
@@ -67,7 +68,7 @@ def shortest_edge_size(height: int, width: int, short: int, longest: int) -> tup
     if max(new_height, new_width) > longest:
         shrink = longest / max(new_height, new_width)
         new_height, new_width = new_height * shrink, new_width * shrink
-    return int(new_height + 0.5), int(new_width + 0.5)
+    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
 class TrainingMapper:
