@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zenith_det.data import ImageError, read_image
+from zenith_det.data import ImageError, load_coco_dataset, read_image
 from zenith_det.data.images import read_header
+from zenith_det.errors import DatasetError
 
-from .builders import HEIGHT, WIDTH, picture
+from .builders import HEIGHT, WIDTH, content, picture, write
 
 
 def rotated(path: Path, orientation: int) -> Path:
@@ -104,6 +107,66 @@ def test_16_bit_keeps_its_contrast(tmp_path: Path) -> None:
         Image.fromarray(ramp).save(tmp_path / name)
         image = read_image(tmp_path / name)
         assert np.array_equal(image[..., 0], ramp >> 8)
+
+
+RAMP = np.linspace(0, 1, WIDTH)[None].repeat(HEIGHT, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "brightest"),
+    [
+        (RAMP.astype(np.float32), 255),
+        ((RAMP * 200).astype(np.float32), 200),
+        ((RAMP * 250).astype(np.int32), 250),
+        ((RAMP * 20).astype(np.int32), 20),
+    ],
+)
+def test_floats_and_32_bits_have_one_scale(values: np.ndarray, brightest: int, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif")
+    assert (image.min(), image.max()) == (0, brightest)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(RAMP * 300).astype(np.int32), (RAMP * 30 - 25).astype(np.float32), (RAMP * 65535).astype(np.float32)],
+)
+def test_values_without_a_known_scale_are_named(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(
+        ImageError, match=f"values from {values.min():g} to {values.max():g}, of {values.dtype}"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "low", "high", "usable"),
+    [
+        ("16-bit", np.uint16, 0, 65535, True),
+        ("16-bit", np.uint16, 0, 4095, False),
+        ("16-bit", np.uint16, 7000, 8000, False),
+        ("float", np.float32, 0, 1, True),
+        ("float", np.float32, -25, 5, False),
+        ("32-bit", np.int32, 0, 255, True),
+        ("32-bit", np.int32, 0, 300, False),
+    ],
+)
+def test_a_set_of_deep_images_is_told_of_or_stops(
+    kind: str, dtype: Any, low: int, high: int, usable: bool, tmp_path: Path
+) -> None:
+    data = content()
+    for n, entry in enumerate(data["images"]):
+        entry["file_name"] = f"{n}.tif"
+    source = write(tmp_path, data)
+    for n in range(3):
+        Image.fromarray((low + RAMP * (high - low)).astype(dtype)).save(tmp_path / f"images/{n}.tif")
+    told = f"{kind} images have values from {low} to {high} (3 of 3 looked at)"
+    if usable:
+        report = load_coco_dataset(source).report
+        assert told in report.problems[0].reason
+    else:
+        with pytest.raises(DatasetError, match=re.escape(told)):
+            load_coco_dataset(source)
 
 
 def test_missing_empty_folder_and_text(tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_a_thin_image_keeps_a_pixel_with_either_engine(
     """1000x2 would be resized to a height of 0."""
     from zenith_det.engines.detectron2_engine.data import CocoMapper
 
-    loaded, cfg = configs(task, dataset, **{"INPUT.MAX_SIZE_TRAIN": 160})
+    loaded, cfg = configs(task, dataset, **{"INPUT.MAX_SIZE_TRAIN": 160, "MODEL.KEYPOINT_ON": False})
     Image.new("RGB", (1000, 2), (9, 99, 200)).save(tmp_path / "thin.png")
     record = {
         **dataset.records[0],

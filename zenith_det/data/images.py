@@ -153,23 +153,65 @@ def read_header(path: str) -> ImageHeader:
     return ImageHeader(width, height, rotated)
 
 
-def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow would clip 16-bit values at 255, which turns the picture white: keep the high byte instead.
-        deep = np.asarray(image)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its values are wider than 8 bits; Pillow would clip them at 255, which turns the picture white."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _to_rgb(image: Image.Image, has_16_bits: bool) -> npt.NDArray[np.uint8]:
+    """One scale for each kind of file, whatever is in it: images of a set must not differ by their brightest pixel.
+
+    Raises:
+        ValueError: values of 32 bits or floats that have no known scale.
+    """
+    if not _is_deep(image):
+        return np.asarray(image.convert("RGB"))
+    deep = np.asarray(image)
+    if has_16_bits:
+        deep = deep >> 8
+    else:
+        low, high = _range(deep)
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"values from {low:g} to {high:g}, of {deep.dtype}, have no scale that is known: save all images of "
+                "the set with one scale, as 0 to 255, floats as 0 to 1, or 16 bits"
+            )
         if image.mode == "F":
-            deep = np.nan_to_num(deep)
-        elif image.mode != "I" or deep.max(initial=0) > 255:
-            deep = deep >> 8
-        grey = np.clip(deep, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+            deep = np.nan_to_num(deep) * np.float32(255 if high <= 1 else 1)
+    grey = np.clip(deep, 0, 255).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _range(deep: npt.NDArray[Any]) -> tuple[float, float]:
+    finite = deep[np.isfinite(deep)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+
+def deep_range(path: str) -> tuple[str, float, float] | None:
+    """Of a grey image of more than 8 bits: "16-bit", "32-bit" or "float", and its least and largest value.
+
+    ``None`` for any other file, and one that can't be read.
+    """
+    try:
+        with _open(path) as file, Image.open(file, formats=_formats()) as image:
+            if not _is_deep(image):
+                return None
+            kind = "16-bit" if _has_16_bits(image) else "float" if image.mode == "F" else "32-bit"
+            with _decoding(image.width * image.height):
+                return kind, *_range(np.asarray(image))
+    except Exception:  # told by the check of the image itself
+        return None
 
 
 def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray[np.uint8]:
     """Read an image as Detectron2 does: EXIF rotation applied, alpha dropped, grey and CMYK made colour.
 
-    16-bit grey images are brought to 8 bits by their high byte.
+    16-bit grey images are brought to 8 bits by their high byte. Of floats, those up to 1 are taken times 255; others,
+    and whole numbers of 32 bits, must lie within 0 to 255.
 
     Args:
         path: the file.
@@ -191,7 +233,7 @@ def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray
             with Image.open(file, formats=_formats()) as image, _decoding(image.width * image.height):
                 image.load()
                 turn = _TRANSPOSE.get(_orientation(image))
-                array = _to_rgb(image if turn is None else image.transpose(turn))
+                array = _to_rgb(image if turn is None else image.transpose(turn), _has_16_bits(image))
         except Exception as error:  # as in read_header
             raise _failure(path, error) from None
     return np.ascontiguousarray(array[:, :, ::-1] if format == "BGR" else array)
