@@ -367,6 +367,21 @@ def test_a_name_of_ours_that_the_project_does_not_know_is_told(tmp_path: Path, p
         trainer_class(place, True, False, "none")(cfg)
 
 
+class OnlySGD(Data, ZenithTrainerMixin, DefaultTrainer):
+    @classmethod
+    def build_optimizer(cls, cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(own_groups(cfg, model), cfg.SOLVER.BASE_LR)
+
+
+@pytest.mark.parametrize(("trainer", "told"), [(OnlySGD, 1), (StaticMethods, 0)])
+def test_an_update_that_was_asked_for_and_is_not_made_is_told(
+    tmp_path: Path, trainer: Any, told: int
+) -> None:
+    with log_lines("zenith_det") as lines:
+        trainer(known_cfg(tmp_path, OPTIMIZER="ZENITHAdamW"))
+    assert sum("SOLVER.OPTIMIZER ZENITHAdamW has no part in it" in line for line in lines) == told
+
+
 def test_settings_reach_the_ratio_and_what_cannot_be_is_refused(tmp_path: Path) -> None:
     cfg = project_cfg(tmp_path, "SGD", True, False, "none")
     cfg.SOLVER.ZENITH.MIN_RATIO = 0.25

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -212,6 +213,13 @@ def put_zenith_over(cfg: Any, trainer: type, optimizer: Any) -> None:
         kind,
         len(optimizer.param_groups),
     )
+    if cfg.SOLVER.OPTIMIZER == "ZENITHAdamW" and not isinstance(
+        optimizer, torch.optim.Adam | torch.optim.AdamW
+    ):
+        logger.warning(
+            "SOLVER.OPTIMIZER ZENITHAdamW has no part in it: %s.build_optimizer is the project's own",
+            trainer.__name__,
+        )
 
 
 def leave_as_it_is(optimizer: Optimizer) -> None:
