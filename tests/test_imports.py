@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,35 +14,43 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "zenith_det"
-# Layers from the bottom up; a module may import from its own part and from those listed for it.
-MIDDLE = {"config", "data", "evaluation", "report", "solver", "training"}
-ALLOWED: dict[str, set[str]] = {
-    "optim": set(),
-    **{part: MIDDLE | {"errors", "cli", "opencv", "optim"} for part in MIDDLE},
-    "errors": set(),
-    "cli": {"errors"},
-    "opencv": {"errors"},
-    "engines": MIDDLE | {"errors", "cli", "optim"},
-    "lazy": {"engines", "solver", "optim", "config", "errors"},
-    "env": {"engines", "errors", "cli", "opencv"},
-    "comparing": MIDDLE | {"errors"},
-    "benchmarking": MIDDLE | {"engines", "errors", "cli", "optim"},
-    "commands": MIDDLE | {"benchmarking", "comparing", "engines", "errors", "cli", "opencv", "optim"},
-    "__main__": {"commands"},
-}
 ENGINE_LIBRARIES = {"torchvision", "detectron2"}
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports anywhere, functions included."""
+def rooms() -> dict[str, set[str]]:
+    """The table of CONTRIBUTING: each folder or file of the package, from the bottom up, and what it may import."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        row = re.match(r"\| `zenith_det/(\w+)(?:/|\.py)` \|.*\|([^|]*)\|$", line)
+        if row:
+            names = row[2].strip()
+            found[row[1]] = (
+                set(found) if names == "all of the above" else set(filter(None, names.split(", ")))
+            )
+    return found
+
+
+ROOMS = rooms()
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Dotted names that are imported anywhere below, functions included, types alone left out."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        else:
+            found |= names_in(node)
     return found
+
+
+def imports(path: Path) -> set[str]:
+    return names_in(ast.parse(path.read_text()))
 
 
 def part_of(path: Path) -> str:
@@ -50,14 +60,36 @@ def part_of(path: Path) -> str:
 FILES = [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
 
 
+def test_the_table_names_each_room_below_those_that_import_it() -> None:
+    above: set[str] = set()
+    for room, allowed in ROOMS.items():
+        assert allowed <= above, room
+        above.add(room)
+    assert above == {part_of(path) for path in FILES}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
     part = part_of(path)
     ours = {name.split(".")[1] for name in imports(path) if name.startswith("zenith_det.")}
-    assert ours - {"__version__"} <= ALLOWED[part] | {part}
+    assert ours - {"__version__"} <= ROOMS[part] | {part}
     if part == "optim":
         roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
         assert roots <= {"torch", "zenith_det", "__future__"}
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found = imports(path) & set(modules)
+        # `from package import module` takes the module; a package's own file is not asked for then.
+        packages = {name.rpartition(".")[0] for name in found}
+        graph[module] = {name for name in found if name not in packages or name not in modules} - {module}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -75,7 +107,7 @@ HEAVY = ("torchvision", "detectron2", "cv2", "fvcore")
         ("zenith_det", HEAVY),
         ("zenith_det.optim", HEAVY),
         # Half a second, and memory on each rank that draws nothing.
-        ("zenith_det.engines.torchvision_engine.run", ("matplotlib",)),
+        ("zenith_det.engines.run", ("matplotlib",)),
     ],
 )
 def test_import_is_light(module: str, heavy: tuple[str, ...]) -> None:

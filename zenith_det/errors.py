@@ -92,7 +92,12 @@ class CheckpointError(UserError):
 
 
 class TrainingDivergedError(UserError):
-    """Losses or gradients stayed non-finite; the message says where and what usually helps."""
+    """Losses or gradients stayed non-finite; the message says where and what usually helps.
+
+    Its exit code tells such a run from one that a mistake has ended.
+    """
+
+    exit_code = 3
 
 
 class RanksDisagreeError(UserError):

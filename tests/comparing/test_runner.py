@@ -33,7 +33,7 @@ what = keys["WHAT"]
 if what == "error":
     print("error: SOLVER.X is 3: give 4", file=sys.stderr); sys.exit(2)
 if what == "diverge":
-    print("error: training diverged at iteration 7 (LR 3): not finite", file=sys.stderr); sys.exit(2)
+    print("error: training diverged at iteration 7 (LR 3): not finite", file=sys.stderr); sys.exit(3)
 if what == "crash":
     raise RuntimeError("a bug")
 if what == "killed":

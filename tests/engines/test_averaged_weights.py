@@ -23,7 +23,7 @@ def test_averaged_weights_are_evaluated_and_kept(engine: str, tmp_path: Path) ->
     assert code == 0, printed
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     logged = [line for line in lines if "averaged/bbox/AP" in line]
-    assert [line["iteration"] for line in logged] in ([5, 11], [6, 12], [5, 12])
+    assert [line["iteration"] for line in logged] == [5, 11]
     assert all("bbox/AP" in line and "averaged/segm/AP" in line for line in logged)
     assert (output / "averaged" / "inference" / "coco_instances_results.json").exists()
 

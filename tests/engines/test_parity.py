@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import ROOT, SmallSet
+from tests.engines.torchvision_engine.small_models import training_set
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
@@ -23,11 +24,11 @@ from detectron2.utils.events import EventStorage
 
 from zenith_det.commands import convert_checkpoint
 from zenith_det.config import LoadedConfig, add_zenith_config, load_config
-from zenith_det.data import CocoDataset, load_coco_dataset
-from zenith_det.engines.detectron2_engine.trainer import connect_top_level
+from zenith_det.data import CocoDataset, filter_empty, load_coco_dataset
+from zenith_det.engines.batches import build_train_loader
+from zenith_det.engines.detectron2_engine.models import connect_top_level
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
-from zenith_det.engines.torchvision_engine.loaders import build_train_loader
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.training.weights import read_weights
 
@@ -120,7 +121,7 @@ def weights_after_steps(model: Any, loaded: LoadedConfig, dataset: CocoDataset) 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     loader = build_train_loader(
         loaded.cfg,
-        [r for r in dataset.records if any(not a["iscrowd"] for a in r["annotations"])],
+        training_set(dataset, filter_empty(dataset.records)),
         TrainingMapper(loaded.cfg, dataset.metadata),
         seed=0,
         start=0,
@@ -304,8 +305,7 @@ def caffe2_name(name: str) -> str:
 def test_the_demo_draws_the_same_with_either_engine(dataset: CocoDataset, task: str, tmp_path: Path) -> None:
     """The predictors behind tools/demo.py, each on its own checkpoint of the same weights."""
     from zenith_det.data import read_image
-    from zenith_det.engines.detectron2_engine.predictor import Predictor as TheirPredictor
-    from zenith_det.engines.torchvision_engine.predictor import Predictor as OurPredictor
+    from zenith_det.engines.predictor import Predictor
 
     ours, _, loaded, _ = trained_pair(task, dataset)
     facts = {"dataset": dataset.metadata.to_dict()}
@@ -313,9 +313,9 @@ def test_the_demo_draws_the_same_with_either_engine(dataset: CocoDataset, task: 
     torch.save({"model": conversion.to_detectron2(ours.state_dict()), **facts}, tmp_path / "theirs.pth")
     image = read_image(dataset.records[1]["file_name"])
     loaded.override("MODEL.WEIGHTS", str(tmp_path / "ours.pth"))
-    found = OurPredictor(loaded)(image)
+    found = Predictor("torchvision", loaded)(image)
     loaded.override("MODEL.WEIGHTS", str(tmp_path / "theirs.pth"))
-    expected = TheirPredictor(loaded)(image)
+    expected = Predictor("detectron2", loaded)(image)
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)

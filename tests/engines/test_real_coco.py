@@ -11,11 +11,12 @@ import torch
 
 from tests.conftest import ROOT
 from tests.engines.test_train_net import SMALL, train_net
+from tests.engines.torchvision_engine.small_models import training_set
 from zenith_det.config import follow_dataset, load_config
+from zenith_det.engines.batches import build_train_loader
+from zenith_det.engines.torchvision_engine.datasets import load_training_set
 from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
-from zenith_det.engines.torchvision_engine.loaders import build_train_loader
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.run import load_training_set
 from zenith_det.solver import build_lr_scheduler, build_optimizer, train_mode
 
 FULL_SIZE = sorted(p.name for p in (ROOT / "configs").glob("*_rcnn_zenith.yaml"))
@@ -52,7 +53,7 @@ def steps(config: Path, count: int, *opts: str) -> list[float]:
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     losses = []
     loader = build_train_loader(
-        cfg, dataset.records, TrainingMapper(cfg, metadata), seed=0, start=0, rank=0, world_size=1
+        cfg, training_set(dataset), TrainingMapper(cfg, metadata), seed=0, start=0, rank=0, world_size=1
     )
     for batch in islice(loader, count):
         optimizer.zero_grad()

@@ -191,8 +191,8 @@ def test_settings_without_effect_are_named(shapes: SmallSet, tmp_path: Path) -> 
 # ---- mistakes: one line, exit code 2, no traceback
 
 
-def expect_one_line(done: subprocess.CompletedProcess[str], *fragments: str) -> None:
-    assert done.returncode == 2, done.stdout + done.stderr
+def expect_one_line(done: subprocess.CompletedProcess[str], *fragments: str, code: int = 2) -> None:
+    assert done.returncode == code, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
@@ -351,4 +351,4 @@ def test_mistake_weights_that_cannot_be_fetched(shapes: SmallSet, tmp_path: Path
 def test_a_diverging_run_says_why(shapes: SmallSet, tmp_path: Path) -> None:
     flags = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
     done = small_run(shapes, "faster", tmp_path, 80, *flags, "SOLVER.ZENITH.MAX_NONFINITE_STEPS", "3")
-    expect_one_line(done, "diverged", "SOLVER.BASE_LR")
+    expect_one_line(done, "diverged", "SOLVER.BASE_LR", code=3)

@@ -10,7 +10,7 @@ import pytest
 from tests.data.builders import content, write
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata, load_coco_dataset
-from zenith_det.engines.torchvision_engine.run import load_training_set
+from zenith_det.engines.torchvision_engine.datasets import load_training_set
 from zenith_det.engines.training_set import (
     check_labels,
     refuse_unusable_keypoints,

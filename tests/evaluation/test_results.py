@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zenith_det.errors import DatasetError
+from zenith_det.errors import DatasetError, UserError
 from zenith_det.evaluation import (
     decode_masks,
     detections_to_results,
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match="cannot write the results"):
+    with pytest.raises(UserError, match=r"results\.json: cannot be written"):
         write_results([], tmp_path / "file" / "results.json")
 
 

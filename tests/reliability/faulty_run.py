@@ -22,7 +22,6 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import math
@@ -37,9 +36,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.reliability.kill_runs import attempt, before_call, evaluated_image, train_net  # noqa: E402
+from tests.reliability.kill_runs import attempt, before_call, train_net  # noqa: E402
 from tests.reliability.ranks import ranks  # noqa: E402
 from zenith_det import cli  # noqa: E402
+from zenith_det.engines import evaluating, run  # noqa: E402
+from zenith_det.engines.engine import load_engine  # noqa: E402
 from zenith_det.training import bad_steps  # noqa: E402
 from zenith_det.training.distributed import restart_count  # noqa: E402
 
@@ -51,7 +52,7 @@ class Faults:
         self.faults = faults
         self.iteration = -1
 
-    def install(self, engine: str) -> None:
+    def install(self) -> None:
         """Put the faults into every guarded model of this process."""
         guard_forward = bad_steps.guard_forward
         before_forward = bad_steps.StepGuard.before_forward
@@ -100,13 +101,11 @@ class Faults:
                 if next(images) == self.faults["stop_in_evaluation"]:
                     os.kill(os.getpid(), signal.SIGTERM)
 
-            before_call(*evaluated_image(engine), stop)
+            before_call(evaluating.EvaluationProgress, "update", stop)
         self.handles: list[Any] = []
         bad_steps.StepGuard.before_forward = next_iteration  # type: ignore[method-assign]
         bad_steps.StepGuard.step = counted_step  # type: ignore[method-assign]
-        home = {"torchvision": "torchvision_engine.run", "detectron2": "detectron2_engine.trainer"}[engine]
-        module = importlib.import_module(f"zenith_det.engines.{home}")
-        module.guard_forward = with_faults  # type: ignore[attr-defined]
+        run.guard_forward = with_faults  # type: ignore[attr-defined]
 
     def poison(self) -> str | None:
         """The kind for the iteration that begins now."""
@@ -135,7 +134,7 @@ def put_in(faults: dict[str, Any], arguments: list[str]) -> list[str]:
     rank = int(os.environ.get("RANK", "0"))
     if rank != faults.get("rank", rank):
         return arguments
-    Faults(faults).install(engine_of(arguments))
+    Faults(faults).install()
     return [*arguments, *faults.get("config", [])]
 
 
@@ -148,7 +147,7 @@ def serve() -> None:
     module = train_net()
     for line in sys.stdin:
         wanted = json.loads(line)
-        importlib.import_module(f"zenith_det.engines.{engine_of(wanted['arguments'])}_engine.run")
+        load_engine(engine_of(wanted["arguments"]))
 
         def faulty(wanted: dict[str, Any] = wanted) -> int | None:
             signal.alarm(wanted["limit"])

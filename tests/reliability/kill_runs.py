@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 from zenith_det import cli  # noqa: E402
 from zenith_det.data.synthetic import split_files  # noqa: E402
-from zenith_det.engines import run_pictures  # noqa: E402
+from zenith_det.engines import evaluating, run_pictures  # noqa: E402
+from zenith_det.engines.engine import load_engine  # noqa: E402
 from zenith_det.training import bad_steps, checkpoint  # noqa: E402
 
 PHASES = ("step", "save", "evaluation")
@@ -121,7 +122,7 @@ def at_call(number: int) -> Callable[[], None]:
     return lambda: kill_me() if next(calls) == number and os.getpid() == main else None
 
 
-def arm(phase: str, engine: str, moment: float) -> None:
+def arm(phase: str, moment: float) -> None:
     """Prepare this process's end, at a moment of the phase between 0 and 1."""
     if phase == "step":
         # From the first step on: anywhere in the steps that follow, or what comes between them.
@@ -141,26 +142,15 @@ def arm(phase: str, engine: str, moment: float) -> None:
         for name in ("replace", "fsync"):
             before_call(checkpoint.os, name, kill)
     else:
-        before_call(*evaluated_image(engine), at_call(1 + int(moment * IMAGES)))
+        before_call(evaluating.EvaluationProgress, "update", at_call(1 + int(moment * IMAGES)))
 
 
-def armed(module: Any, words: list[str], phase: str | None, engine: str, moment: float) -> int | None:
+def armed(module: Any, words: list[str], phase: str | None, moment: float) -> int | None:
     """``tools/train_net.py`` that will be killed in that phase, if any."""
     if phase:
-        arm(phase, engine, moment)
+        arm(phase, moment)
     code: int | None = module.main(words)
     return code
-
-
-def evaluated_image(engine: str) -> tuple[Any, str]:
-    """What is called for each image of an evaluation: the owner and its attribute's name."""
-    if engine == "torchvision":
-        from zenith_det.engines.torchvision_engine.inference import EvaluationProgress
-
-        return EvaluationProgress, "update"
-    from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator
-
-    return CocoEvaluator, "process"
 
 
 def fork(main: Callable[[], int | None]) -> int:
@@ -227,12 +217,9 @@ def state_of(output: Path) -> dict[str, Any]:
     """What a finished run has learned and would go on with."""
     state = torch.load(output / "model_final.pth", weights_only=True)
     names = (
-        "model", "average", "optimizer", "trainer", "scheduler", "iteration", "images_seen", "watch", "guard",
+        "model", "average", "optimizer", "scheduler", "iteration", "images_seen", "watch", "guard",
     )  # fmt: skip
-    found = {name: state[name] for name in names if name in state}
-    if "trainer" in found:  # Detectron2's hooks keep times
-        found["trainer"] = {"optimizer": found["trainer"]["_trainer"]["optimizer"]}
-    return found
+    return {name: state[name] for name in names if name in state}
 
 
 def main() -> None:
@@ -248,7 +235,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rng = random.Random(args.seed)
     module = train_net()
-    importlib.import_module(f"zenith_det.engines.{args.engine}_engine.run")
+    load_engine(args.engine)
     args.output.mkdir(parents=True, exist_ok=True)
 
     whole = args.output / "undisturbed"
@@ -270,7 +257,7 @@ def main() -> None:
             # The first attempt of a run is resumed too: from nothing.
             words = command(args.engine, args.data, output, resume=True)
             # Drawn here: what a forked process draws, the next one draws again.
-            code = attempt(functools.partial(armed, module, words, phase, args.engine, rng.random()), log)
+            code = attempt(functools.partial(armed, module, words, phase, rng.random()), log)
             if code == 0:
                 break
             if code != -signal.SIGKILL or phase is None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tests.conftest import SmallSet
-from tests.engines.torchvision_engine.small_models import small_config
+from tests.engines.torchvision_engine.small_models import small_config, training_set
 from tests.reliability import runs
-from zenith_det.data import ImageError, SerializedList, load_coco_dataset
+from zenith_det.data import ImageError, load_coco_dataset
 from zenith_det.data.synthetic import split_files
-from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
-from zenith_det.engines.torchvision_engine.loaders import build_test_loader, build_train_loader
+from zenith_det.engines.batches import TestDataset, build_train_loader, one_by_one
+from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.errors import DatasetError
 
 
@@ -38,18 +38,10 @@ def damaged_copy(data: Path, folder: Path, split: str, images: int | None = None
     return folder, list(map(str, paths))
 
 
-@pytest.mark.parametrize(
-    ("engine", "split"),
-    [
-        ("torchvision", "val"),
-        pytest.param("detectron2", "val", marks=pytest.mark.detectron2),
-        # The built-in engine takes another image to train on.
-        pytest.param("detectron2", "train", marks=pytest.mark.detectron2),
-    ],
-)
-def test_a_loader_workers_error_is_one_line(engine: str, split: str, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_loader_workers_error_is_one_line(engine: str, data: Path, tmp_path: Path) -> None:
     runs.need(engine)
-    copy, (path,) = damaged_copy(data, tmp_path / "data", split, images=1)
+    copy, (path,) = damaged_copy(data, tmp_path / "data", "val", images=1)
     words = runs.arguments(engine, copy, tmp_path / "out", SOLVER__MAX_ITER=40, TEST__EVAL_PERIOD=2)
     code, printed = runs.run(words)
     assert code == 2, printed
@@ -58,19 +50,32 @@ def test_a_loader_workers_error_is_one_line(engine: str, split: str, data: Path,
     assert "Traceback" not in printed
 
 
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_training_takes_another_image(engine: str, data: Path, tmp_path: Path) -> None:
+    runs.need(engine)
+    copy, (path,) = damaged_copy(data, tmp_path / "data", "train", images=1)
+    words = runs.arguments(engine, copy, tmp_path / "out", SOLVER__MAX_ITER=8, TEST__EVAL_PERIOD=0)
+    code, printed = runs.run(words)
+    assert code == 0, printed
+    assert f"image replaced by the next one in the set: {path}: can't be decoded" in printed
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_message_does_not_depend_on_workers(shapes: SmallSet, workers: int, tmp_path: Path) -> None:
     copy, paths = damaged_copy(shapes.root, tmp_path / "data", "train")
     dataset = load_coco_dataset(split_files(copy, "train", "instances"))
     cfg = small_config("mask", DATALOADER__NUM_WORKERS=workers, SOLVER__IMS_PER_BATCH=1).cfg
-    records = SerializedList(dataset.records)
     with pytest.raises(ImageError) as caught:
-        next(iter(build_test_loader(cfg, records, rank=0, world_size=1)))
+        next(one_by_one(cfg, TestDataset(dataset.records, TestMapper(cfg)), range(1)))
     assert str(caught.value).startswith(f"{paths[0]}: can't be decoded: ")
     assert "Traceback" not in str(caught.value)
     mapper = TrainingMapper(cfg, dataset.metadata)
     with pytest.raises(DatasetError, match=r"^10 images in a row could not be read, from .*\.png backwards"):
-        next(iter(build_train_loader(cfg, records, mapper, seed=1, start=0, rank=0, world_size=1)))
+        next(
+            iter(
+                build_train_loader(cfg, training_set(dataset), mapper, seed=1, start=0, rank=0, world_size=1)
+            )
+        )
 
 
 class Buggy(torch.utils.data.Dataset):

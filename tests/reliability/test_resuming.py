@@ -60,15 +60,10 @@ def test_changed_keys_are_told_and_honoured(engine: str, data: Path, tmp_path: P
     assert "BASE_LR is 0.04: the old one, scaled with the batch, would be 0.04" in changed
     assert "its window spans 12 images now, 10 before" in changed
     state = torch.load(output / "model_final.pth", weights_only=True)
-    optimizer = state["optimizer"] if engine == "torchvision" else state["trainer"]["_trainer"]["optimizer"]
+    optimizer = state["optimizer"]
     assert optimizer["param_groups"][0]["initial_lr"] == 0.04
     assert max(group["weight_decay"] for group in optimizer["param_groups"]) == 0.001
-    seen = (
-        state["images_seen"]
-        if engine == "torchvision"
-        else state["trainer"]["hooks"]["DataOrder"]["images_seen"]
-    )
-    assert seen == 4 * 2 + 4 * 4
+    assert state["images_seen"] == 4 * 2 + 4 * 4
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
@@ -83,7 +78,7 @@ def test_another_batch_size_starts_the_history_anew_unless_it_is_to_be_kept(
     )
     assert code == 0, printed
     state = torch.load(output / "model_final.pth", weights_only=True)
-    optimizer = state["optimizer"] if engine == "torchvision" else state["trainer"]["_trainer"]["optimizer"]
+    optimizer = state["optimizer"]
     recorded = int(optimizer["param_groups"][0]["zenith"]["counts"][0])
     assert recorded == (6 if keep else 2)
     assert ("ZENITH's history is kept" in printed) == keep

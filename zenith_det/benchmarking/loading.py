@@ -10,8 +10,9 @@ import torch
 from zenith_det.benchmarking.loops import generated_images, images_per_second, loaded_config
 from zenith_det.benchmarking.measuring import Case, Samples, interleave
 from zenith_det.benchmarking.reporting import Comparison, Ratio
-from zenith_det.engines.torchvision_engine.stepping import make_trainer
-from zenith_det.engines.torchvision_engine.trainer import Trainer
+from zenith_det.engines.engine import load_engine
+from zenith_det.engines.probe import make_trainer
+from zenith_det.engines.trainer import Trainer
 
 __all__ = ["compare_loading"]
 
@@ -38,7 +39,7 @@ def compare_loading(
         for number in workers:
             extra = [*opts, "DATALOADER.NUM_WORKERS", str(number)]
             loaded = loaded_config(config_file, extra, images, folder / str(number), batch_size, size, device)
-            trainer = make_trainer(loaded)
+            trainer = make_trainer(load_engine("torchvision"), loaded)
             loading = Case(f"loading, {number} workers", trainer.batches.__next__)
             samples |= interleave([loading], rounds=rounds, warmup=warmup)
             training = f"training, {number} workers"

@@ -17,6 +17,8 @@ from zenith_det.benchmarking.memory import peak_memory
 from zenith_det.benchmarking.reporting import Comparison, Ratio
 from zenith_det.config import LoadedConfig, load_config
 from zenith_det.data.synthetic import generate, split_files
+from zenith_det.engines.engine import load_engine
+from zenith_det.engines.probe import iteration_of, make_trainer
 from zenith_det.engines.selection import probe_detectron2
 
 __all__ = [
@@ -175,11 +177,8 @@ def _engines() -> tuple[list[str], str]:
 
 
 def _one_iteration(engine: str, loaded: LoadedConfig, fixed_batches: int) -> Callable[[], None]:
-    if engine == DETECTRON2:
-        from zenith_det.engines.detectron2_engine.stepping import one_iteration
-    else:
-        from zenith_det.engines.torchvision_engine.stepping import one_iteration
-    return one_iteration(loaded, fixed_batches)
+    library = load_engine("detectron2" if engine == DETECTRON2 else "torchvision")
+    return iteration_of(library, make_trainer(library, loaded, fixed_batches))
 
 
 @contextmanager
@@ -205,12 +204,12 @@ def shared_weights(config_file: str, opts: Sequence[str], images: Sequence[str],
     has been seen.
     """
     from zenith_det.engines.torchvision_engine import conversion
-    from zenith_det.engines.torchvision_engine.stepping import make_trainer
 
     loaded = loaded_config(config_file, opts, images, folder / "weights", 1, 64, torch.device("cpu"))
     path = folder / "weights.pth"
     weights = conversion.to_detectron2(
-        make_trainer(loaded).model.state_dict(), conversion.lowest_level(loaded.cfg)
+        make_trainer(load_engine("torchvision"), loaded).model.state_dict(),
+        conversion.lowest_level(loaded.cfg),
     )
     torch.save({"model": weights, "__author__": "zenith_det"}, path)
     return ["MODEL.WEIGHTS", str(path)]

@@ -9,7 +9,6 @@ A folder is searched with its subfolders, which are kept below --output. Names t
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from zenith_det import cli
 from zenith_det import opencv as cv2
 from zenith_det.config import get_cfg, load_config
 from zenith_det.data import DatasetMetadata, ImageError, read_image
+from zenith_det.engines.predictor import Predictor
 from zenith_det.engines.selection import select_engine
 from zenith_det.errors import UserError
 from zenith_det.report.pictures import Instances, draw_instances
@@ -96,8 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         if trained.exists():
             loaded.override("MODEL.WEIGHTS", str(trained), "beside the config")
     engine = select_engine(args.engine).name
-    module = importlib.import_module(f"zenith_det.engines.{engine}_engine.predictor")
-    detect = module.Predictor(loaded)
+    detect = Predictor(engine, loaded)
     make_folder(args.output)
     for path, target in inputs:
         make_folder(target.parent)

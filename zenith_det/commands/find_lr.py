@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from zenith_det import cli
@@ -14,7 +15,9 @@ from zenith_det.commands.data_folders import data_overrides
 from zenith_det.config import validate_config
 from zenith_det.engines import lr_range_test
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
-from zenith_det.engines.device import resolve_device
+from zenith_det.engines.device import apply_torch_settings, resolve_device
+from zenith_det.engines.engine import load_engine
+from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.selection import select_engine
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError
@@ -63,13 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     if not 0 < min_lr < max_lr < float("inf"):
         raise ConfigError(f"--min-lr {min_lr:g} --max-lr {max_lr:g}: the first must be the lower, above 0")
     resolve_device(loaded)
+    apply_torch_settings(loaded.cfg)
     choice = select_engine(args.engine)
     print(f"engine: {choice.name} ({choice.reason})", flush=True)
-    if choice.name == "detectron2":
-        from zenith_det.engines.detectron2_engine.stepping import lr_probe
-    else:
-        from zenith_det.engines.torchvision_engine.stepping import lr_probe
-    test = lr_range_test.measure(loaded, lr_probe, lrs=(min_lr, max_lr), iterations=args.iterations)
+    engine = load_engine(choice.name)
+    test = lr_range_test.measure(
+        loaded, partial(lr_probe, engine), lrs=(min_lr, max_lr), iterations=args.iterations
+    )
     curve = args.output / lr_range_test.CURVE_FILE
     found = lr_range_test.choose_and_draw(test, curve)
     record = {

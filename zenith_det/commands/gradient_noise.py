@@ -15,6 +15,7 @@ from zenith_det.commands.data_folders import data_overrides
 from zenith_det.config import validate_config
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.device import resolve_device
+from zenith_det.engines.engine import load_engine
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError
 
@@ -39,7 +40,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """A line for each checkpoint and batch size."""
-    from zenith_det.engines.torchvision_engine import gradient_noise
+    from zenith_det.engines import gradient_noise
 
     args = argument_parser().parse_args(argv)
     least = 2 * gradient_noise.PARTS
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             validate_config(loaded.cfg, loaded.sources)
             hold_out(loaded, args.output.parent if args.output else "output", say=print)
             resolve_device(loaded)
-            found = gradient_noise.measure(loaded, args.batches)
+            found = gradient_noise.measure(load_engine("torchvision"), loaded, args.batches)
             low, high = found.spread
             name = Path(checkpoint).name or "before training"
             print(

@@ -31,7 +31,7 @@ examples:
     %(prog)s --config-file output/config.yaml --resume
 
 exit codes: 0 done, 1 results other than TEST.EXPECTED_RESULTS says, 2 a mistake to mend (one line says which),
-75 stopped on request and saved: go on with --resume
+3 training diverged for good, 75 stopped on request and saved: go on with --resume
 """
 
 
@@ -133,10 +133,8 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
     if args.until_settled:
         loaded.override("SOLVER.ZENITH.UNTIL_SETTLED", True, "--until-settled")
     validate_config(loaded.cfg, loaded.sources)
-    if choice.name == "detectron2":
-        from zenith_det.engines.detectron2_engine.run import run
-    else:
-        from zenith_det.engines.torchvision_engine.run import run
+    from zenith_det.engines.run import run  # with torch and more: not for a mistake in a key
+
     options = RunOptions(args.resume, args.eval_only, args.epochs, deadline)
     launch(
         run,
@@ -144,7 +142,7 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
         args.num_machines,
         args.machine_rank,
         args.dist_url,
-        (loaded, options),
+        (choice.name, loaded, options),
         device=loaded.cfg.MODEL.DEVICE if loaded.cfg.MODEL.DEVICE != "cuda" else "auto",
     )
     return 0

@@ -16,6 +16,7 @@ from zenith_det.comparing.summary import mean_of, show
 from zenith_det.comparing.verdict import verdict_lines
 from zenith_det.data import read_image
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.report.figures import Picture
 from zenith_det.report.html import (
     Html,
@@ -31,7 +32,6 @@ from zenith_det.report.html import (
     photo,
     table,
     verdict,
-    write_whole,
 )
 from zenith_det.report.pictures import Instances, draw_instances
 from zenith_det.report.run_data import Evaluated, read_evaluated

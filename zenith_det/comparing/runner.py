@@ -22,13 +22,14 @@ from types import FrameType
 import psutil
 
 from zenith_det.comparing.plan import Run
-from zenith_det.errors import RunStopped, UserError, one_line
-from zenith_det.report.metrics_file import read_metrics
+from zenith_det.errors import RunStopped, TrainingDivergedError, UserError, one_line
+from zenith_det.files import write_whole
+from zenith_det.training.metrics_file import read_metrics
 
 RESULT_FILE = "result.json"
 LOG_FILE = "train.log"
 #: Exit code of a run that stopped on request, saved: it can go on.
-STOPPED = RunStopped.exit_code
+STOPPED, DIVERGED = RunStopped.exit_code, TrainingDivergedError.exit_code
 #: Seconds between two looks at the processes.
 _POLL = 0.2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -77,14 +78,7 @@ class Result:
         Raises:
             UserError: it cannot be written.
         """
-        path = folder / RESULT_FILE
-        beside = path.with_name(path.name + ".tmp")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-            os.replace(beside, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        write_whole(folder / RESULT_FILE, json.dumps(asdict(self), indent=1))
 
 
 def read_result(folder: Path) -> Result | None:
@@ -274,7 +268,7 @@ class Runner:
         stopped = code == STOPPED or (self._stops and code in (-signal.SIGTERM, -signal.SIGKILL))
         if code and not stopped:
             result.reason = failure_reason(run.folder / LOG_FILE, code)
-            result.status = "diverged" if "training diverged" in result.reason else "failed"
+            result.status = "diverged" if code == DIVERGED else "failed"
         elif not code:
             result.status = "ok"
             result.final = final_metrics(run.folder)

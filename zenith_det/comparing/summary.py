@@ -14,7 +14,7 @@ from typing import Any
 from zenith_det.comparing.results import AVERAGED, TASKS, Comparison, Group, Outcome
 from zenith_det.comparing.runner import duration
 from zenith_det.comparing.statistics import Estimate
-from zenith_det.report.html import write_whole
+from zenith_det.files import write_whole
 
 CSV_FILE, JSON_FILE = "compare.csv", "compare.json"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from zenith_det.data import annotation_cache
+import zenith_det.data.annotation_cache as annotation_cache
 from zenith_det.data.categories import OtherClasses, metadata_from
 from zenith_det.data.dataset import CocoDataset
 from zenith_det.data.garbage_collection import garbage_collection_off

@@ -14,7 +14,7 @@ import orjson
 from zenith_det.data.annotation_file import parse, read_bytes
 from zenith_det.data.values import as_id
 from zenith_det.errors import DatasetError
-from zenith_det.evaluation.results import write_whole
+from zenith_det.files import write_whole
 
 #: A key of the files written: which file they are parts of, and how it was split.
 ORIGIN_KEY = "zenith_det_split"
@@ -135,7 +135,7 @@ def split_file(json_file: str, share: float, train_file: Path, val_file: Path) -
 
     for path, name, inside in ((train_file, "train", False), (val_file, "val", True)):
         try:
-            write_whole(path, part(name, inside).decode())
+            write_whole(path, part(name, inside))
         except orjson.JSONEncodeError as error:  # a number beyond 64 bits, or NaN read by Python's own parser
             raise DatasetError(f"{json_file}: can't be split: {error}") from None
     held = sum(isinstance(e, dict) and as_id(e.get("id")) in held_out_ids for e in content["images"])

@@ -9,9 +9,8 @@ from typing import Any
 from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints
 from zenith_det.data.overview import notes, overview_table
 from zenith_det.data.statistics import STATISTICS_FILE, InputSize, SetStatistics, count_set, to_json
-from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.training.distributed import is_main_process
-from zenith_det.training.run_record import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,4 @@ class DataDescription:
         logger.info("Data:\n%s", overview_table(self._sets, short=True))
         for line in lines:
             logger.log(logging.WARNING if line.warning else logging.INFO, "%s", line.text)
-        path = output_dir / STATISTICS_FILE
-        try:
-            replace_file(path, to_json(self._sets, [line.text for line in lines]).encode())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        write_whole(output_dir / STATISTICS_FILE, to_json(self._sets, [line.text for line in lines]))

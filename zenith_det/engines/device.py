@@ -87,6 +87,15 @@ def make_grad_scaler(cfg: Any) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cuda", enabled=wanted)
 
 
+def apply_torch_settings(cfg: Any) -> None:
+    """``CUDNN_BENCHMARK`` and ``FLOAT32_PRECISION``, with Detectron2's meanings, and ``DETERMINISTIC``."""
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    use_deterministic_algorithms(cfg)
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+
+
 def use_deterministic_algorithms(cfg: Any) -> None:
     """``DETERMINISTIC``: the same bits from the same input, on a GPU too, where that costs speed.
 

@@ -19,6 +19,7 @@ from zenith_det import cli
 from zenith_det.config import LoadedConfig
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS
 from zenith_det.errors import ConfigError, UserError
+from zenith_det.files import write_whole
 from zenith_det.training.distributed import get_world_size
 from zenith_det.training.resuming import scaled_lr
 from zenith_det.training.starting import Start
@@ -161,18 +162,10 @@ def choose_and_draw(test: RangeTest, path: Path) -> Choice:
     try:
         choice = choose(test)
     except NoLRFoundError as error:
-        _write(path, lr_curve(test.lrs, test.losses).png)
+        write_whole(path, lr_curve(test.lrs, test.losses).png)
         raise NoLRFoundError(f"{error} (curve: {path})") from None
-    _write(path, lr_curve(test.lrs, test.losses, choice.smooth, chosen=choice.lr, edge=choice.edge).png)
+    write_whole(path, lr_curve(test.lrs, test.losses, choice.smooth, chosen=choice.lr, edge=choice.edge).png)
     return choice
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def measure(

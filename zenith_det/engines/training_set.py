@@ -1,16 +1,67 @@
-"""What a training set lacks for what it is to train, or a run for its evaluations, told before it starts."""
+"""Reading the sets that a configuration names, and what they lack for the run, told before it starts."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from zenith_det.data import DatasetMetadata
+from zenith_det.config import files_of, name_of_files
+from zenith_det.data import CocoDataset, DatasetMetadata, load_coco_dataset
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.errors import ConfigError, DatasetError, MissingDatasetError, listed
+from zenith_det.training.distributed import first_on_each_machine, get_local_rank
 
 logger = logging.getLogger(__name__)
+
+
+def dataset_sources(cfg: Any, kind: str) -> list[Any]:
+    """The (name | (json, images)) of ``DATASETS.TRAIN`` (``kind="TRAIN"``) or ``DATASETS.TEST`` (``"TEST"``)."""
+    files = files_of(cfg, kind)
+    return [files] if files else list(cfg.DATASETS[kind])
+
+
+def load_sets(
+    cfg: Any,
+    kind: str,
+    sources: Sequence[Any],
+    classes: Sequence[str] | None = None,
+    description: DataDescription | None = None,
+) -> list[CocoDataset]:
+    """Read and check COCO-format sets, each one's categories matched by name to ``classes``.
+
+    Args:
+        cfg: ``DATASETS`` counts.
+        kind: ``"TRAIN"`` or ``"TEST"``: sets to evaluate on may have more classes.
+        sources: of that kind, see :func:`dataset_sources`.
+        classes: default: the first set's.
+        description: is given each set as read.
+
+    Raises:
+        DatasetError: see :func:`zenith_det.data.load_coco_dataset`.
+    """
+    sets: list[CocoDataset] = []
+    for source in sources:
+        with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
+            dataset = load_coco_dataset(
+                source,
+                name=source if isinstance(source, str) else name_of_files(cfg, kind),
+                strict=cfg.DATASETS.STRICT,
+                # Opening every image takes its time: one process of each machine does it for all, unless it may
+                # leave out images.
+                check_images="header" if get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES else "none",
+                classes=classes,
+                other_classes="refuse" if kind == "TRAIN" else "keep",
+                max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+                cache=cfg.DATASETS.CACHE,
+            )
+        refuse_unusable_keypoints(cfg, dataset.metadata)
+        if description is not None:
+            description.add(dataset, training=kind == "TRAIN")
+        classes = classes or dataset.metadata.thing_classes
+        sets.append(dataset)
+    return sets
 
 
 def check_labels(cfg: Any, sets: Mapping[str, Collection[Mapping[str, Any]]]) -> None:

@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from zenith_det.evaluation.results import RESULTS_FILE, write_whole
+from zenith_det.evaluation.results import RESULTS_FILE
+from zenith_det.files import write_whole
 
 EVALUATED_FILE = "evaluated.json"
 
@@ -45,7 +46,7 @@ def note_weights(folder: Path, weights: EvaluatedWeights) -> None:
     """Write down what the detections in ``folder`` are of; nothing where there are none.
 
     Raises:
-        DatasetError: it cannot be written.
+        UserError: it cannot be written.
     """
     if (folder / RESULTS_FILE).exists():
         write_whole(folder / EVALUATED_FILE, json.dumps(asdict(weights)))

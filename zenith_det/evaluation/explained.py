@@ -12,7 +12,7 @@ from pathlib import Path
 
 from zenith_det import cli
 from zenith_det.evaluation.explain import NO_GROUND_TRUTH
-from zenith_det.evaluation.results import write_whole
+from zenith_det.files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from zenith_det.errors import DatasetError
 from zenith_det.evaluation.masks import encode_masks
+from zenith_det.files import write_whole
 
 RESULTS_FILE = "coco_instances_results.json"
 #: Added to COCO's whole-pixel keypoints on reading, so that a keypoint lies in the middle of its pixel
@@ -178,14 +178,15 @@ def _rle_problem(rle: Any, size: tuple[Any, Any]) -> str:
 
 
 def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Write results as JSON, see :func:`write_whole`.
+    """Write results as JSON, see :func:`zenith_det.files.write_whole`.
 
     Args:
         results: detections in COCO's result format.
         path: the file, usually ``OUTPUT_DIR/inference/coco_instances_results.json``; its folder is made.
 
     Raises:
-        DatasetError: a number is not finite (JSON has no NaN), or the file cannot be written.
+        DatasetError: a number is not finite (JSON has no NaN).
+        UserError: the file cannot be written.
     """
     target = Path(path)
     try:
@@ -195,33 +196,6 @@ def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[
             f"{target}: a detection has a number that is not finite; the model's outputs diverged"
         ) from error
     return write_whole(target, text)
-
-
-def write_whole(target: Path, text: str) -> Path:
-    """Write a file whole or not at all: beside the target first, then renamed over it. Its folder is made.
-
-    Raises:
-        DatasetError: it cannot be written.
-    """
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes files that only their owner reads; results are as public as anything else in the
-        # folder.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise DatasetError(f"{target}: cannot write the results: {error.strerror or error}") from error
-    return target
 
 
 def load_results(

@@ -15,6 +15,7 @@ from zenith_det.data import CocoDataset, read_image
 from zenith_det.data.overview import columns_of, shown_classes
 from zenith_det.data.statistics import SIZE_BINS, SetStatistics
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.report.curves import line_style
 from zenith_det.report.figures import Picture, draw
 from zenith_det.report.html import (
@@ -28,7 +29,6 @@ from zenith_det.report.html import (
     paragraph,
     photo,
     table,
-    write_whole,
 )
 from zenith_det.report.pictures import ByteImage, Instances, draw_instances, labelled_sheet
 

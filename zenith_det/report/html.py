@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det import opencv as cv2
-from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.report.figures import Picture
 from zenith_det.report.pictures import ByteImage
 
@@ -146,22 +146,6 @@ class Page:
             UserError: it cannot be written.
         """
         return write_whole(Path(path), self.render())
-
-
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
 
 
 def escape(text: object) -> str:

@@ -12,9 +12,10 @@ from types import TracebackType
 
 from zenith_det.data.statistics import STATISTICS_FILE
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.training.checkpoint import LAST_FILE, SUFFIX
 from zenith_det.training.distributed import is_main_process
-from zenith_det.training.run_record import CONFIG_FILE, replace_file
+from zenith_det.training.run_record import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,9 @@ class EarlierRun:
     ) -> None:
         if not self._gone and self._before:
             for name in DESCRIPTIONS:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, UserError):
                     if name in self._before:
-                        replace_file(self._folder / name, self._before[name])
+                        write_whole(self._folder / name, self._before[name])
                     else:
                         (self._folder / name).unlink(missing_ok=True)
 

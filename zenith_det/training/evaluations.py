@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config.metric_names import AVERAGED, VALIDATION_LOSS
 from zenith_det.errors import UserError
-from zenith_det.report.metrics_file import Series, read_metrics
 from zenith_det.training import averaging, validation_loss
 from zenith_det.training.best_checkpoint import METRICS, scalar_named
 from zenith_det.training.distributed import broadcast_object
+from zenith_det.training.metrics_file import Series, read_metrics
 
 logger = logging.getLogger(__name__)
 

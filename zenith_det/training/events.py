@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from fvcore.common.history_buffer import HistoryBuffer
 
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ class EventStorage:
         self._histories: dict[str, HistoryBuffer] = {}
         self._latest: dict[str, tuple[float, int]] = {}
         self._smoothing: dict[str, bool] = {}
+        #: (name, image, iteration): RGB ``(3, H, W)``, uint8 or in [0, 1]; until the next writing.
+        self.images: list[tuple[str, Any, int]] = []
+        #: Arguments of TensorBoard's ``add_histogram_raw``; until the next writing.
+        self.histograms: list[dict[str, Any]] = []
 
     def put_scalar(
         self, name: str, value: Any, smoothing: bool = True, *, iteration: int | None = None
@@ -66,6 +71,11 @@ class EventStorage:
         """Record several values; names that are no identifiers go in as ``**{"zenith/ratio": r}``."""
         for name, value in scalars.items():
             self.put_scalar(name, value, smoothing)
+
+    def forget_pictures(self) -> None:
+        """Let go of images and histograms: those who wanted them have them."""
+        self.images.clear()
+        self.histograms.clear()
 
     def latest(self) -> dict[str, tuple[float, int]]:
         """The last value of every scalar and the iteration it was put at."""
@@ -198,9 +208,7 @@ class JsonWriter:
                 "%s: %d lines of an earlier attempt, from iteration %d on, moved to %s",
                 self.path, len(superseded), start_iter, aside.name,
             )  # fmt: skip
-        beside = self.path.with_name(self.path.name + ".tmp")
-        beside.write_text("".join(kept), encoding="utf-8")
-        os.replace(beside, self.path)
+        write_whole(self.path, "".join(kept))
 
     def write(self, storage: EventStorage) -> None:
         """Append a line for each iteration with scalars not written yet.
@@ -264,6 +272,10 @@ class TensorBoardWriter:
         for at, scalars in self._new.take(storage, self._window).items():
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, at)
+        for name, image, at in storage.images:
+            self._writer.add_image(name, image, at)
+        for histogram in storage.histograms:
+            self._writer.add_histogram_raw(**histogram)
         self._writer.flush()
 
     def close(self) -> None:

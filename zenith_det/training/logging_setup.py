@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -20,6 +20,7 @@ ROOT = "zenith_det"
 FILE_ONLY = "file_only"
 
 _DATE = "%m/%d %H:%M:%S"
+_set_up: list[str] = []
 _STYLES = {logging.WARNING: "bold yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
 
 
@@ -82,7 +83,11 @@ class LogFileHandler(logging.FileHandler):
 
 
 def setup_logging(
-    output_dir: str | os.PathLike[str] | None = None, rank: int = 0, *, level: int = logging.INFO
+    output_dir: str | os.PathLike[str] | None = None,
+    rank: int = 0,
+    *,
+    level: int = logging.INFO,
+    more: Sequence[str] = (),
 ) -> logging.Logger:
     """Send the package's log to the console (rank 0 only) and to a file.
 
@@ -91,6 +96,7 @@ def setup_logging(
             ``None``: no file.
         rank: of this process.
         level: the lowest level that is shown.
+        more: names of loggers of libraries that are treated alike.
 
     Returns:
         The logger ``zenith_det``. Calling again replaces what an earlier call set up.
@@ -99,10 +105,6 @@ def setup_logging(
         UserError: the file cannot be written.
     """
     reset_logging()
-    logger = logging.getLogger(ROOT)
-    logger.setLevel(level)
-    # Libraries configure the root logger (absl by way of tensorboard): each line would come twice.
-    logger.propagate = False
     formatter = LineFormatter()
     handlers: list[logging.Handler] = []
     if rank == 0:
@@ -118,34 +120,26 @@ def setup_logging(
         handlers.append(logging.NullHandler())
     for handler in handlers:
         handler.setFormatter(formatter)
-        logger.addHandler(handler)
-    return logger
-
-
-def pass_over_lost_output(name: str) -> None:
-    """Have the console handlers of another library's logger go on in silence where the reader has gone (``… | head``).
-
-    Python's would print a traceback for each line.
-    """
-    for handler in logging.getLogger(name).handlers:
-        if type(handler) is logging.StreamHandler:
-            usual = handler.handleError
-
-            def handle(record: logging.LogRecord, usual: Callable[..., None] = usual) -> None:
-                if not isinstance(sys.exc_info()[1], BrokenPipeError):
-                    usual(record)
-
-            handler.handleError = handle  # type: ignore[method-assign]
+    for name in (ROOT, *more):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        # Libraries configure the root logger (absl by way of tensorboard): each line would come twice.
+        logger.propagate = False
+        for handler in handlers:
+            logger.addHandler(handler)
+        _set_up.append(name)
+    return logging.getLogger(ROOT)
 
 
 def reset_logging() -> None:
     """Undo :func:`setup_logging`: no handlers, records propagate again."""
-    logger = logging.getLogger(ROOT)
-    for handler in list(logger.handlers):
-        if isinstance(handler, ConsoleHandler | LogFileHandler | logging.NullHandler):
-            logger.removeHandler(handler)
-            handler.close()
-    logger.propagate = True
+    while _set_up:
+        logger = logging.getLogger(_set_up.pop())
+        for handler in list(logger.handlers):
+            if isinstance(handler, ConsoleHandler | LogFileHandler | logging.NullHandler):
+                logger.removeHandler(handler)
+                handler.close()
+        logger.propagate = True
 
 
 def _styled(line: str, level: int) -> Text:

@@ -14,6 +14,7 @@ from typing import Any
 from zenith_det.config import zenith_unused_keys
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -46,29 +47,13 @@ def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
     return path
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all: beside it first.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)
-
-
 def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
     """Write the whole configuration (``cfg.dump()``) to ``config.yaml``, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    path = Path(output_dir) / CONFIG_FILE
-    try:
-        replace_file(path, (CONFIG_HEADING + cfg.dump()).encode())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return path
+    return write_whole(Path(output_dir) / CONFIG_FILE, CONFIG_HEADING + cfg.dump())
 
 
 def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
@@ -79,16 +64,16 @@ def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
         anew: make a new one, since a new run begins; otherwise the one that is there, if any.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be read or written.
     """
     path = Path(output_dir) / RUN_ID_FILE
     try:
         if not anew and path.exists():
             return path.read_text(encoding="utf-8", errors="replace").strip()[:64]
-        run_id = secrets.token_hex(8)
-        replace_file(path, run_id.encode())
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    run_id = secrets.token_hex(8)
+    write_whole(path, run_id)
     return run_id
 
 

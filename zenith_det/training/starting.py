@@ -40,8 +40,8 @@ class Start:
         Raises:
             CheckpointError: it can't be read, or is not one of a run.
         """
-        state = load_checkpoint(path) if tensors else read_facts(path)
-        if "iteration" not in state or not ("optimizer" in state or "trainer" in state):
+        state = _as_written_now(load_checkpoint(path) if tensors else read_facts(path))
+        if "iteration" not in state or "optimizer" not in state:
             raise CheckpointError(
                 f"{path}: weights without an optimizer, not a checkpoint of a run: give it as MODEL.WEIGHTS "
                 "instead"
@@ -84,3 +84,23 @@ def choose_seed(configured: int) -> int:
     """``SEED``, or where it is negative another one each time, the same on all ranks."""
     seed: int = configured if configured >= 0 else broadcast_object(secrets.randbits(31))
     return seed
+
+
+def _as_written_now(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint in the layout of Detectron2's trainer, as runs on Detectron2 once had their own loop, in today's.
+
+    The images were in another order then: they go on after as many in the present one.
+    """
+    try:
+        trainer = state["trainer"]
+        inner, hooks = trainer["_trainer"], trainer["hooks"]
+        found = {"optimizer": inner["optimizer"], "scheduler": hooks["LRScheduler"]}
+    except (KeyError, TypeError):
+        return state
+    if "grad_scaler" in inner:
+        found["scaler"] = inner["grad_scaler"]
+    order = hooks.get("DataOrder", {})
+    if "images_seen" in order:
+        found["images_seen"] = order["images_seen"]
+    rest = {key: value for key, value in state.items() if key != "trainer"}
+    return {"seed": order.get("seed", 0)} | rest | found

@@ -24,7 +24,8 @@ from tests.reliability.ranks import ranks
 from zenith_det.data import load_coco_dataset
 from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file, register_checked_dataset
-from zenith_det.engines.detectron2_engine.run import join_machine, to_detectron2
+from zenith_det.engines.detectron2_engine.config import to_detectron2
+from zenith_det.engines.detectron2_engine.engine import join_machine
 from zenith_det.training import distributed
 
 

@@ -18,7 +18,8 @@ from detectron2.utils import comm
 from tests.engines.detectron2_engine.d2_helpers import load_coco_dataset, rcnn_opts, register_checked_dataset
 from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file
-from zenith_det.engines.detectron2_engine.run import join_machine, to_detectron2
+from zenith_det.engines.detectron2_engine.config import to_detectron2
+from zenith_det.engines.detectron2_engine.engine import join_machine
 from zenith_det.training import distributed
 
 # Nothing is drawn at random: every anchor and proposal counts, each image has as many, and none is flipped.

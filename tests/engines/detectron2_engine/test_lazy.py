@@ -25,7 +25,7 @@ from tests.engines.detectron2_engine.d2_helpers import (
 )
 from zenith_det.config import add_zenith_config
 from zenith_det.engines.detectron2_engine import ZenithMetrics, load_config_file
-from zenith_det.engines.detectron2_engine.run import to_detectron2
+from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.lazy import WarmupThenConstant
 from zenith_det.optim import ZENITH
 

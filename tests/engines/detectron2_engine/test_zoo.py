@@ -13,7 +13,7 @@ from detectron2 import model_zoo
 from zenith_det.config import zenith_unused_keys
 from zenith_det.config.finding import shipped_folder
 from zenith_det.engines.detectron2_engine import load_config_file
-from zenith_det.engines.detectron2_engine.run import to_detectron2
+from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.errors import ConfigError
 
 pytestmark = pytest.mark.detectron2

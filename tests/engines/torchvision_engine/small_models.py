@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
 from zenith_det.config import LoadedConfig, load_config
+from zenith_det.data import CocoDataset, SerializedList
+from zenith_det.engines.engine import TrainingSet
 from zenith_det.engines.torchvision_engine.roi_heads import Targets
 
 SMALL = {
@@ -70,3 +75,9 @@ def samples(*targets: Targets) -> list[dict[str, object]]:
 def _square(box: list[float]) -> np.ndarray:
     x0, y0, x1, y1 = box
     return np.array([x0, y0, x1, y0, x1, y1, x0, y1], dtype=np.float64)
+
+
+def training_set(dataset: CocoDataset, records: Sequence[dict[str, Any]] | None = None) -> TrainingSet:
+    """What a run trains on; ``records``: in place of the set's own."""
+    kept = SerializedList(dataset.records if records is None else records)
+    return TrainingSet((dataset.metadata.name,), kept, dataset.metadata)

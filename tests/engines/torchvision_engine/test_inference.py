@@ -11,7 +11,8 @@ from torch import nn
 from tests.data import builders
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import load_coco_dataset
-from zenith_det.engines.torchvision_engine.inference import evaluate
+from zenith_det.engines.engine import TestSet, load_engine
+from zenith_det.engines.evaluating import evaluate
 
 
 class Says(nn.Module):
@@ -43,7 +44,9 @@ def test_more_detections_of_a_class_than_coco_counts_change_nothing(tmp_path: Pa
     )
     cfg = small_config("faster", TEST__DETECTIONS_PER_IMAGE=300, MODEL__ROI_HEADS__NUM_CLASSES=1).cfg
     model = Says(boxes, torch.linspace(1.0, 0.5, len(boxes)))
-    scalars, results = evaluate(cfg, model, dataset, ["square"], tmp_path / "run")
+    scalars, results = evaluate(
+        load_engine("torchvision"), cfg, model, TestSet("set", dataset), tmp_path / "run"
+    )
     assert len(results) == 151
     # Half of the objects at precision 1: COCO looks at 101 recalls, of which 51 are at most 0.5.
     assert scalars["bbox/AP"] == pytest.approx(100 * 51 / 101)

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from tests.conftest import SmallSet
-from tests.engines.torchvision_engine.small_models import small_config
-from zenith_det.data import SerializedList, load_coco_dataset
-from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
-from zenith_det.engines.torchvision_engine.loaders import (
+from tests.engines.torchvision_engine.small_models import small_config, training_set
+from zenith_det.data import load_coco_dataset
+from zenith_det.engines.batches import (
     ResumableBatches,
-    build_test_loader,
+    TestDataset,
     build_train_loader,
+    one_by_one,
 )
+from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 
 ORIENTATIONS = np.random.default_rng(0).integers(2, size=53).tolist()
 
@@ -71,7 +72,7 @@ def test_samples_do_not_depend_on_workers_or_resuming(shapes: SmallSet, workers:
         cfg.DATALOADER.NUM_WORKERS = num_workers
         loader = build_train_loader(
             cfg,
-            SerializedList(dataset.records),
+            training_set(dataset),
             TrainingMapper(cfg, dataset.metadata),
             seed=1,
             start=start,
@@ -106,7 +107,7 @@ def test_many_bitmaps_come_from_a_worker_under_one_descriptor(shapes: SmallSet) 
         ).cfg
         mapper = TrainingMapper(cfg, dataset.metadata)
         loader = build_train_loader(
-            cfg, SerializedList(crowded), mapper, seed=1, start=0, rank=0, world_size=1
+            cfg, training_set(dataset, crowded), mapper, seed=1, start=0, rank=0, world_size=1
         )
         before = len(os.listdir("/proc/self/fd"))
         masks = next(iter(loader))[0]["targets"].masks
@@ -122,12 +123,11 @@ def test_many_bitmaps_come_from_a_worker_under_one_descriptor(shapes: SmallSet) 
 def test_workers_live_through_signals_that_stop_the_main_process(shapes: SmallSet, kind: str) -> None:
     dataset = load_coco_dataset(shapes.train)
     cfg = small_config("mask", DATALOADER__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2).cfg
-    records = SerializedList(dataset.records)
     if kind == "train":
         mapper = TrainingMapper(cfg, dataset.metadata)
-        loader = build_train_loader(cfg, records, mapper, seed=1, start=0, rank=0, world_size=1)
+        loader = build_train_loader(cfg, training_set(dataset), mapper, seed=1, start=0, rank=0, world_size=1)
     else:
-        loader = build_test_loader(cfg, records, rank=0, world_size=1)
+        loader = one_by_one(cfg, TestDataset(dataset.records, TestMapper(cfg)), range(len(dataset.records)))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     stream = iter(loader)

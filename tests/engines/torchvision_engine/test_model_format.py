@@ -14,8 +14,8 @@ from tests.engines.torchvision_engine.small_models import samples, small_config,
 from tests.engines.torchvision_engine.test_precision import losses_of, trainer_for
 from zenith_det.config import LoadedConfig
 from zenith_det.engines import model_format
+from zenith_det.engines.run import resume
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.run import resume
 from zenith_det.errors import ConfigError
 from zenith_det.training.starting import Start
 

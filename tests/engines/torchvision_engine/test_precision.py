@@ -14,8 +14,9 @@ from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.config import load_config
 from zenith_det.engines import device
 from zenith_det.engines.device import resolve_device
+from zenith_det.engines.engine import load_engine
+from zenith_det.engines.probe import make_trainer
 from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler
-from zenith_det.engines.torchvision_engine.stepping import make_trainer
 from zenith_det.errors import ConfigError
 
 torch.set_num_threads(1)
@@ -39,7 +40,7 @@ def trainer_for(data: SmallSet, output: Path, task: str = "mask", **keys: Any) -
     }
     loaded = small_config(task, **keys)
     resolve_device(loaded)
-    return make_trainer(loaded)
+    return make_trainer(load_engine("torchvision"), loaded)
 
 
 def losses_of(trainer: Any, iterations: int) -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engines.torchvision_engine.small_models import samples, square_targets
-from zenith_det.engines.torchvision_engine.prefetch import Prefetcher
+from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.engines.torchvision_engine.roi_heads import Targets
 
 DEVICES = [

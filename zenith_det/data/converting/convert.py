@@ -18,6 +18,7 @@ from zenith_det.data.converting.yolo import is_yolo, read_yolo
 from zenith_det.data.problems import DatasetReport
 from zenith_det.data.segmentations import check_polygons, mask_rle
 from zenith_det.errors import DatasetError, one_line
+from zenith_det.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def convert_folder(
     if not (strict and any(report.count("dropped") for report in found.reports.values())):
         for split, listed in found.splits.items():
             if listed:
-                files[split] = _write(target / f"{split}.json", _coco(found, listed, images))
+                files[split] = write_whole(
+                    target / f"{split}.json", orjson.dumps(_coco(found, listed, images))
+                )
     return Conversion(form, images, files, found.reports, found.notes)
 
 
@@ -156,16 +159,3 @@ def _coco(found: FoundDataset, images: Sequence[FoundImage], root: Path) -> dict
                 annotation["num_keypoints"] = sum(v > 0 for v in thing.keypoints[2::3])
             annotations.append(annotation)
     return {"images": entries, "annotations": annotations, "categories": categories}
-
-
-def _write(path: Path, content: dict[str, Any]) -> Path:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(orjson.dumps(content))
-        os.replace(beside, path)
-    except OSError as error:
-        raise DatasetError(f"{path} can't be written: {one_line(str(error))}") from None
-    finally:
-        beside.unlink(missing_ok=True)
-    return path

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator, build_evaluator
     from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
     from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
-    from zenith_det.engines.detectron2_engine.run import RunOptions
     from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
     from zenith_det.engines.detectron2_engine.zoo import (
         load_config_file,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CocoEvaluator",
-    "RunOptions",
     "SafeCheckpointer",
     "ZenithMetrics",
     "ZenithTrainer",
@@ -46,7 +44,6 @@ _MODULES = {
     "load_config_file": "zoo",
     "put_zenith_under": "zoo",
     "register_checked_dataset": "data",
-    "RunOptions": "run",
 }
 
 

@@ -35,6 +35,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         live_facts: called at each save for facts as they are then.
         saved_config: the configuration that the file loaded last holds; empty where it holds none.
         last_good: the newest file saved or loaded whose facts call it ``"good"``.
+        loaded: of the file loaded last: (tensors taken from it, tensors of the model).
 
     The other arguments are ``DetectionCheckpointer``'s.
     """
@@ -55,6 +56,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.live_facts: Callable[[], dict[str, Any]] = dict
         self.saved_config: dict[str, Any] = {}
         self.last_good: str | None = None
+        self.loaded: tuple[int, int] | None = None
         self._keep = keep
         self._allow_mismatch = allow_mismatch
         self._require_all = require_all
@@ -158,6 +160,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self._source}: {len(lacking)} of the model's {total} tensors are not in it "
                 f"({', '.join(lacking[:3])} …): give a checkpoint of this model"
             )
+        self.loaded = (total - len(lacking), total)
         self.logger.info("weights: loaded %d/%d tensors from %s", total - len(lacking), total, self._source)
         return incompatible
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,10 +19,9 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
-from detectron2.utils import comm
 from torch.utils.data import get_worker_info
 
-from zenith_det.config import LoadedConfig, files_of, follow_dataset, name_of_files, settle_files
+from zenith_det.config import LoadedConfig, follow_dataset, name_of_files, settle_files
 from zenith_det.data import (
     CocoDataset,
     DatasetMetadata,
@@ -32,7 +30,6 @@ from zenith_det.data import (
     dataset_names,
     dataset_source,
     known_classes,
-    load_coco_dataset,
     read_image,
 )
 from zenith_det.engines.data_description import DataDescription
@@ -40,9 +37,8 @@ from zenith_det.engines.detectron2_engine.foreign_data import (
     check_foreign_dataset,
     check_model_for_coco_format,
 )
-from zenith_det.engines.training_set import check_labels, reading_test_sets, refuse_unusable_keypoints
+from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.distributed import first_on_each_machine
 from zenith_det.training.stopping import stop_code
 from zenith_det.training.validation_loss import without_augmentation
 from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
@@ -136,66 +132,64 @@ def register_datasets(
         DatasetError: a set cannot be used; see :func:`zenith_det.data.load_coco_dataset`.
         ConfigError: a key contradicts the dataset: both numbers are named; or no object is labelled for a head.
     """
-    cfg = loaded.cfg
     settle_files(loaded)
-    by_files = {
-        files[0]: (files, name_of_files(cfg, k)) for k in ("TRAIN", "TEST") if (files := files_of(cfg, k))
-    }
-    wanted = cfg.DATASETS.TRAIN if training else cfg.DATASETS.TEST
-    if not wanted:
-        key, flags = (
-            ("TRAIN", "--train-json and --train-images")
-            if training
-            else ("TEST", "--val-json and --val-images")
-        )
-        raise ConfigError(f"DATASETS.{key} is empty: name a dataset, or give {flags}")
+    if training:
+        first = register_training_sets(loaded, description)
+        with reading_test_sets(loaded.cfg):
+            register_test_sets(loaded, classes or (first.thing_classes if first else None), description)
+        return first
+    first = register_test_sets(loaded, classes)
+    if first is not None:
+        of = first.num_classes if classes is None else len(classes)
+        follow_dataset(loaded, first.name, of, first.num_keypoints, first.keypoint_oks_sigmas)
+    return first
+
+
+def register_training_sets(
+    loaded: LoadedConfig, description: DataDescription | None = None
+) -> DatasetMetadata | None:
+    """The part of :func:`register_datasets` that is about ``DATASETS.TRAIN``."""
+    cfg = loaded.cfg
+    first = _register(loaded, "TRAIN", None, description)
+    if first is not None:
+        follow_dataset(loaded, first.name, first.num_classes, first.num_keypoints, first.keypoint_oks_sigmas)
+    ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
+    for one in ours:
+        _fit_masks(loaded, one.metadata.name, one.records)
+    if len(ours) == len(cfg.DATASETS.TRAIN):
+        check_labels(cfg, {one.metadata.json_file: one.records for one in ours})
+    return first
+
+
+def register_test_sets(
+    loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
+) -> DatasetMetadata | None:
+    """The part of :func:`register_datasets` that is about ``DATASETS.TEST``."""
+    return _register(loaded, "TEST", classes, description)
+
+
+def _register(
+    loaded: LoadedConfig, kind: str, classes: Sequence[str] | None, description: DataDescription | None
+) -> DatasetMetadata | None:
+    """Check and register the sets of ``DATASETS.TRAIN`` or ``TEST``; the metadata of the first that is ours."""
+    sources = dataset_sources(loaded.cfg, kind)
+    if not sources and kind == "TRAIN":
+        raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
     first: DatasetMetadata | None = None
-    for name in dict.fromkeys((*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST)):
-        to_train = training and name in cfg.DATASETS.TRAIN
-        if name not in by_files and name not in dataset_names():
+    for name, source in dict(zip(loaded.cfg.DATASETS[kind], sources)).items():
+        if source == name and name not in dataset_names():
             if name not in DatasetCatalog.list():
                 dataset_source(name)  # raises, and names the nearest
             if name not in _checked:
-                check_foreign_dataset(loaded, name, "TRAIN" if to_train else "TEST")
-            if to_train and name in _checked:
-                _fit_masks(loaded, _checked[name].metadata.name, _checked[name].records)
+                check_foreign_dataset(loaded, name, kind)
             continue
-        with (
-            reading_test_sets(cfg) if training and not to_train else contextlib.nullcontext(),
-            first_on_each_machine(cfg.DATASETS.CACHE, comm.get_local_rank()),
-        ):
-            source, display_name = by_files.get(name, (name, name))
-            check_model_for_coco_format(loaded, display_name, own_files=name in by_files)
-            dataset = load_coco_dataset(
-                source,
-                name=display_name,
-                strict=cfg.DATASETS.STRICT,
-                # Opening every image takes its time: one process of each machine does it for all, unless it may
-                # leave out images.
-                check_images="header"
-                if comm.get_local_rank() == 0 or cfg.DATASETS.MAX_BAD_IMAGES
-                else "none",
-                classes=classes,
-                other_classes="refuse" if to_train else "keep",
-                max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
-                cache=cfg.DATASETS.CACHE,
-            )
-        refuse_unusable_keypoints(cfg, dataset.metadata)
+        own_files = source != name
+        label = name_of_files(loaded.cfg, kind) if own_files else name
+        check_model_for_coco_format(loaded, label, own_files=own_files)
+        (dataset,) = load_sets(loaded.cfg, kind, [source], classes, description)
         register_checked_dataset(name, dataset)
-        if description is not None and to_train:
-            description.add(dataset, training=True)
-        if description is not None and name in cfg.DATASETS.TEST:
-            description.add(dataset, training=False)
-        if first is None:
-            first = dataset.metadata
-            classes = classes or first.thing_classes
-            follow_dataset(loaded, first.name, len(classes), first.num_keypoints, first.keypoint_oks_sigmas)
-        if to_train:
-            _fit_masks(loaded, dataset.metadata.name, dataset.records)  # at rest each record is unpickled
-    if training:
-        ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
-        if len(ours) == len(cfg.DATASETS.TRAIN):
-            check_labels(cfg, {each.metadata.json_file: each.records for each in ours})
+        first = first or dataset.metadata
+        classes = classes or dataset.metadata.thing_classes
     return first
 
 

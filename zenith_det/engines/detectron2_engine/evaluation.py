@@ -24,15 +24,14 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 
-from zenith_det.data import CocoDataset, coco_ground_truth
+from zenith_det.data import CocoDataset
 from zenith_det.engines.detectron2_engine.data import checked_dataset
+from zenith_det.engines.evaluating import ABSENT, category_ids, score_results, tasks_of
 from zenith_det.errors import ConfigError
 from zenith_det.evaluation import (
     RESULTS_FILE,
     EvaluatedWeights,
     detections_to_results,
-    evaluate_coco,
-    explain_results,
     forget_weights,
     log_explanations,
     note_weights,
@@ -45,8 +44,6 @@ from zenith_det.training.distributed import agree_on_maximum
 from zenith_det.training.stopping import EvaluationStopped, stop_code
 
 logger = logging.getLogger(__name__)
-
-ABSENT = -1
 
 
 def compiled_coco_eval() -> type:
@@ -89,15 +86,11 @@ class CocoEvaluator(DatasetEvaluator):
         self._tasks = tuple(tasks)
         self._output_dir = output_dir
         self._distributed = distributed
-        self._oks_sigmas = oks_sigmas or dataset.metadata.keypoint_oks_sigmas or None
+        self._oks_sigmas = oks_sigmas
         self._max_dets = max_dets_per_image
         self._score_threshold = score_threshold
         self._run = run
-        # A class of the model that this set lacks gets an id that no category has: detections of it are left
-        # out, as COCO leaves out classes without ground truth.
-        original = dataset.metadata.contiguous_id_to_thing_dataset_id
-        self._category_ids = [original.get(i, ABSENT) for i in range(len(dataset.metadata.thing_classes))]
-        self._names = dataset.metadata.thing_classes
+        self._category_ids = category_ids(dataset)
         self.reset()
 
     def reset(self) -> None:
@@ -146,21 +139,17 @@ class CocoEvaluator(DatasetEvaluator):
             forget_weights(Path(self._output_dir))
             path = write_results(results, os.path.join(self._output_dir, RESULTS_FILE))
             logger.info("%d detections on %d images, written to %s", len(results), len(images), path)
-        ground_truth = coco_ground_truth(self._dataset)
-        metrics = evaluate_coco(
-            ground_truth,
+        metrics, reasons = score_results(
+            self._dataset,
             results,
             self._tasks,
-            class_names=[name for name, i in zip(self._names, self._category_ids) if i != ABSENT],
+            images,
             oks_sigmas=self._oks_sigmas,
+            score_threshold=self._score_threshold,
             max_dets_per_image=self._max_dets,
-            image_ids=images,
         )
         # The "copypaste:" lines are left to Detectron2's trainer, which prints them for any evaluator.
         logger.info("COCO AP in percent:\n%s", results_table(metrics))
-        reasons = explain_results(
-            metrics, ground_truth, results, score_threshold=self._score_threshold, image_ids=images
-        )
         if self._output_dir:
             write_explanations(Path(self._output_dir), reasons)
         log_explanations(reasons, self._run)
@@ -186,7 +175,7 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
     if dataset is not None and cfg.MODEL.META_ARCHITECTURE != "ProposalNetwork":
         return CocoEvaluator(
             dataset,
-            _tasks(cfg),
+            tasks_of(cfg),
             output_dir,
             oks_sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
             score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
@@ -243,10 +232,14 @@ def note_evaluated(cfg: Any, *, averaged: bool, iteration: int | None = None, fi
         note_weights(Path(results_dir(cfg, name, averaged=averaged and not file)), weights)
 
 
-def _tasks(cfg: Any) -> tuple[str, ...]:
-    tasks = ["bbox"]
-    if cfg.MODEL.MASK_ON:
-        tasks.append("segm")
-    if cfg.MODEL.KEYPOINT_ON:
-        tasks.append("keypoints")
-    return tuple(tasks)
+def unless_stopped(evaluator: DatasetEvaluator) -> DatasetEvaluator:
+    """The evaluator, which raises ``EvaluationStopped`` on all processes where any was told to end the run."""
+    evaluate = evaluator.evaluate
+
+    def wrapped() -> Any:
+        if any(agree_on_maximum([stop_code()])):
+            raise EvaluationStopped
+        return evaluate()
+
+    evaluator.evaluate = wrapped
+    return evaluator

@@ -19,7 +19,6 @@ from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 from torch import nn
@@ -30,6 +29,7 @@ from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_t
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, note_evaluated, results_dir
 from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
+from zenith_det.engines.detectron2_engine.models import connect_top_level
 from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
 from zenith_det.errors import CheckpointError, RunStopped, UserError
@@ -432,14 +432,3 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{task}_TTA", metrics) for task, metrics in results.items())
-
-
-def connect_top_level(model: nn.Module) -> None:
-    """Let an FPN's extra level follow its coarsest one, whatever that is called.
-
-    Detectron2 pools it from a level named "p5", and so fails on a backbone without its last stage
-    (``MODEL.RESNETS.OUT_FEATURES`` up to "res4"), which the built-in engine trains. Of no effect on others.
-    """
-    for module in model.modules():
-        if isinstance(module, FPN) and isinstance(module.top_block, LastLevelMaxPool):
-            module.top_block.in_feature = module._out_features[-1 - module.top_block.num_levels]

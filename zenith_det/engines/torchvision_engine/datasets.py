@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from zenith_det.config import CfgNode, files_of, name_of_files
-from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints, load_coco_dataset
+from zenith_det.config import CfgNode
+from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints
 from zenith_det.engines.data_description import DataDescription
-from zenith_det.engines.training_set import check_labels, refuse_unusable_keypoints
+from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.distributed import first_on_each_machine, get_local_rank
 
 logger = logging.getLogger(__name__)
-
-
-def dataset_sources(cfg: CfgNode, kind: str) -> list[Any]:
-    """The (name | (json, images)) of ``DATASETS.TRAIN`` (``kind="TRAIN"``) or ``DATASETS.TEST`` (``"TEST"``)."""
-    files = files_of(cfg, kind)
-    return [files] if files else list(cfg.DATASETS[kind])
 
 
 def load_training_set(cfg: CfgNode, description: DataDescription | None = None) -> CocoDataset:
@@ -37,11 +28,9 @@ def load_training_set(cfg: CfgNode, description: DataDescription | None = None) 
     sources = dataset_sources(cfg, "TRAIN")
     if not sources:
         raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
-    first = _load(cfg, "TRAIN", sources[0], None, description)
-    classes = first.metadata.thing_classes
-    parts = [first, *(_load(cfg, "TRAIN", source, classes, description) for source in sources[1:])]
+    parts = load_sets(cfg, "TRAIN", sources, description=description)
     check_labels(cfg, {part.metadata.json_file: part.records for part in parts})
-    merged = replace(first, records=[record for part in parts for record in part.records])
+    merged = replace(parts[0], records=[record for part in parts for record in part.records])
     records = merged.records
     # Each by its own key, as in Detectron2's get_detection_dataset_dicts.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
@@ -70,29 +59,3 @@ def load_training_set(cfg: CfgNode, description: DataDescription | None = None) 
             f"({len(merged.records)} images in {merged.metadata.json_file})"
         )
     return replace(merged, records=records)
-
-
-def load_test_sets(
-    cfg: CfgNode, classes: Sequence[str] | None, description: DataDescription | None = None
-) -> list[CocoDataset]:
-    """The sets to evaluate on, their categories matched by name to ``classes``; each given to ``description``."""
-    return [_load(cfg, "TEST", source, classes, description) for source in dataset_sources(cfg, "TEST")]
-
-
-def _load(
-    cfg: CfgNode, kind: str, source: Any, classes: Sequence[str] | None, description: DataDescription | None
-) -> CocoDataset:
-    with first_on_each_machine(cfg.DATASETS.CACHE, get_local_rank()):
-        dataset = load_coco_dataset(
-            source,
-            name=source if isinstance(source, str) else name_of_files(cfg, kind),
-            strict=cfg.DATASETS.STRICT,
-            classes=classes,
-            other_classes="refuse" if kind == "TRAIN" else "keep",
-            max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
-            cache=cfg.DATASETS.CACHE,
-        )
-    refuse_unusable_keypoints(cfg, dataset.metadata)
-    if description is not None:
-        description.add(dataset, training=kind == "TRAIN")
-    return dataset

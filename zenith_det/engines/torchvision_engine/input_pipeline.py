@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
-from zenith_det import cli
 from zenith_det.config import CfgNode
 from zenith_det.data import DatasetMetadata, read_image
 from zenith_det.engines.torchvision_engine.masks import Mask, decode_rle, is_empty, polygons_to_bitmap
 from zenith_det.engines.torchvision_engine.roi_heads import Targets
-from zenith_det.errors import DatasetError
-
-logger = logging.getLogger(__name__)
 
 MIN_BOX_SIDE = 1e-5
-MAX_UNREADABLE_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
@@ -189,51 +182,3 @@ class TestMapper:
             "height": height,
             "width": width,
         }
-
-
-class TrainingDataset(Dataset[dict[str, Any]]):
-    """Training samples by (index, seed): the same pair gives the same sample in any process.
-
-    An image that cannot be read (it could when the run started) is replaced by the next one that can,
-    with a warning, instead of ending a run hours in.
-
-    Args:
-        records: of the training set.
-        mapper: see :class:`TrainingMapper`.
-    """
-
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: TrainingMapper) -> None:
-        self.records = records
-        self.mapper = mapper
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index, seed = key
-        for attempt in range(MAX_UNREADABLE_IN_A_ROW):
-            record = self.records[(index + attempt) % len(self.records)]
-            try:
-                return self.mapper(record, np.random.default_rng(seed))
-            except DatasetError as error:
-                logger.warning("image replaced by the next one in the set: %s", error)
-        raise DatasetError(
-            f"{MAX_UNREADABLE_IN_A_ROW} images in a row could not be read, from {record['file_name']} "
-            f"backwards: run {cli.command('check-dataset')} --full"
-        )
-
-
-class TestDataset(Dataset[dict[str, Any]]):
-    """Inference samples by index."""
-
-    __test__ = False
-
-    def __init__(self, records: Sequence[dict[str, Any]], mapper: TestMapper) -> None:
-        self.records = records
-        self.mapper = mapper
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.mapper(self.records[index])

@@ -1,45 +1,35 @@
-"""A whole run of the built-in engine, in one process of however many: data, model, training, evaluation."""
+"""A whole run, in one process of however many and on either engine: data, model, training, evaluation, pictures."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, settle_files
-from zenith_det.data import (
-    CocoDataset,
-    DatasetMetadata,
-    SerializedList,
-)
 from zenith_det.data.statistics import find_sets_again
+from zenith_det.engines.batches import build_train_loader, started
 from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.data_description import DataDescription
-from zenith_det.engines.device import resolve_device, use_deterministic_algorithms
+from zenith_det.engines.device import apply_torch_settings, resolve_device
+from zenith_det.engines.engine import Batch, Engine, TrainingSet, load_engine
+from zenith_det.engines.evaluating import Evaluator
 from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
+from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.run_pictures import draw_run
-from zenith_det.engines.torchvision_engine import inference
-from zenith_det.engines.torchvision_engine.datasets import dataset_sources, load_test_sets, load_training_set
-from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper
-from zenith_det.engines.torchvision_engine.loaders import build_train_loader
-from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.stepping import lr_probe
-from zenith_det.engines.torchvision_engine.support import check_supported
-from zenith_det.engines.torchvision_engine.trainer import Progress, Trainer, unwrap
-from zenith_det.engines.torchvision_engine.weights import load_weights
+from zenith_det.engines.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import CheckpointError, ConfigError
-from zenith_det.evaluation import EvaluatedWeights, check_expected
+from zenith_det.evaluation import check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training import averaging
 from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
@@ -75,53 +65,47 @@ from zenith_det.training.run_record import evaluated, log_start, prepare_output_
 from zenith_det.training.seeding import seed_all
 from zenith_det.training.starting import Start, choose_seed, find_start
 from zenith_det.training.stopping import StopRequest
-from zenith_det.training.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
 
 
-def run(loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
+def run(engine_name: str, loaded: LoadedConfig, options: RunOptions) -> dict[str, float]:
     """Train and evaluate, or evaluate alone, as ``loaded`` says.
 
     Called in each process of a run, with or without a process group.
 
+    Args:
+        engine_name: see :func:`~zenith_det.engines.engine.load_engine`.
+
     Returns:
-        Scalars of the last evaluation (``bbox/AP``, percent); empty on all ranks but the main one.
+        Scalars of the last evaluation (``bbox/AP``, percent; one without ground truth is left out); empty on all
+        ranks but the main one.
 
     Raises:
         UserError: anything the user can mend, in one line.
     """
-    cfg = loaded.cfg
+    engine = load_engine(engine_name)
     settle_files(loaded)
     resolve_device(loaded)
-    check_supported(loaded)
-    output_dir = prepare_output_dir(cfg.OUTPUT_DIR)
-    setup_logging(output_dir, get_rank())
+    engine.prepare(loaded)
+    output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
+    setup_logging(output_dir, get_rank(), more=engine.loggers)
     find_sets_again(output_dir)
     hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
     if get_world_size() > 1:
         logger.info(process_line())
-    apply_torch_settings(cfg)
+    apply_torch_settings(loaded.cfg)
     if options.eval_only:
-        return evaluate_only(loaded, output_dir)
+        return evaluate_only(engine, loaded, options, output_dir)
     with EarlierRun(output_dir) as earlier:
-        return train(loaded, options, output_dir, earlier)
-
-
-def apply_torch_settings(cfg: CfgNode) -> None:
-    """``CUDNN_BENCHMARK`` and ``FLOAT32_PRECISION``, with Detectron2's meanings, and ``DETERMINISTIC``."""
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    use_deterministic_algorithms(cfg)
-    if cfg.FLOAT32_PRECISION:
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-        torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+        return train(engine, loaded, options, output_dir, earlier)
 
 
 # ---- training
 
 
 def train(
-    loaded: LoadedConfig, options: RunOptions, output_dir: Path, earlier: EarlierRun
+    engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir: Path, earlier: EarlierRun
 ) -> dict[str, float]:
     """Train to the end, evaluating and saving on the way; then draw the curves and predictions.
 
@@ -132,34 +116,33 @@ def train(
     """
     cfg = loaded.cfg
     description = DataDescription(cfg)
-    training_set = load_training_set(cfg, description)
+    training_set = engine.training_set(loaded, description)
     metadata = training_set.metadata
-    follow_dataset(
-        loaded, metadata.name, metadata.num_classes, metadata.num_keypoints, metadata.keypoint_oks_sigmas
-    )
-    warn_of_missing_flip_pairs(cfg, metadata)
+    if metadata is not None:
+        warn_of_missing_flip_pairs(cfg, metadata)
     with reading_test_sets(cfg):
-        test_sets = load_test_sets(cfg, metadata.thing_classes, description)
+        test_sets = engine.test_sets(loaded, metadata.thing_classes if metadata else None, description)
     description.tell(output_dir)
     if options.epochs is not None:
         iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
         loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
     check_batch(cfg)
-    if cfg.MODEL.RESNETS.NORM == "SyncBN" and (get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu"):
-        raise ConfigError("MODEL.RESNETS.NORM is 'SyncBN', which needs several GPUs: use 'BN' on one device")
     checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
     run_id, start = find_start(checkpointer, resume=options.resume)
-    set_base_lr(loaded, start, output_dir, lr_probe)
+    check_engine(engine, start)
+    set_base_lr(loaded, start, output_dir, lambda copy: lr_probe(engine, copy))
     seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
-    run_facts = {
-        "dataset": metadata.to_dict(),
-        "engine": "torchvision",
+    run_facts: dict[str, Any] = {
+        "engine": engine.name,
         "batch_size": cfg.SOLVER.IMS_PER_BATCH,
         "processes": get_world_size(),
         "run_id": run_id,
         "config": config_facts(cfg),
     }
+    if metadata is not None:
+        # Enough to use the model without its training set.
+        run_facts["dataset"] = metadata.to_dict()
     check_same_on_all_ranks(
         {
             key: value
@@ -188,7 +171,7 @@ def train(
             iteration=start.iteration,
             processes=(start.state.get("processes", get_world_size()), get_world_size()),
         )
-    data = RunData(SerializedList(training_set.records), metadata, test_sets)
+    evaluator = Evaluator(engine, test_sets, output_dir)
     with StopRequest(options.deadline, main=is_main_process()) as stop:
 
         def begin() -> None:
@@ -198,130 +181,129 @@ def train(
 
         while True:
             progress = start_progress(cfg, start, seed, run_facts | {"recovery": recovery.to_dict()})
+            attempt = Attempt(
+                engine, recovery.scaled(cfg), training_set, evaluator, progress, checkpointer, start
+            )
             try:
-                scalars = train_from(start, recovery.scaled(cfg), data, progress, checkpointer, stop, begin)
+                scalars = attempt.train(stop, begin)
                 break
             except Diverged as divergence:
                 path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
+            del attempt
             start = Start.load(path) if path else None
             gc.collect()  # the model and the loader's processes of the abandoned attempt
     if is_main_process():
-        evaluated_on = test_sets[0] if data.results is not None else None
-        draw_run(output_dir, evaluated_on, data.results or [], cfg.TEST.MAX_IMAGES)
+        draw(evaluator, cfg)
         check_expected(cfg.TEST.EXPECTED_RESULTS, scalars)
     return scalars
 
 
 @dataclass
-class RunData:
-    """What every attempt of a run works on.
+class Attempt:
+    """Training from a checkpoint, or from the beginning, to the end: all of a run, unless it diverges.
 
     Attributes:
-        records: to train on.
-        metadata: of the training set.
-        test_sets: to evaluate on.
-        results: of the last evaluation (of averaged weights, where there are any), on the first test set, in
-            COCO's format; main process only. ``None`` before one.
+        cfg: with the learning rate that counts now.
+        progress: where it starts.
+        start: the checkpoint; ``None``: the beginning.
     """
 
-    records: SerializedList
-    metadata: DatasetMetadata
-    test_sets: list[CocoDataset]
-    results: list[dict[str, Any]] | None = None
+    engine: Engine
+    cfg: CfgNode
+    data: TrainingSet
+    evaluator: Evaluator
+    progress: Progress
+    checkpointer: Checkpointer
+    start: Start | None
 
+    def train(self, stop: StopRequest, begin: Callable[[], None]) -> dict[str, float]:
+        """The scalars of the last evaluation.
 
-def train_from(
-    start: Start | None,
-    cfg: CfgNode,
-    data: RunData,
-    progress: Progress,
-    checkpointer: Checkpointer,
-    stop: StopRequest,
-    begin: Callable[[], None],
-) -> dict[str, float]:
-    """Train from a checkpoint, or from the beginning, to the end.
+        Args:
+            begin: called when nothing of the user's can be wrong any more, and nothing has been written.
 
-    Args:
-        begin: called when nothing of the user's can be wrong any more, and nothing has been written.
+        Raises:
+            Diverged, RunStopped: see :meth:`Trainer.train`.
+        """
+        trainer = self.make_trainer()
+        if self.start is not None:
+            resume(trainer, self.start)
+        evaluate_first = self.start is not None and self._evaluation_missing() and trainer.evaluation_due()
+        begin()
+        with self.engine.recording(trainer.storage):
+            return trainer.train(stop, evaluate_first=evaluate_first)
 
-    Returns:
-        Scalars of the last evaluation.
+    def make_trainer(self) -> Trainer:
+        """The trainer of a model as it is before the first iteration."""
+        cfg, engine, progress = self.cfg, self.engine, self.progress
+        output_dir = self.checkpointer.output_dir
+        seed_all(progress.seed)
+        model: nn.Module = engine.build_model(cfg)
+        weights = None if self.start else engine.load_weights(cfg, model)
+        compile_backbone(cfg, model)
+        average = WeightAverage.of(cfg, model)
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+        guard_forward(model)
+        if get_world_size() > 1:
+            model = data_parallel(model, None if cfg.MODEL.DEVICE == "cpu" else get_local_rank())
+            settle_buckets(model)
+        main = is_main_process()
 
-    Raises:
-        Diverged, RunStopped: see :meth:`Trainer.train`.
-    """
-    output_dir = checkpointer.output_dir
-    seed_all(progress.seed)
-    model: nn.Module = build_model(cfg)
-    weights = None if start else load_weights(cfg, model)
-    compile_backbone(cfg, model)
-    average = WeightAverage.of(cfg, model)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    guard_forward(model)
-    if get_world_size() > 1:
-        model = data_parallel(model, None if cfg.MODEL.DEVICE == "cpu" else get_local_rank())
-        settle_buckets(model)
-    loader = build_train_loader(
-        cfg,
-        data.records,
-        TrainingMapper(cfg, data.metadata),
-        seed=progress.seed,
-        start=batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH),
-        rank=get_rank(),
-        world_size=get_world_size(),
-    )
-    counts = None if weights is None else (len(weights.matched), weights.total)
-
-    def evaluate(should_stop: Callable[[], int], averaged: bool) -> dict[str, float]:
-        scalars: dict[str, float] = {}
-        parent = output_dir / averaging.FOLDER if averaged else output_dir
-        if averaged and data.test_sets:
-            logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", cfg.SOLVER.AVERAGE.KIND)
-        for number, dataset in enumerate(data.test_sets):
-            folder = parent if len(data.test_sets) == 1 else parent / dataset.metadata.name
-            of = EvaluatedWeights(dataset.metadata.name, averaged, progress.iteration - 1)
-            values, results = inference.evaluate(
-                cfg, unwrap(model), dataset, data.metadata.thing_classes, folder, counts, should_stop, of
+        def evaluate(should_stop: Callable[[], int], averaged: bool) -> dict[str, float]:
+            if averaged and self.evaluator.test_sets:
+                logger.info("with averaged weights (SOLVER.AVERAGE.KIND %s):", cfg.SOLVER.AVERAGE.KIND)
+            return self.evaluator(
+                cfg,
+                unwrap(model),
+                averaged=averaged,
+                iteration=progress.iteration - 1,
+                seed=progress.seed,
+                weights=weights,
+                should_stop=should_stop,
             )
-            prefix = "" if len(data.test_sets) == 1 else f"{dataset.metadata.name}/"
-            if cfg.TEST.VALIDATION_LOSS:
-                values |= inference.validation_loss(cfg, unwrap(model), dataset, progress.seed, should_stop)
-            scalars |= {prefix + k: v for k, v in values.items()}
-            if number == 0:
-                data.results = results
-        return scalars
 
-    main = is_main_process()
-    evaluate_first = start is not None and (
+        return Trainer(
+            cfg,
+            model,
+            optimizer,
+            scheduler,
+            self.batches(batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH)),
+            progress,
+            self.checkpointer,
+            BestCheckpoint(
+                self.checkpointer,
+                cfg.CHECKPOINT.BEST if main else "",
+                resumed=self.start is not None or progress.facts["recovery"]["rollbacks"] > 0,
+            ),
+            build_writers(cfg, output_dir, progress, len(self.data.records)) if main else [],
+            evaluate,
+            average,
+            Evaluations(cfg, output_dir, progress.iteration) if main else None,
+            before_evaluation=lambda: engine.before_evaluation(cfg, model, lambda: self.batches(0)),
+            at_the_end=lambda: engine.after_training(cfg, unwrap(model)),
+        )
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This rank's training batches from number ``start`` on."""
+        mapper = self.engine.training_mapper(self.cfg, self.data.names, self.data.metadata)
+        return started(
+            build_train_loader(
+                self.cfg,
+                self.data,
+                mapper,
+                seed=self.progress.seed,
+                start=start,
+                rank=get_rank(),
+                world_size=get_world_size(),
+            )
+        )
+
+    def _evaluation_missing(self) -> bool:
         # A run that had ended already evaluates nothing by itself, and there would be nothing to compare.
-        len(cfg.TEST.EXPECTED_RESULTS) > 0
-        or broadcast_object(main and not evaluated(output_dir, progress.iteration))
-    )
-    with starting_workers():
-        batches = iter(loader)
-    trainer = Trainer(
-        cfg,
-        model,
-        optimizer,
-        scheduler,
-        batches,
-        progress,
-        checkpointer,
-        BestCheckpoint(
-            checkpointer,
-            cfg.CHECKPOINT.BEST if main else "",
-            resumed=start is not None or progress.facts["recovery"]["rollbacks"] > 0,
-        ),
-        build_writers(cfg, output_dir, progress, len(data.records)) if main else [],
-        evaluate,
-        average,
-        Evaluations(cfg, output_dir, progress.iteration) if main else None,
-    )
-    if start is not None:
-        resume(trainer, start)
-    begin()
-    return trainer.train(stop, evaluate_first=evaluate_first and trainer.evaluation_due())
+        wanted = len(self.cfg.TEST.EXPECTED_RESULTS) > 0
+        done = is_main_process() and evaluated(self.checkpointer.output_dir, self.progress.iteration)
+        return wanted or broadcast_object(is_main_process() and not done)
 
 
 def check_batch(cfg: CfgNode) -> None:
@@ -331,6 +313,16 @@ def check_batch(cfg: CfgNode) -> None:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by {ways} "
             f"({get_world_size()} processes x SOLVER.GRADIENT_ACCUMULATION {cfg.SOLVER.GRADIENT_ACCUMULATION})"
+        )
+
+
+def check_engine(engine: Engine, start: Start | None) -> None:
+    """Refuse to go on with another engine's checkpoint: the same weights have other names there."""
+    before = start.state.get("engine", engine.name) if start else engine.name
+    if start and before != engine.name:
+        raise CheckpointError(
+            f"{start.path} is a checkpoint of the {before} engine: go on with --engine {before}, or convert it "
+            "with tools/convert_checkpoint.py and give it as MODEL.WEIGHTS of a new run"
         )
 
 
@@ -388,48 +380,51 @@ def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images
 # ---- evaluation and pictures
 
 
-def evaluate_only(loaded: LoadedConfig, output_dir: Path) -> dict[str, float]:
-    """Evaluate ``MODEL.WEIGHTS`` on the test sets.
+def evaluate_only(
+    engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir: Path
+) -> dict[str, float]:
+    """Evaluate ``MODEL.WEIGHTS`` (with ``--resume``: the newest checkpoint of ``OUTPUT_DIR``) on the test sets.
 
     Raises:
         ConfigError: no weights or no test set.
         UnexpectedResultsError: the evaluation is not what ``TEST.EXPECTED_RESULTS`` says.
     """
     cfg = loaded.cfg
-    if not cfg.MODEL.WEIGHTS:
+    if options.resume:
+        newest = broadcast_object(Checkpointer(output_dir).last() if is_main_process() else None)
+        if newest is not None:
+            loaded.override("MODEL.WEIGHTS", str(newest), "--resume")
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
         raise ConfigError(
             f"--eval-only needs MODEL.WEIGHTS: add MODEL.WEIGHTS OUTPUT_DIR/{averaging.result_file(cfg)}"
         )
-    if not dataset_sources(cfg, "TEST"):
+    remembered = remembered_classes(weights)
+    test_sets = engine.test_sets(loaded, remembered.thing_classes if remembered else None)
+    if not test_sets:
         raise ConfigError("DATASETS.TEST is empty: name a dataset, or give --val-json and --val-images")
-    remembered = remembered_classes(cfg.MODEL.WEIGHTS)
-    test_sets = load_test_sets(cfg, remembered.thing_classes if remembered else None)
-    metadata = remembered or test_sets[0].metadata
-    follow_dataset(
-        loaded,
-        metadata.name,
-        metadata.num_classes,
-        metadata.num_keypoints,
-        test_sets[0].metadata.keypoint_oks_sigmas,
-    )
-    model = build_model(cfg)
-    weights = load_weights(cfg, model, require_all=True)
+    first = test_sets[0].metadata
+    if metadata := remembered or first:
+        follow_dataset(
+            loaded,
+            metadata.name,
+            metadata.num_classes,
+            metadata.num_keypoints,
+            first.keypoint_oks_sigmas if first else (),
+        )
+    model = engine.build_model(cfg)
+    counts = engine.load_weights(cfg, model, require_all=True)
     model.eval()
-    scalars: dict[str, float] = {}
-    all_results = []
-    for dataset in test_sets:
-        folder = output_dir if len(test_sets) == 1 else output_dir / dataset.metadata.name
-        counts = (len(weights.matched), weights.total) if weights else None
-        of = EvaluatedWeights(
-            dataset.metadata.name, averaging.is_averaged(cfg.MODEL.WEIGHTS), file=cfg.MODEL.WEIGHTS
-        )
-        values, results = inference.evaluate(
-            cfg, model, dataset, metadata.thing_classes, folder, counts, of=of
-        )
-        prefix = "" if len(test_sets) == 1 else f"{dataset.metadata.name}/"
-        scalars |= {prefix + k: v for k, v in values.items()}
-        all_results.append(results)
+    evaluator = Evaluator(engine, test_sets, output_dir)
+    scalars = evaluator(cfg, model, averaged=averaging.is_averaged(weights), file=weights, weights=counts)
+    scalars |= engine.after_training(cfg, model)
     if is_main_process():
-        draw_run(output_dir, test_sets[0], all_results[0], cfg.TEST.MAX_IMAGES)
+        draw(evaluator, cfg)
         check_expected(cfg.TEST.EXPECTED_RESULTS, scalars)
     return scalars
+
+
+def draw(evaluator: Evaluator, cfg: CfgNode) -> None:
+    """The run's curves, and the predictions of its last evaluation."""
+    dataset = evaluator.test_sets[0].dataset if evaluator.results is not None else None
+    draw_run(evaluator.output_dir, dataset, evaluator.results or [], cfg.TEST.MAX_IMAGES)

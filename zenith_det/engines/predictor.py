@@ -9,10 +9,7 @@ from zenith_det.config import LoadedConfig
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.checkpoint_classes import classes_to_predict
 from zenith_det.engines.device import resolve_device
-from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper
-from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.support import check_supported
-from zenith_det.engines.torchvision_engine.weights import load_weights
+from zenith_det.engines.engine import load_engine
 from zenith_det.report.pictures import Instances
 
 
@@ -20,6 +17,7 @@ class Predictor:
     """Detects objects in images, with the model and the classes of a checkpoint.
 
     Args:
+        engine_name: see :func:`~zenith_det.engines.engine.load_engine`.
         loaded: a run's ``config.yaml``, with ``MODEL.WEIGHTS`` naming a checkpoint of that run.
 
     Attributes:
@@ -30,15 +28,17 @@ class Predictor:
         CheckpointError: weights without class names, or of another model.
     """
 
-    def __init__(self, loaded: LoadedConfig) -> None:
+    def __init__(self, engine_name: str, loaded: LoadedConfig) -> None:
         cfg = loaded.cfg
+        self.engine = load_engine(engine_name)
         resolve_device(loaded)
-        check_supported(loaded)
+        self.engine.prepare(loaded)
         self.metadata: DatasetMetadata = classes_to_predict(loaded)
-        self.model = build_model(cfg)
-        load_weights(cfg, self.model, require_all=True)
+        self.model = self.engine.build_model(cfg)
+        self.engine.load_weights(cfg, self.model, require_all=True)
         self.model.eval()
-        self.mapper = TestMapper(cfg)
+        self.bgr = cfg.INPUT.FORMAT == "BGR"
+        self.mapper = self.engine.image_mapper(cfg)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
@@ -47,8 +47,8 @@ class Predictor:
         Args:
             image: BGR uint8 ``(H, W, 3)``, as OpenCV reads it.
         """
-        pixels = image if self.mapper.image_format == "BGR" else np.ascontiguousarray(image[..., ::-1])
-        found = {k: v.cpu().numpy() for k, v in self.model([self.mapper.from_image(pixels)])[0].items()}
+        pixels = image if self.bgr else np.ascontiguousarray(image[..., ::-1])
+        found = self.engine.detections(self.model([self.mapper(pixels)])[0])
         return Instances(
             boxes=found["boxes"],
             classes=found["classes"],

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from zenith_det.engines.torchvision_engine.roi_heads import Targets
+from zenith_det.engines.engine import Batch
 
-Batch = list[dict[str, Any]]
+
+@runtime_checkable
+class Transferable(Protocol):
+    """What a sample may hold beside tensors; anything else stays on the host."""
+
+    def to(self, device: torch.device) -> Any:
+        """A copy with its tensors on ``device``."""
+
+    def tensors(self) -> list[Tensor]:
+        """Those tensors."""
 
 
 class Prefetcher(Iterator[Batch]):
@@ -80,7 +89,7 @@ class Prefetcher(Iterator[Batch]):
     def _moved(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(self._device, non_blocking=True)
-        return value.to(self._device) if isinstance(value, Targets) else value
+        return value.to(self._device) if isinstance(value, Transferable) else value
 
 
 def _each_tensor(batch: Batch, act: Callable[[Tensor], object]) -> None:
@@ -88,6 +97,6 @@ def _each_tensor(batch: Batch, act: Callable[[Tensor], object]) -> None:
         for value in sample.values():
             if isinstance(value, Tensor):
                 act(value)
-            elif isinstance(value, Targets):
+            elif isinstance(value, Transferable):
                 for tensor in value.tensors():
                     act(tensor)

@@ -1,4 +1,4 @@
-"""The training loop of the built-in engine."""
+"""The training loop of either engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
-from zenith_det.engines.torchvision_engine.prefetch import Prefetcher
+from zenith_det.engines.engine import Batch
+from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training import averaging
@@ -46,8 +47,6 @@ from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20
-
-Batch = list[dict[str, Any]]
 
 
 @dataclass
@@ -88,6 +87,8 @@ class Trainer:
             its averaged weights.
         average: of the model's weights.
         evaluations: of this run so far; of the main process.
+        before_evaluation: called where an evaluation is due, before the checkpoint is saved.
+        at_the_end: scalars of what is evaluated when training is over, beside the last evaluation.
     """
 
     def __init__(
@@ -104,6 +105,8 @@ class Trainer:
         evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
         average: WeightAverage | None = None,
         evaluations: Evaluations | None = None,
+        before_evaluation: Callable[[], None] = lambda: None,
+        at_the_end: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self.cfg = cfg
         self.model = model
@@ -118,6 +121,8 @@ class Trainer:
         self.evaluate = evaluate
         self.average = average
         self.evaluations = evaluations
+        self.before_evaluation = before_evaluation
+        self.at_the_end = at_the_end
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
         self.storage = EventStorage(progress.iteration)
@@ -156,6 +161,7 @@ class Trainer:
         self.model.train()
         train_mode(self.optimizer)
         results: dict[str, float] = {}
+        evaluated = evaluate_first
         try:
             if evaluate_first:
                 results = self._evaluate(stop)
@@ -169,6 +175,8 @@ class Trainer:
                 if done % LOG_PERIOD == 0 or last:
                     self._write()
                 why = self._agree(stop)
+                if self.evaluation_due():
+                    self.before_evaluation()
                 if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
                     self.save(f"model_{done - 1:07d}", stop)
                 elif last:
@@ -178,8 +186,13 @@ class Trainer:
                 if why:
                     self._stop(why)
                 if self.evaluation_due():
-                    results = self._evaluate(stop)
+                    results, evaluated = self._evaluate(stop), True
                     ended = not last and self._follow(stop)
+            if evaluated:
+                with self._evaluating(stop):
+                    found = self.at_the_end()
+                self._log(found)
+                results |= found
         finally:
             for writer in self.writers:
                 writer.close()
@@ -228,6 +241,8 @@ class Trainer:
         for number, part in enumerate(split_batch(batch, self.parts)):
             with self._sync_last(number), self._autocast():
                 losses = self.model(part)
+                if isinstance(losses, Tensor):
+                    losses = {"total_loss": losses}
                 total = sum(losses.values(), torch.zeros((), device=self.device)) / self.parts
             if number == 0:
                 # Not before the forward pass: it has waited for the device, which now knows how the last step
@@ -239,7 +254,8 @@ class Trainer:
             for name, loss in losses.items():
                 share = loss.detach() / self.parts
                 totals[name] = totals[name] + share if name in totals else share
-        self.guard.step(iteration, [(sample["image_id"], sample["file_name"]) for sample in batch], totals)
+        images = [(sample.get("image_id", -1), str(sample.get("file_name", ""))) for sample in batch]
+        self.guard.step(iteration, images, totals)
         self._losses.append((iteration, totals))
         if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.max_iter:
             # Before the scheduler moves on: these are the figures of the step just taken.
@@ -265,6 +281,7 @@ class Trainer:
         check_steps_agree(self.progress.iteration - 1, optimizer_scalars(self.optimizer))
         for writer in self.writers:
             writer.write(self.storage)
+        self.storage.forget_pictures()
 
     def _fetch_losses(self) -> None:
         """Bring the losses of the last steps to the host in one transfer, averaged over ranks."""
@@ -309,14 +326,26 @@ class Trainer:
         )
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
-        eval_mode(self.optimizer)
-        self.model.eval()
-        try:
+        with self._evaluating(stop):
             results = self.evaluate(stop.code, False)
             if self.average is not None:
                 with self.average.applied():
                     averaged = self.evaluate(stop.code, True)
                 results |= {averaging.PREFIX + name: value for name, value in averaged.items()}
+        self._log(results)
+        if is_main_process():
+            if self.evaluations is not None:
+                self.evaluations.add(self.progress.iteration - 1, results)
+            self.best.offer(results, self.progress.iteration - 1, self._save_best)
+        return results
+
+    @contextmanager
+    def _evaluating(self, stop: StopRequest) -> Iterator[None]:
+        """The model as it is evaluated; an evaluation that is broken off ends the run."""
+        eval_mode(self.optimizer)
+        self.model.eval()
+        try:
+            yield
         except EvaluationStopped:
             # What it evaluated may lie between two checkpoints.
             self._save_here(stop)
@@ -325,15 +354,15 @@ class Trainer:
         finally:
             self.model.train()
             train_mode(self.optimizer)
-        self.storage.put_scalars(smoothing=False, **results)
+
+    def _log(self, scalars: dict[str, float]) -> None:
+        """Put an evaluation at once where a run's scalars go."""
+        if not scalars:
+            return
+        self.storage.put_scalars(smoothing=False, **scalars)
         for writer in self.writers:
             if writer is not self._console:
                 writer.write(self.storage)
-        if is_main_process():
-            if self.evaluations is not None:
-                self.evaluations.add(self.progress.iteration - 1, results)
-            self.best.offer(results, self.progress.iteration - 1, self._save_best)
-        return results
 
     def _save_here(self, stop: StopRequest) -> None:
         """Save where the run stands, unless that has been done."""

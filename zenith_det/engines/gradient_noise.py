@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from zenith_det.config import LoadedConfig
-from zenith_det.engines.torchvision_engine.stepping import make_trainer
+from zenith_det.engines.engine import Engine
+from zenith_det.engines.probe import make_trainer
 from zenith_det.optim import global_norm
 from zenith_det.training.seeding import seed_step
 
@@ -45,7 +46,7 @@ class GradientNoise:
         return min(shares), max(shares)
 
 
-def measure(loaded: LoadedConfig, batches: int) -> GradientNoise:
+def measure(engine: Engine, loaded: LoadedConfig, batches: int) -> GradientNoise:
     r"""Take the gradients of so many batches at ``MODEL.WEIGHTS``, in the run's own order, and compare them.
 
     From n independent gradients, without bias: :math:`|G|^2 \approx (|\sum g|^2 - \sum |g|^2) / (n (n - 1))`
@@ -56,7 +57,7 @@ def measure(loaded: LoadedConfig, batches: int) -> GradientNoise:
         loaded: with the device resolved and ``SEED`` set.
         batches: of ``SOLVER.IMS_PER_BATCH`` images; a multiple of :data:`PARTS`, 2 a part at least.
     """
-    trainer = make_trainer(loaded)
+    trainer = make_trainer(engine, loaded)
     parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     total = [torch.zeros_like(parameter) for parameter in parameters]
     each = batches // PARTS

@@ -1,0 +1,278 @@
+"""Detectron2 as an engine: any of its models, datasets, mappers, samplers and evaluators."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage as Detectron2EventStorage
+from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
+from torch import nn
+
+from zenith_det.config import CfgNode, LoadedConfig
+from zenith_det.config.keys import leaves
+from zenith_det.data import DatasetMetadata, SerializedList
+from zenith_det.engines.data_description import DataDescription
+from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
+from zenith_det.engines.detectron2_engine.config import to_detectron2
+from zenith_det.engines.detectron2_engine.data import (
+    AtLeastAPixel,
+    build_test_loader,
+    checked_dataset,
+    mapper_for,
+    register_test_sets,
+    register_training_sets,
+)
+from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, unless_stopped
+from zenith_det.engines.detectron2_engine.foreign_data import reading_foreign_datasets
+from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
+from zenith_det.engines.detectron2_engine.models import connect_top_level
+from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
+from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
+from zenith_det.engines.model_format import use_channels_last
+from zenith_det.errors import ConfigError, DatasetError
+from zenith_det.training.events import EventStorage
+from zenith_det.training.seeding import seeded
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["ENGINE", "Detectron2Engine", "join_machine"]
+
+
+class Detectron2Engine:
+    """See :class:`~zenith_det.engines.engine.Engine`."""
+
+    name = "detectron2"
+    loggers: tuple[str, ...] = ("detectron2", "fvcore")
+
+    def prepare(self, loaded: LoadedConfig) -> None:
+        join_machine()
+        weights = loaded.cfg.MODEL.WEIGHTS
+        if re.fullmatch(r"\w+_Weights\.\w+", weights):
+            raise ConfigError(
+                f"MODEL.WEIGHTS {weights} is torchvision's name, which the built-in engine takes "
+                "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
+            )
+        before = to_detectron2(loaded.cfg)
+        scaled = ZenithTrainerMixin.auto_scale_workers(before, comm.get_world_size())
+        if scaled is not before:
+            unscaled = dict(leaves(loaded.cfg))
+            for key, value in leaves(scaled):
+                if unscaled[key] != value:
+                    loaded.override(key, value, "SOLVER.REFERENCE_WORLD_SIZE")
+
+    # ---- data
+
+    def training_set(self, loaded: LoadedConfig, description: DataDescription | None = None) -> TrainingSet:
+        metadata = register_training_sets(loaded, description)
+        cfg = to_detectron2(loaded.cfg)
+        try:
+            with reading_foreign_datasets(loaded):
+                # The mapper is not used: without one it would make one of Detectron2's.
+                parts = build_detection_train_loader.from_config(cfg, mapper=_no_mapper)
+        except AssertionError as error:  # for a set without images or one that it left all of out
+            raise DatasetError(_nothing_left(cfg, error)) from error
+        records, sampler = parts["dataset"], parts["sampler"]
+        repeats, subset = None, 0
+        if isinstance(sampler, RepeatFactorTrainingSampler):
+            repeats = (sampler._int_part + sampler._frac_part).numpy()
+        elif isinstance(sampler, RandomSubsetTrainingSampler):
+            subset = sampler._size_subset
+        kept = SerializedList(records) if isinstance(records, list) else records
+        return TrainingSet(tuple(cfg.DATASETS.TRAIN), kept, metadata, repeats, subset)
+
+    def test_sets(
+        self, loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
+    ) -> list[TestSet]:
+        register_test_sets(loaded, classes, description)
+        cfg = to_detectron2(loaded.cfg)
+        return [TestSet(name, checked_dataset(name), _reader(cfg, name)) for name in cfg.DATASETS.TEST]
+
+    def training_mapper(
+        self, cfg: CfgNode, names: Sequence[str], metadata: DatasetMetadata | None
+    ) -> Callable[[Record, np.random.Generator], Sample]:
+        return _Seeded(mapper_for(to_detectron2(cfg), names, is_train=True))
+
+    def test_mapper(self, cfg: CfgNode, names: Sequence[str]) -> Callable[[Record], Sample]:
+        mapper: Callable[[Record], Sample] = mapper_for(to_detectron2(cfg), names, is_train=False)
+        return mapper
+
+    def image_mapper(self, cfg: CfgNode) -> Callable[[np.ndarray], Sample]:
+        short = cfg.INPUT.MIN_SIZE_TEST
+        resize = AtLeastAPixel(T.ResizeShortestEdge([short, short], cfg.INPUT.MAX_SIZE_TEST))
+
+        def sample(pixels: np.ndarray) -> Sample:
+            height, width = pixels.shape[:2]
+            resized = resize.get_transform(pixels).apply_image(pixels)
+            tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+            return {"image": tensor, "height": height, "width": width}
+
+        return sample
+
+    # ---- the model
+
+    def build_model(self, cfg: CfgNode) -> nn.Module:
+        theirs = to_detectron2(cfg)
+        model: nn.Module = build_detectron2_model(theirs)
+        connect_top_level(model)
+        use_channels_last(theirs, model)
+        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
+            pool_at_exact_boxes(model)
+        return model
+
+    def load_weights(
+        self, cfg: CfgNode, model: nn.Module, *, require_all: bool = False
+    ) -> tuple[int, int] | None:
+        allow = cfg.MODEL.WEIGHTS_ALLOW_MISMATCH
+        checkpointer = SafeCheckpointer(model, "", allow_mismatch=allow, require_all=require_all)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        return checkpointer.loaded
+
+    def recording(self, storage: EventStorage) -> contextlib.AbstractContextManager[Any]:
+        return _Forwarding(storage)
+
+    # ---- evaluation
+
+    def detections(self, output: Any) -> Detections:
+        found = output["instances"].to("cpu")
+        detections = {
+            "boxes": found.pred_boxes.tensor.numpy(),
+            "scores": found.scores.numpy(),
+            "classes": found.pred_classes.numpy(),
+        }
+        for name in ("masks", "keypoints"):
+            if found.has(f"pred_{name}"):
+                detections[name] = found.get(f"pred_{name}").numpy()
+        return detections
+
+    def evaluate_other(
+        self, cfg: CfgNode, model: nn.Module, test_set: TestSet, folder: Path
+    ) -> dict[str, float]:
+        return self._evaluate_by_library(cfg, model, test_set.name, folder)
+
+    def _evaluate_by_library(
+        self, cfg: CfgNode, model: nn.Module, name: str, folder: Path
+    ) -> dict[str, float]:
+        theirs = to_detectron2(cfg)
+        evaluator = unless_stopped(build_evaluator(theirs, name, str(folder)))
+        found = inference_on_dataset(model, build_test_loader(theirs, name), evaluator)
+        if not comm.is_main_process():
+            return {}
+        print_csv_format(found)
+        flat = {key: float(value) for key, value in flatten_results_dict(found).items()}
+        return {key: value for key, value in flat.items() if math.isfinite(value)}
+
+    def before_evaluation(
+        self, cfg: CfgNode, model: nn.Module, batches: Callable[[], Iterator[Batch]]
+    ) -> None:
+        settings = cfg.TEST.PRECISE_BN
+        if not settings.ENABLED or not get_bn_modules(model):
+            return
+        logger.info("exact BatchNorm statistics from %d batches (TEST.PRECISE_BN)", settings.NUM_ITER)
+        with Detectron2EventStorage():  # what the model logs by itself is not training's
+            # From the same images each time, so that a resumed run comes to the same statistics.
+            update_bn_stats(model, batches(), settings.NUM_ITER)
+
+    def after_training(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+        names = cfg.DATASETS.TEST
+        if not cfg.TEST.AUG.ENABLED or not names:
+            return {}
+        logger.info("evaluating with test-time augmentation (TEST.AUG)")
+        augmented = GeneralizedRCNNWithTTA(to_detectron2(cfg), model)
+        scalars: dict[str, float] = {}
+        for name in names:
+            folder = Path(cfg.OUTPUT_DIR, "inference_TTA")
+            found = self._evaluate_by_library(cfg, augmented, name, folder)
+            for key, value in found.items():
+                task, _, metric = key.partition("/")
+                scalars[("" if len(names) == 1 else f"{name}/") + f"{task}_TTA/{metric}"] = value
+        return scalars
+
+
+class _Seeded:
+    """One of Detectron2's mappers, whatever it draws a function of the generator."""
+
+    def __init__(self, mapper: Callable[[Record], Sample]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        with seeded(int(rng.integers(2**63))):
+            return self.mapper(record)
+
+
+class _Forwarding(Detectron2EventStorage):
+    """The storage that Detectron2's models find, which hands on to the run's own."""
+
+    def __init__(self, storage: EventStorage) -> None:
+        self._storage = storage
+        super().__init__()
+
+    @property
+    def _iter(self) -> int:
+        return self._storage.iter
+
+    @_iter.setter
+    def _iter(self, value: int) -> None:
+        pass  # the loop sets the other's
+
+    def put_scalar(
+        self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
+    ) -> None:
+        super().put_scalar(name, value, smoothing_hint, cur_iter)
+        self._storage.put_scalar(self._current_prefix + name, value, smoothing_hint, iteration=cur_iter)
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        self._storage.images.append((img_name, img_tensor, self._iter))
+
+    def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
+        super().put_histogram(hist_name, hist_tensor, bins)
+        self._storage.histograms.append(self._histograms.pop())
+
+
+def join_machine() -> None:
+    """Tell Detectron2 which processes share a machine, where its own ``launch`` did not start them."""
+    if comm.get_world_size() == 1:
+        return
+    try:
+        comm.get_local_rank()
+    except AssertionError:
+        comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size())))
+
+
+def _no_mapper(record: Record) -> Record:
+    return record
+
+
+def _nothing_left(cfg: Any, error: AssertionError) -> str:
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    what = f"objects with {keypoints} keypoints or more" if keypoints else "objects"
+    return f"{', '.join(cfg.DATASETS.TRAIN)}: no image with {what} is left to train on ({error})"
+
+
+def _reader(cfg: Any, name: str) -> Callable[[], Sequence[Record]]:
+    """Reads the records of a set that Detectron2 alone knows."""
+
+    def read() -> Sequence[Record]:
+        records: Sequence[Record] = get_detection_dataset_dicts([name], filter_empty=False)
+        return records
+
+    return read
+
+
+ENGINE: Engine = Detectron2Engine()

@@ -1,0 +1,291 @@
+"""A trained model on test sets: predictions, COCO metrics, and why an AP is what it is."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zenith_det.config import CfgNode
+from zenith_det.data import CocoDataset, coco_ground_truth, known_classes
+from zenith_det.engines.batches import TestDataset, TrainingDataset, one_by_one
+from zenith_det.engines.engine import Engine, TestSet
+from zenith_det.evaluation import (
+    RESULTS_FILE,
+    EvaluatedWeights,
+    detections_to_results,
+    evaluate_coco,
+    explain_results,
+    finite_scalars,
+    forget_weights,
+    log_results,
+    note_weights,
+    write_explanations,
+    write_results,
+)
+from zenith_det.training import averaging
+from zenith_det.training.distributed import (
+    agree_on_maximum,
+    all_gather_objects,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
+from zenith_det.training.events import EventStorage
+from zenith_det.training.progress import EvaluationProgress
+from zenith_det.training.stopping import EvaluationStopped
+from zenith_det.training.validation_loss import validation_losses, without_augmentation
+
+logger = logging.getLogger(__name__)
+
+#: The category id of a class that a test set lacks.
+ABSENT = -1
+
+
+def tasks_of(cfg: Any) -> tuple[str, ...]:
+    """The COCO tasks that the configured model answers."""
+    tasks = ["bbox"]
+    if cfg.MODEL.MASK_ON:
+        tasks.append("segm")
+    if cfg.MODEL.KEYPOINT_ON:
+        tasks.append("keypoints")
+    return tuple(tasks)
+
+
+def category_ids(dataset: CocoDataset) -> list[int]:
+    """The set's own category id of each of the model's classes.
+
+    A class that this set lacks can still be predicted: :data:`ABSENT` makes it a detection without ground truth,
+    which COCO leaves out of the mean.
+    """
+    own = dataset.metadata.contiguous_id_to_thing_dataset_id
+    return [own.get(i, ABSENT) for i in range(len(dataset.metadata.thing_classes))]
+
+
+@torch.no_grad()
+def predict(
+    engine: Engine,
+    cfg: CfgNode,
+    model: nn.Module,
+    test_set: TestSet,
+    should_stop: Callable[[], int] = lambda: 0,
+) -> list[dict[str, Any]]:
+    """Detections on every image of a checked set in COCO's result format, gathered on all ranks.
+
+    Args:
+        model: in evaluation mode.
+        test_set: ``TEST.MAX_IMAGES`` limits its images.
+        should_stop: asked after each image; anything but 0 breaks off.
+
+    Raises:
+        EvaluationStopped: any rank was told to stop; raised on all.
+    """
+    assert test_set.dataset is not None
+    records = test_set.records(cfg.TEST.MAX_IMAGES)
+    own = category_ids(test_set.dataset)
+    # As Detectron2 does: evaluation is in float32, whatever SOLVER.AMP says.
+    autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], enabled=False)
+    results: list[dict[str, Any]] = []
+    total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
+    samples = TestDataset(records, engine.test_mapper(cfg, [test_set.name]))
+    batches = one_by_one(cfg, samples, range(len(records)))
+    with EvaluationProgress(total, test_set.label) as progress, autocast:
+        for batch in batches:
+            for sample, output in zip(batch, model(batch)):
+                found = engine.detections(output)
+                results += detections_to_results(
+                    sample["image_id"],
+                    found["boxes"],
+                    found["scores"],
+                    found["classes"],
+                    own,
+                    masks=found.get("masks"),
+                    keypoints=found.get("keypoints"),
+                )
+            progress.update(len(batch))
+            if should_stop():
+                break
+    if any(agree_on_maximum([should_stop()])):
+        raise EvaluationStopped
+    if get_world_size() > 1:
+        results = [r for part in all_gather_objects(results) for r in part]
+        results.sort(key=lambda r: r["image_id"])
+    return [r for r in results if r["category_id"] != ABSENT]
+
+
+def score_results(
+    dataset: CocoDataset,
+    results: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    image_ids: Collection[int],
+    *,
+    oks_sigmas: Sequence[float] | None,
+    score_threshold: float | None,
+    weights: tuple[int, int] | None = None,
+    max_dets_per_image: int = 100,
+) -> tuple[OrderedDict[str, dict[str, float]], list[str]]:
+    """The COCO metrics of detections, and what explains an AP of 0.
+
+    Args:
+        results: on ``image_ids``, in COCO's result format.
+        oks_sigmas: default: the set's own.
+        score_threshold: the one the model applied.
+        weights: (loaded, all) tensors of the model.
+
+    Returns:
+        task -> metric -> percent, and lines.
+    """
+    truth = coco_ground_truth(dataset)
+    names = zip(dataset.metadata.thing_classes, category_ids(dataset))
+    scores = evaluate_coco(
+        truth,
+        results,
+        tasks,
+        class_names=[name for name, own in names if own != ABSENT],
+        oks_sigmas=oks_sigmas or dataset.metadata.keypoint_oks_sigmas or None,
+        max_dets_per_image=max_dets_per_image,
+        image_ids=image_ids,
+    )
+    explanations = explain_results(
+        scores, truth, results, score_threshold=score_threshold, weights=weights, image_ids=image_ids
+    )
+    return scores, explanations
+
+
+def evaluate(
+    engine: Engine,
+    cfg: CfgNode,
+    model: nn.Module,
+    test_set: TestSet,
+    folder: Path,
+    weights: tuple[int, int] | None = None,
+    should_stop: Callable[[], int] = lambda: 0,
+    of: EvaluatedWeights | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Predict, write ``coco_instances_results.json``, compute and print the COCO metrics.
+
+    ``evaluated.json`` says which weights these detections are of.
+
+    Args:
+        folder: for both files.
+        weights: (loaded, all) tensors, for explaining an AP of 0.
+        should_stop: see :func:`predict`, also for what it raises.
+        of: which weights the model has, to be noted beside the detections.
+
+    Returns:
+        Scalars such as ``bbox/AP`` (percent; an AP without ground truth is left out), and the results. On
+        ranks other than the main one both are empty.
+    """
+    results = predict(engine, cfg, model, test_set, should_stop)
+    if not is_main_process():
+        return {}, []
+    forget_weights(folder)
+    write_results(results, folder / RESULTS_FILE)
+    if of is not None:
+        note_weights(folder, of)
+    assert test_set.dataset is not None
+    scores, explanations = score_results(
+        test_set.dataset,
+        results,
+        tasks_of(cfg),
+        {record["image_id"] for record in test_set.records(cfg.TEST.MAX_IMAGES)},
+        oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
+        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        weights=weights,
+    )
+    write_explanations(folder, explanations)
+    log_results(scores, explanations, run=cfg.OUTPUT_DIR)
+    return finite_scalars(scores), results
+
+
+def validation_loss(
+    engine: Engine,
+    cfg: CfgNode,
+    model: nn.Module,
+    test_set: TestSet,
+    seed: int,
+    should_stop: Callable[[], int] = lambda: 0,
+) -> dict[str, float]:
+    """The training losses on a test set at the test size, without augmentation, one image at a time.
+
+    See :func:`zenith_det.training.validation_loss.validation_losses`.
+
+    Raises:
+        EvaluationStopped: any rank was told to stop; raised on all.
+    """
+    still = without_augmentation(cfg)
+    records = test_set.records(cfg.TEST.MAX_IMAGES)
+    if test_set.dataset is not None:
+        records = known_classes(records, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    samples = TrainingDataset(records, engine.training_mapper(still, [test_set.name], test_set.metadata))
+    batches = one_by_one(cfg, samples, [(index, index) for index in range(len(records))])
+    with engine.recording(EventStorage()):  # what the model logs by itself is not training's
+        losses = validation_losses(model, batches, seed=seed, should_stop=should_stop)
+    if any(agree_on_maximum([should_stop()])):
+        raise EvaluationStopped
+    return losses
+
+
+class Evaluator:
+    """Evaluates the models of a run on its test sets.
+
+    Args:
+        test_sets: of the run.
+        output_dir: of the run.
+
+    Attributes:
+        results: of the last evaluation (of averaged weights, where there are any), on the first test set, in
+            COCO's format; of the main process. ``None`` before one, and for a set that only the engine knows.
+    """
+
+    def __init__(self, engine: Engine, test_sets: Sequence[TestSet], output_dir: Path) -> None:
+        self.engine = engine
+        self.test_sets = test_sets
+        self.output_dir = output_dir
+        self.results: list[dict[str, Any]] | None = None
+
+    def __call__(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        *,
+        averaged: bool = False,
+        iteration: int | None = None,
+        file: str = "",
+        seed: int | None = None,
+        weights: tuple[int, int] | None = None,
+        should_stop: Callable[[], int] = lambda: 0,
+    ) -> dict[str, float]:
+        """Scalars of all test sets; with several, each set's begin with its name.
+
+        Args:
+            model: in evaluation mode, not wrapped by DDP.
+            averaged, iteration, file: which weights it has, see :class:`EvaluatedWeights`.
+            seed: of the run, for ``TEST.VALIDATION_LOSS``; ``None``: without it.
+            weights: see :func:`evaluate`.
+
+        Raises:
+            EvaluationStopped: any rank was told to stop; raised on all.
+        """
+        scalars: dict[str, float] = {}
+        # Weights of a file are evaluated in the run's own folder, averaged ones, too.
+        parent = self.output_dir / averaging.FOLDER if averaged and not file else self.output_dir
+        several = len(self.test_sets) > 1
+        for number, one in enumerate(self.test_sets):
+            folder = parent / "inference" / one.label if several else parent / "inference"
+            of = EvaluatedWeights(one.label, averaged, iteration, file)
+            if one.dataset is None:
+                found, results = self.engine.evaluate_other(cfg, model, one, folder), None
+            else:
+                found, results = evaluate(self.engine, cfg, model, one, folder, weights, should_stop, of)
+            if cfg.TEST.VALIDATION_LOSS and seed is not None:
+                found = found | validation_loss(self.engine, cfg, model, one, seed, should_stop)
+            scalars |= {f"{one.label}/{key}" if several else key: value for key, value in found.items()}
+            if number == 0:
+                self.results = results
+        return scalars
