@@ -11,13 +11,13 @@ import pytest
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from zenith_det.engines.detectron2_engine.run import _count_images
 
 from tests.engines.detectron2_engine.d2_helpers import synthetic_set
 from zenith_det.config import LoadedConfig
 from zenith_det.data.synthetic import SHAPE_NAMES
 from zenith_det.engines.detectron2_engine import foreign_data, load_config_file
 from zenith_det.engines.detectron2_engine.data import register_datasets
+from zenith_det.engines.detectron2_engine.engine import ENGINE
 from zenith_det.errors import ConfigError, DatasetError, UserError
 
 pytestmark = pytest.mark.detectron2
@@ -103,7 +103,7 @@ def test_what_the_reading_lacks_is_one_line(registered: dict[str, Any], error: E
     with pytest.raises(
         DatasetError, match=r"zd_foreign \(DATASETS.TRAIN, command line\) can't be read: .*(a.txt|lvis)"
     ):
-        _count_images(load_config_file("", ["DATASETS.TRAIN", "('zd_foreign',)"]))
+        ENGINE.training_set(load_config_file("", ["DATASETS.TRAIN", "('zd_foreign',)"]))
 
 
 @pytest.mark.parametrize("name", [VOC, CITYSCAPES, LVIS])
