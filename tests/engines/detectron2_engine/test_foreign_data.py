@@ -95,7 +95,11 @@ def test_a_missing_library_is_one_line(
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "a.txt"), ImportError("no lvis")])
-def test_what_the_reading_lacks_is_one_line(registered: dict[str, Any], error: Exception) -> None:
+def test_what_the_reading_lacks_is_one_line(
+    registered: dict[str, Any], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_data, "_LIBRARIES", {})  # what is known to be missing is told before
+
     def read() -> list[Any]:
         raise error
 
