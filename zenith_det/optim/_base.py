@@ -22,6 +22,7 @@ from ._update import Scalars, fused_supports
 from ._watch import HistoryWatch, StreakReader
 
 __all__ = [
+    "HISTORY_KEY",
     "Batch",
     "ZenithOptimizer",
     "as_scalar",

@@ -61,7 +61,7 @@ class ZENITH(ZenithOptimizer):
       trainer clips before ``step()``, call :meth:`record_norm` before it does.
     * ``group["lr"]`` is never written, so any scheduler composes; see :meth:`effective_lrs`.
     * A step whose norm is inf or NaN is skipped whole: parameters, momentum and history stay. Squares are
-      added in float32: a norm beyond 1e19 counts as infinite.
+      added in float32, those of float64 gradients in float64: a norm beyond 1e19 (1e154) counts as infinite.
     * If all norms so far are 0, the ratio is 1.
     * ``norm_source="momentum"``: :math:`n_t = \lVert b_{t-1} \rVert_2`, the momentum as step :math:`t-1` left
       it, since :math:`b_t` is formed in the same pass that needs :math:`\eta_t`. It has less mini-batch
@@ -72,7 +72,7 @@ class ZENITH(ZenithOptimizer):
     Args:
         params: parameters, ``named_parameters()`` or groups, as for every torch optimizer. Groups may set
             their own ``lr``, ``momentum``, ``nesterov``, ``weight_decay``, ``maximize`` and ``fused``; norm
-            and ratio are one.
+            and ratio are one, and so are the other options.
         lr: :math:`\eta_0`, >= 0; a float or a 1-element tensor. It has to be reasonable: the ratio only
             lowers it.
         momentum: :math:`\mu`, in [0, 1).
@@ -90,7 +90,8 @@ class ZENITH(ZenithOptimizer):
             ``max_norm``.
         max_nonfinite_steps: so many skipped steps in a row raise ``FloatingPointError``, >= 1.
         fused: None takes torch's fused kernel (CPU, CUDA) wherever it can; False never; True raises where it
-            can't.
+            can't. With True ``GradScaler`` also leaves it to the kernel to unscale and to skip, as for torch's fused
+            optimizers: the host doesn't wait, and skipped steps are counted here.
         maximize: ascend instead of descend.
 
     Raises:
@@ -102,6 +103,10 @@ class ZENITH(ZenithOptimizer):
     ``ratio``, ``grad_norm`` (0-dim float64) and ``counts`` (4, int64: recorded, finite, skipped, skipped in a
     row).
 
+    **Other optimizers' states.** ``torch.optim.SGD`` loads this one's state and goes on, and the other way round.
+    From and to AdamW and :class:`ZENITHAdamW` the options stay the constructor's and momentum starts anew; for torch's
+    classes see :func:`accept_other_states`.
+
     **State for logging.** :meth:`zenith_state` and :meth:`effective_lrs`; both wait for the device,
     ``step()`` doesn't: on CUDA it never reads anything back (but a sparse gradient is coalesced, which waits
     inside torch).
@@ -112,10 +117,12 @@ class ZENITH(ZenithOptimizer):
     body.
 
     **Distributed.** DDP: every rank has the same gradient, hence the same ratio, and nothing is communicated.
-    FSDP2 and other DTensors: the norm is the global one, for one more all-reduce of a scalar.
+    FSDP2 and other DTensors: the norm is the global one, for one more all-reduce of a scalar. FSDP1 and
+    ``ZeroRedundancyOptimizer`` hand over parts that don't tell of the rest: refused, in more than one process.
 
     **torch.compile.** ``torch.compile(optimizer.step, fullgraph=True)`` works; make ``lr`` a tensor if a
-    scheduler changes it. In compiled steps ``max_nonfinite_steps`` isn't looked at: see
+    scheduler changes it, and the scheduler after compiling: it puts a wrapper around ``step`` that can't be compiled
+    (and warns without reason that it was stepped first, as it doesn't see the compiled ``step``). In compiled steps ``max_nonfinite_steps`` isn't looked at: see
     ``consecutive_nonfinite`` in :meth:`zenith_state`.
 
     Example::

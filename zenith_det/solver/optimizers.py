@@ -11,7 +11,7 @@ from torch import nn
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH as ZenithOptimizer
 from zenith_det.optim import ZENITHAdamW as ZenithAdamWOptimizer
-from zenith_det.optim import zenith_of
+from zenith_det.optim import accept_other_states, zenith_of
 from zenith_det.solver.clipping import add_gradient_clipping, make_clipper
 from zenith_det.solver.param_groups import get_param_groups
 from zenith_det.solver.registry import OPTIMIZER_REGISTRY
@@ -29,6 +29,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
         ConfigError: an unknown name, a library that is missing, or values that the optimizer can't take.
     """
     optimizer: torch.optim.Optimizer = OPTIMIZER_REGISTRY.get(cfg.SOLVER.OPTIMIZER)(cfg, model)
+    accept_other_states(optimizer)
     return optimizer
 
 

@@ -12,9 +12,12 @@ import torch
 
 pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see docs/DETECTRON2.md")
 
+from detectron2 import model_zoo
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.engine import SimpleTrainer, hooks
+from omegaconf import DictConfig
 
+import zenith_det.lazy
 from tests.engines.detectron2_engine.d2_helpers import (
     KnownGradient,
     KnownTrainer,
@@ -27,7 +30,7 @@ from zenith_det.config import add_zenith_config
 from zenith_det.engines.detectron2_engine import ZenithMetrics, load_config_file
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.lazy import WarmupThenConstant
-from zenith_det.optim import ZENITH
+from zenith_det.optim import ZENITH, ZENITHAdamW, zenith_of
 
 pytestmark = pytest.mark.detectron2
 
@@ -117,7 +120,6 @@ def test_each_config_file_has_nodes_of_its_own(tmp_path: Path) -> None:
     untouched = LazyConfig.load(str(tmp_path / "two.py"))
     assert untouched.optimizer.window == 100
     assert untouched.optimizer._target_ is ZENITH or "ZENITH" in str(untouched.optimizer._target_)
-    import zenith_det.lazy
 
     with pytest.raises(AttributeError, match="no attribute 'optimiser'"):
         zenith_det.lazy.optimiser  # noqa: B018
@@ -163,3 +165,53 @@ def test_import_of_the_package_stays_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert known_cfg(Path()).SOLVER.OPTIMIZER == "ZENITH"
+
+
+def one_layer() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+
+
+def test_nodes_scale_each_groups_lr() -> None:
+    """ViTDet's and detrex's lr_factor_func, bias_lr_factor: they start from base_lr."""
+    for name in ("optimizer", "adamw"):
+        node = getattr(zenith_det.lazy, name)
+        node.lr = 0.01
+        node.params.model = one_layer()
+        node.params.lr_factor_func = lambda name: 0.5 if name == "0.weight" else 1.0
+        made = instantiate(node)
+        assert sorted(group["lr"] for group in made.param_groups) == [0.005, 0.01, 0.01]
+        node = getattr(zenith_det.lazy, name)
+        node.params.model, node.params.bias_lr_factor = one_layer(), 2.0
+        lrs = {group["lr"] for group in instantiate(node).param_groups}
+        assert lrs == {node.lr, 2 * node.lr}
+
+
+def test_zenithadamw_takes_the_betas_of_a_config() -> None:
+    node = model_zoo.get_config("common/optim.py").AdamW
+    node._target_ = ZENITHAdamW
+    node.params.model = one_layer()
+    made = instantiate(node)
+    assert all(group["betas"] == (0.9, 0.999) for group in made.param_groups)
+    node = zenith_det.lazy.adamw
+    node.params.model, node.betas = one_layer(), [0.8, 0.95]
+    assert instantiate(node).param_groups[0]["betas"] == (0.8, 0.95)
+
+
+def test_the_ratio_goes_over_any_node(tmp_path: Path) -> None:
+    of_detectron2 = model_zoo.get_config("common/optim.py").AdamW
+    node = zenith_det.lazy.zenith_over(of_detectron2, window=7)
+    assert of_detectron2._target_ is torch.optim.AdamW
+    LazyConfig.save(
+        DictConfig({"optimizer": node}, flags={"allow_objects": True}), str(tmp_path / "saved.yaml")
+    )
+    for one in (node, LazyConfig.load(str(tmp_path / "saved.yaml")).optimizer):
+        one.params.model, one.lr = one_layer(), 0.3
+        made = instantiate(one)
+        assert type(made) is torch.optim.AdamW
+        assert made.param_groups[0]["lr"] == 0.3
+        zenith = zenith_of(made)
+        assert zenith is not None
+        assert "window=7" in repr(zenith)
+    for wrong in (node, zenith_det.lazy.optimizer, {"lr": 1.0}):
+        with pytest.raises(ValueError, match="zenith_over"):
+            zenith_det.lazy.zenith_over(wrong)

@@ -32,7 +32,7 @@ from tests.engines.detectron2_engine.d2_helpers import (
 from tests.optim.literal_zenith import LiteralZenith
 from zenith_det.engines.detectron2_engine import ZenithTrainer, ZenithTrainerMixin
 from zenith_det.errors import ConfigError
-from zenith_det.optim import ZENITH, ZenithRatio, zenith_of
+from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, zenith_of
 
 pytestmark = pytest.mark.detectron2
 
@@ -174,7 +174,7 @@ def test_every_shape_of_project_trains_at_the_lr_of_the_definition(
         assert [group["initial_lr"] for group in built.param_groups] == pytest.approx(base)
         trace = trace_of(trainer)
     theirs = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}[update]
-    assert isinstance(built, theirs if optimizer else ZENITH)
+    assert isinstance(built, theirs if optimizer else (ZENITH, ZENITHAdamW))
     told = [line for line in lines if OVER in line]
     assert len(told) == int(optimizer)
     assert not optimizer or f": {type(built).__name__}, with its 2 parameter groups" in told[0]

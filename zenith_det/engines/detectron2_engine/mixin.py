@@ -34,6 +34,7 @@ from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.device import amp_dtype, make_grad_scaler, use_deterministic_algorithms
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import ConfigError
+from zenith_det.optim import accept_other_states
 from zenith_det.solver import build_lr_scheduler, build_optimizer, tell_of_decay
 
 logger = logging.getLogger(__name__)
@@ -183,11 +184,13 @@ class ZenithTrainerMixin:
                 cls,
                 lambda: super(ZenithTrainerMixin, cls).build_optimizer(cfg, model),  # type: ignore[misc]
             )
+            accept_other_states(projects)
             return projects
         clip = cfg.SOLVER.CLIP_GRADIENTS
         # Detectron2 itself has no clipping of the whole model's norm.
         if cfg.SOLVER.OPTIMIZER == "SGD" and not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
             optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)  # type: ignore[misc]
+            accept_other_states(optimizer)
         else:
             optimizer = build_optimizer(cfg, model)
         leave_as_it_is(optimizer)
