@@ -122,7 +122,8 @@ class ZENITH(ZenithOptimizer):
 
     **torch.compile.** ``torch.compile(optimizer.step, fullgraph=True)`` works; make ``lr`` a tensor if a
     scheduler changes it, and the scheduler after compiling: it puts a wrapper around ``step`` that can't be compiled
-    (and warns without reason that it was stepped first, as it doesn't see the compiled ``step``). In compiled steps ``max_nonfinite_steps`` isn't looked at: see
+    (and warns without reason that it was stepped first, as it doesn't see the compiled ``step``).
+    In compiled steps ``max_nonfinite_steps`` isn't looked at: see
     ``consecutive_nonfinite`` in :meth:`zenith_state`.
 
     Example::
