@@ -64,7 +64,7 @@ def describe(name: str, module: str) -> Iterator[str]:
     if isinstance(node, str):
         yield from (markdown(node), "")
     elif isinstance(node, ast.ClassDef):
-        methods = [method for method in node.body if isinstance(method, ast.FunctionDef)]
+        methods = list(methods_of(home, node).values())
         made = next((method for method in methods if method.name == "__init__"), None)
         yield from code_block(signature(name, made) if made else f"class {name}")
         yield from text_of(node)
@@ -77,6 +77,19 @@ def describe(name: str, module: str) -> Iterator[str]:
     else:
         yield from code_block(signature(name, node))
         yield from text_of(node)
+
+
+def methods_of(module: str, node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
+    """A class's methods by name, those that it has from this package's classes included."""
+    found = {method.name: method for method in node.body if isinstance(method, ast.FunctionDef)}
+    for base in node.bases:
+        try:
+            home, definition = find(module, ast.unparse(base))
+        except (LookupError, OSError):  # of another library
+            continue
+        if isinstance(definition, ast.ClassDef):
+            found = {**found, **{k: v for k, v in methods_of(home, definition).items() if k not in found}}
+    return found
 
 
 def signature(name: str, function: ast.FunctionDef) -> str:
