@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,8 +16,13 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def memory_of(value: Any) -> int:
-    """The bytes of all tensors in dicts and lists of any depth."""
+    """The bytes of all tensors in dicts and lists of any depth; one that is there twice counts once, as in a file."""
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in _tensors_in(value)}.values())
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
+        yield value
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(memory_of, values))
+    for one in values:
+        yield from _tensors_in(one)
