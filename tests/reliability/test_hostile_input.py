@@ -261,7 +261,7 @@ def test_check_dataset_on_a_hostile_file(tmp_path: Path) -> None:
 def test_check_dataset_lists_the_bad_records_and_goes_on(tmp_path: Path) -> None:
     data = content()
     data["images"][1]["file_name"] = "/etc/hostname"
-    data["annotations"][2]["bbox"] = [float("nan")] * 4
+    data["annotations"][2] |= {"bbox": [float("nan")] * 4, "segmentation": []}
     json_file, images = write(tmp_path, data)
     done = run_tool(
         "tools/check_dataset.py", "--json", json_file, "--images", images, "--max-bad-images", "1"

@@ -70,7 +70,7 @@ def describe(folder: Path, dataset: CocoDataset) -> None:
 
 def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
     data = builders.content(3)
-    data["annotations"][0]["bbox"] = [5, 5, 0, 10]
+    data["annotations"][0] |= {"bbox": [5, 5, 0, 10], "segmentation": []}
     data["images"][2]["file_name"] = "gone.png"
     json_file, images = builders.write(tmp_path / "data", data)
     keys = ["DATASETS.VAL_JSON", json_file, "DATASETS.VAL_IMAGES", images, "DATASETS.MAX_BAD_IMAGES", 1]
@@ -90,7 +90,7 @@ def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
 def test_suspicious_boxes_are_told_with_the_data(tmp_path: Path) -> None:
     data = builders.content(1)
     data["annotations"] = [
-        {**data["annotations"][0], "id": i, "bbox": [0.2, 0.3, 0.1, 0.2]} for i in range(12)
+        {**data["annotations"][0], "id": i, "bbox": [5.2, 5.3, 0.1, 0.2]} for i in range(12)
     ]
     folder = write_run(tmp_path / "run", [])
     describe(folder, load_coco_dataset(builders.write(tmp_path / "data", data)))

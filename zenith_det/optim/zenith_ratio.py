@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
@@ -132,7 +133,8 @@ class ZenithRatio:
         self._streak = StreakReader()
         self._watch = HistoryWatch()
         self._late = _RatioOfTheStepBefore()
-        self._depth = 0
+        self._outermost: FrameType | None = None
+        self._left_out: list[tuple[Tensor, Tensor]] = []
         self._in_step = False
         self._open: list[tuple[dict[str, Any], Any, Any]] = []  # group, its owner's LR, this step's LR
         self._set_attributes: dict[str, Any] = {}
@@ -188,11 +190,10 @@ class ZenithRatio:
     ) -> Any:
         if self._in_step:
             return None
-        if self._depth >= _hooked_steps(type(optimizer)):  # left by an exception
-            self._depth = 0
-        self._depth += 1
-        if self._depth > 1:
+        frame = sys._getframe(1)  # of the class's step; the outermost one's is no longer running if it raised
+        if self._outermost is not None and _is_running(self._outermost, frame):
             return None
+        self._outermost = frame
         _, rest, kwargs = _with_gradients(args[1:], kwargs)
         if not self._begin():
             # Without gradients every optimizer leaves everything as it is.
@@ -200,16 +201,13 @@ class ZenithRatio:
         return args[:1] + rest, kwargs
 
     def _after_a_class_has_stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._in_step or self._depth == 0:
+        if self._in_step or sys._getframe(1) is not self._outermost:
             return
-        self._depth -= 1
-        if self._depth == 0:
-            for param, grad in self._left_out:
-                param.grad = grad
-            self._left_out = []
-            self._end()
-
-    _left_out: list[tuple[Tensor, Tensor]] = []
+        self._outermost = None
+        for param, grad in self._left_out:
+            param.grad = grad
+        self._left_out = []
+        self._end()
 
     @torch.no_grad()
     def _begin(self) -> bool:
@@ -497,9 +495,11 @@ def _take_gradients(optimizer: Optimizer) -> list[tuple[Tensor, Tensor]]:
     return taken
 
 
-def _hooked_steps(kind: type) -> int:
-    """In how many classes of an optimizer's torch has put its hooks around ``step``."""
-    return sum(hasattr(vars(base).get("step"), "hooked") for base in kind.__mro__)
+def _is_running(frame: FrameType, within: FrameType | None) -> bool:
+    """Whether ``frame`` is ``within`` or one that has called it."""
+    while within is not None and within is not frame:
+        within = within.f_back
+    return within is not None
 
 
 def _is_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:

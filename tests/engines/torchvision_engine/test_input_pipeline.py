@@ -12,11 +12,8 @@ from pycocotools import mask as mask_api
 
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata
-from zenith_det.engines.torchvision_engine.input_pipeline import (
-    TrainingDataset,
-    TrainingMapper,
-    shortest_edge_size,
-)
+from zenith_det.engines.batches import TrainingDataset
+from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper, shortest_edge_size
 from zenith_det.engines.torchvision_engine.masks import polygons_to_bitmap
 from zenith_det.errors import DatasetError
 
