@@ -24,7 +24,7 @@ from zenith_det.engines.lr_range_test import (
     set_base_lr,
 )
 from zenith_det.errors import ConfigError
-from zenith_det.training.starting import Start
+from zenith_det.training.course.starting import Start
 
 LRS = np.geomspace(1e-4, 10.0, ITERATIONS)
 

@@ -30,7 +30,7 @@ from zenith_det.engines.detectron2_engine.models import connect_top_level
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.training.weights import read_weights
+from zenith_det.training.checkpoints.weights import read_weights
 
 pytestmark = pytest.mark.detectron2
 

@@ -41,8 +41,8 @@ from tests.reliability.ranks import ranks  # noqa: E402
 from zenith_det import cli  # noqa: E402
 from zenith_det.engines import evaluating, run  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
-from zenith_det.training import bad_steps  # noqa: E402
-from zenith_det.training.distributed import restart_count  # noqa: E402
+from zenith_det.training.failures import bad_steps  # noqa: E402
+from zenith_det.training.processes.distributed import restart_count  # noqa: E402
 
 
 class Faults:

@@ -84,8 +84,8 @@ def fuzz(target: str, corpus: Path, work: Path, seconds: int) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         import zenith_det.config
         import zenith_det.data
-        import zenith_det.training.checkpoint
-        import zenith_det.training.weights  # noqa: F401
+        import zenith_det.training.checkpoints.checkpoint
+        import zenith_det.training.checkpoints.weights  # noqa: F401
     from tests.reliability.fuzz_targets import RUN, prepare
 
     logging.disable(logging.CRITICAL)

@@ -36,7 +36,8 @@ from zenith_det import cli  # noqa: E402
 from zenith_det.data.synthetic import split_files  # noqa: E402
 from zenith_det.engines import evaluating, run_pictures  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
-from zenith_det.training import bad_steps, checkpoint  # noqa: E402
+from zenith_det.training.checkpoints import checkpoint  # noqa: E402
+from zenith_det.training.failures import bad_steps  # noqa: E402
 
 PHASES = ("step", "save", "evaluation")
 MAX_ITER, SAVE_PERIOD, EVAL_PERIOD = 24, 4, 8

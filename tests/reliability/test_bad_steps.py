@@ -12,8 +12,8 @@ import torch
 
 from tests.reliability import runs
 from zenith_det.optim import ZENITH, ZENITHAdamW
-from zenith_det.training import bad_steps
-from zenith_det.training.bad_steps import StepGuard, count_only_finite, explain
+from zenith_det.training.failures import bad_steps
+from zenith_det.training.failures.bad_steps import StepGuard, count_only_finite, explain
 
 ITERATIONS = 130
 KINDS = ("gradient", "gradient", "loss", "forward")

@@ -23,7 +23,7 @@ from zenith_det.data import DatasetMetadata, examine_coco_dataset, image_files
 from zenith_det.data.problems import Fault
 from zenith_det.data.segmentations import check_polygons
 from zenith_det.errors import DatasetError, UserError, one_line
-from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
+from zenith_det.training.checkpoints.checkpoint import Checkpointer, load_checkpoint
 
 from .hostile_files import HOSTILE, Calls, Hostile, written, zipped
 from .readers import assert_printable

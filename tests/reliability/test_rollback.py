@@ -11,8 +11,8 @@ import torch
 
 from tests.reliability import runs
 from zenith_det.config import get_cfg
-from zenith_det.training.divergence import LossWatch
-from zenith_det.training.recovery import Recovery
+from zenith_det.training.failures.divergence import LossWatch
+from zenith_det.training.failures.recovery import Recovery
 
 COMMON = {
     "SOLVER__MAX_ITER": 60,

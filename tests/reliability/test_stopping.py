@@ -11,7 +11,7 @@ import pytest
 
 from tests.reliability import runs
 from zenith_det.errors import ConfigError
-from zenith_det.training.stopping import parse_duration
+from zenith_det.training.processes.stopping import parse_duration
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)

@@ -16,7 +16,7 @@ from PIL import Image
 from zenith_det.errors import UserError
 from zenith_det.report import curves
 from zenith_det.report.curves import plot_curves, plot_curves_compare, smooth
-from zenith_det.training.metrics_file import by_test_set, read_metrics
+from zenith_det.training.course.metrics_file import by_test_set, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import torch
 
 from zenith_det.optim import ZENITH
 from zenith_det.report.diagnosis import diagnose
-from zenith_det.training.metrics_file import read_metrics
-from zenith_det.training.zenith_metrics import optimizer_scalars
+from zenith_det.training.course.metrics_file import read_metrics
+from zenith_det.training.logs.zenith_metrics import optimizer_scalars
 
 WINDOW = 50
 

@@ -25,8 +25,8 @@ from zenith_det.engines.predictor import Predictor
 from zenith_det.engines.selection import select_engine
 from zenith_det.errors import UserError
 from zenith_det.report.pictures import Instances, draw_instances
-from zenith_det.training import averaging
-from zenith_det.training.logging_setup import setup_logging
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.logs.logging_setup import setup_logging
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}

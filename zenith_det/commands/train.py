@@ -14,8 +14,8 @@ from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.selection import EngineChoice, select_engine
 from zenith_det.errors import ConfigError
-from zenith_det.training.distributed import launch, restart_count
-from zenith_det.training.stopping import parse_duration
+from zenith_det.training.processes.distributed import launch, restart_count
+from zenith_det.training.processes.stopping import parse_duration
 
 EPILOG = """
 examples:

@@ -14,7 +14,7 @@ from zenith_det.comparing.results import TASKS, Comparison, Group
 from zenith_det.comparing.statistics import t_975
 from zenith_det.report.curves import line_style, smooth
 from zenith_det.report.figures import INK, Picture, draw, svg_dashes
-from zenith_det.training.metrics_file import Series
+from zenith_det.training.course.metrics_file import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from zenith_det.comparing.runner import LOG_FILE, Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
-from zenith_det.training.metrics_file import Series, by_test_set, read_metrics
+from zenith_det.training.course.metrics_file import Series, by_test_set, read_metrics
 
 logger = logging.getLogger(__name__)
 

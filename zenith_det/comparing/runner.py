@@ -24,7 +24,7 @@ import psutil
 from zenith_det.comparing.plan import Run
 from zenith_det.errors import RunStopped, TrainingDivergedError, UserError, one_line
 from zenith_det.files import write_whole
-from zenith_det.training.metrics_file import read_metrics
+from zenith_det.training.course.metrics_file import read_metrics
 
 RESULT_FILE = "result.json"
 LOG_FILE = "train.log"

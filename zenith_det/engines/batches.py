@@ -14,8 +14,8 @@ from zenith_det import cli
 from zenith_det.config import CfgNode
 from zenith_det.engines.engine import Batch, Record, Sample, TrainingSet
 from zenith_det.errors import DatasetError
-from zenith_det.training.distributed import get_rank, get_world_size
-from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
+from zenith_det.training.processes.distributed import get_rank, get_world_size
+from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints
 from zenith_det.data.overview import notes, overview_table
 from zenith_det.data.statistics import STATISTICS_FILE, InputSize, SetStatistics, count_set, to_json
 from zenith_det.files import write_whole
-from zenith_det.training.distributed import is_main_process
+from zenith_det.training.processes.distributed import is_main_process
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 
 from zenith_det.config import LoadedConfig
 from zenith_det.errors import ConfigError
-from zenith_det.training.distributed import get_world_size
+from zenith_det.training.processes.distributed import get_world_size
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import nn
 from zenith_det.config import CfgNode, LoadedConfig
 from zenith_det.data import CocoDataset, DatasetMetadata
 from zenith_det.engines.data_description import DataDescription
-from zenith_det.training.events import EventStorage
+from zenith_det.training.logs.events import EventStorage
 
 #: A dataset's entry for one image; the fields of those that this toolkit reads are Detectron2's.
 Record = dict[str, Any]

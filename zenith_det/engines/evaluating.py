@@ -28,18 +28,18 @@ from zenith_det.evaluation import (
     write_explanations,
     write_results,
 )
-from zenith_det.training import averaging
-from zenith_det.training.distributed import (
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.course.validation_loss import validation_losses, without_augmentation
+from zenith_det.training.logs.events import EventStorage
+from zenith_det.training.logs.progress import EvaluationProgress
+from zenith_det.training.processes.distributed import (
     agree_on_maximum,
     all_gather_objects,
     get_rank,
     get_world_size,
     is_main_process,
 )
-from zenith_det.training.events import EventStorage
-from zenith_det.training.progress import EvaluationProgress
-from zenith_det.training.stopping import EvaluationStopped
-from zenith_det.training.validation_loss import validation_losses, without_augmentation
+from zenith_det.training.processes.stopping import EvaluationStopped
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def validation_loss(
 ) -> dict[str, float]:
     """The training losses on a test set at the test size, without augmentation, one image at a time.
 
-    See :func:`zenith_det.training.validation_loss.validation_losses`.
+    See :func:`zenith_det.training.course.validation_loss.validation_losses`.
 
     Raises:
         EvaluationStopped: any rank was told to stop; raised on all.

@@ -10,7 +10,7 @@ from zenith_det.config import LoadedConfig
 from zenith_det.engines.engine import Engine
 from zenith_det.engines.probe import make_trainer
 from zenith_det.optim import global_norm
-from zenith_det.training.seeding import seed_step
+from zenith_det.training.course.seeding import seed_step
 
 __all__ = ["GradientNoise", "measure"]
 

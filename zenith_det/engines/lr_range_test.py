@@ -20,9 +20,9 @@ from zenith_det.config import LoadedConfig
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS
 from zenith_det.errors import ConfigError, UserError
 from zenith_det.files import write_whole
-from zenith_det.training.distributed import get_world_size
-from zenith_det.training.resuming import scaled_lr
-from zenith_det.training.starting import Start
+from zenith_det.training.course.resuming import scaled_lr
+from zenith_det.training.course.starting import Start
+from zenith_det.training.processes.distributed import get_world_size
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
     """Do what ``SOLVER.ZENITH.AUTO_LR`` asks for: put η₀ in its place.
 
     A new run tests and leaves the curve in ``OUTPUT_DIR``. A resumed run keeps its own η₀; where
-    ``SOLVER.IMS_PER_BATCH`` has changed, see :func:`~zenith_det.training.resuming.scaled_lr`.
+    ``SOLVER.IMS_PER_BATCH`` has changed, see :func:`~zenith_det.training.course.resuming.scaled_lr`.
 
     Args:
         loaded: with the device resolved; ``SOLVER.BASE_LR`` is set, ``AUTO_LR`` turned off.

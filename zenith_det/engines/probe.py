@@ -13,9 +13,9 @@ from zenith_det.engines.lr_range_test import CYCLE, lr_setter
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.trainer import Progress, Trainer
 from zenith_det.solver import build_lr_scheduler, build_optimizer, train_mode
-from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.seeding import seed_all
+from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
+from zenith_det.training.course.seeding import seed_all
 
 __all__ = ["iteration_of", "lr_probe", "make_trainer"]
 

@@ -31,14 +31,32 @@ from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.evaluation import check_expected
 from zenith_det.solver import build_lr_scheduler, build_optimizer
-from zenith_det.training import averaging
-from zenith_det.training.agreement import check_same_on_all_ranks, fingerprint, versions
-from zenith_det.training.averaging import WeightAverage
-from zenith_det.training.bad_steps import guard_forward
-from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.ddp import data_parallel, settle_buckets
-from zenith_det.training.distributed import (
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.checkpoints.averaging import WeightAverage
+from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
+from zenith_det.training.course.earlier_run import EarlierRun
+from zenith_det.training.course.evaluations import Evaluations
+from zenith_det.training.course.resume_report import config_facts, log_changes
+from zenith_det.training.course.resuming import (
+    batches_done,
+    configured_groups,
+    forget_history,
+    reapply,
+    shares_state,
+)
+from zenith_det.training.course.run_record import evaluated, log_start, prepare_output_dir, write_config
+from zenith_det.training.course.seeding import seed_all
+from zenith_det.training.course.starting import Start, choose_seed, find_start
+from zenith_det.training.failures.bad_steps import guard_forward
+from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
+from zenith_det.training.logs.events import JsonWriter, TensorBoardWriter, Writer
+from zenith_det.training.logs.loggers import build_loggers
+from zenith_det.training.logs.logging_setup import setup_logging
+from zenith_det.training.logs.progress import ConsoleWriter
+from zenith_det.training.processes.agreement import check_same_on_all_ranks, fingerprint, versions
+from zenith_det.training.processes.ddp import data_parallel, settle_buckets
+from zenith_det.training.processes.distributed import (
     broadcast_object,
     get_local_rank,
     get_rank,
@@ -46,25 +64,7 @@ from zenith_det.training.distributed import (
     is_main_process,
     process_line,
 )
-from zenith_det.training.earlier_run import EarlierRun
-from zenith_det.training.evaluations import Evaluations
-from zenith_det.training.events import JsonWriter, TensorBoardWriter, Writer
-from zenith_det.training.loggers import build_loggers
-from zenith_det.training.logging_setup import setup_logging
-from zenith_det.training.progress import ConsoleWriter
-from zenith_det.training.recovery import Diverged, Recovery, roll_back
-from zenith_det.training.resume_report import config_facts, log_changes
-from zenith_det.training.resuming import (
-    batches_done,
-    configured_groups,
-    forget_history,
-    reapply,
-    shares_state,
-)
-from zenith_det.training.run_record import evaluated, log_start, prepare_output_dir, write_config
-from zenith_det.training.seeding import seed_all
-from zenith_det.training.starting import Start, choose_seed, find_start
-from zenith_det.training.stopping import StopRequest
+from zenith_det.training.processes.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 

@@ -22,27 +22,27 @@ from zenith_det.engines.engine import Batch
 from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.errors import RunStopped
 from zenith_det.solver import eval_mode, train_mode
-from zenith_det.training import averaging
-from zenith_det.training.agreement import check_steps_agree
-from zenith_det.training.averaging import WeightAverage
-from zenith_det.training.bad_steps import StepGuard, bad_step_limit, count_only_finite
-from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import FINAL_NAME, Checkpointer
-from zenith_det.training.distributed import (
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.checkpoints.averaging import WeightAverage
+from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
+from zenith_det.training.checkpoints.weights import load_model_weights
+from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
+from zenith_det.training.course.seeding import seed_step
+from zenith_det.training.failures.bad_steps import StepGuard, bad_step_limit, count_only_finite
+from zenith_det.training.failures.divergence import LossWatch
+from zenith_det.training.failures.recovery import Diverged
+from zenith_det.training.logs.events import EventStorage, Writer
+from zenith_det.training.logs.progress import ConsoleWriter
+from zenith_det.training.logs.zenith_metrics import effective_lr, optimizer_scalars
+from zenith_det.training.processes.agreement import check_steps_agree
+from zenith_det.training.processes.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
     is_main_process,
 )
-from zenith_det.training.divergence import LossWatch
-from zenith_det.training.evaluations import Evaluations, follow_evaluations
-from zenith_det.training.events import EventStorage, Writer
-from zenith_det.training.progress import ConsoleWriter
-from zenith_det.training.recovery import Diverged
-from zenith_det.training.seeding import seed_step
-from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop
-from zenith_det.training.weights import load_model_weights
-from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
+from zenith_det.training.processes.stopping import EvaluationStopped, StopRequest, describe_stop
 
 logger = logging.getLogger(__name__)
 

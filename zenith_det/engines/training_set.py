@@ -11,7 +11,7 @@ from zenith_det.config import files_of, name_of_files
 from zenith_det.data import CocoDataset, DatasetMetadata, load_coco_dataset
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.errors import ConfigError, DatasetError, MissingDatasetError, listed
-from zenith_det.training.distributed import first_on_each_machine, get_local_rank
+from zenith_det.training.processes.distributed import first_on_each_machine, get_local_rank
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from zenith_det.config import LoadedConfig, files_of, settle_files
 from zenith_det.data import dataset_source
 from zenith_det.data.splitting import earlier_parts, parts_of, split_file, told
 from zenith_det.errors import ConfigError
-from zenith_det.training.distributed import first_on_each_machine, get_local_rank, get_world_size
+from zenith_det.training.processes.distributed import first_on_each_machine, get_local_rank, get_world_size
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ import pycocotools.mask as coco_mask
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.evaluation.results import check_results
-from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
+from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 

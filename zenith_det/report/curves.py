@@ -23,8 +23,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zenith_det.errors import UserError
 from zenith_det.report.fonts import fitting_fonts
-from zenith_det.training import averaging, validation_loss
-from zenith_det.training.metrics_file import Series, by_test_set, read_metrics
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.course import validation_loss
+from zenith_det.training.course.metrics_file import Series, by_test_set, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
-from zenith_det.training.metrics_file import Series, by_test_set
+from zenith_det.training.course.metrics_file import Series, by_test_set
 
 #: A ratio that stays above this has not lowered the LR.
 HARDLY_LOWERED = 0.9

@@ -15,7 +15,7 @@ from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.statistics import find_sets_again
 from zenith_det.errors import UserError
 from zenith_det.evaluation import EvaluatedWeights, noted_weights
-from zenith_det.training import averaging
+from zenith_det.training.checkpoints import averaging
 
 RESULTS_FILE = Path("inference") / "coco_instances_results.json"
 

@@ -41,9 +41,9 @@ from zenith_det.report.html import (
 )
 from zenith_det.report.pictures import ByteImage, draw_instances
 from zenith_det.report.run_data import Evaluated, read_evaluated, run_config
-from zenith_det.training import averaging
-from zenith_det.training.metrics_file import Series, by_test_set, read_metrics
-from zenith_det.training.run_record import short_run_lines
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.course.metrics_file import Series, by_test_set, read_metrics
+from zenith_det.training.course.run_record import short_run_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

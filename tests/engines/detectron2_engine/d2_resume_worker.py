@@ -26,7 +26,7 @@ from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file, register_checked_dataset
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.engine import join_machine
-from zenith_det.training import distributed
+from zenith_det.training.processes import distributed
 
 
 def main(data: str, output: str, iterations: int, keys: list[str]) -> None:

@@ -20,7 +20,7 @@ from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.engine import join_machine
-from zenith_det.training import distributed
+from zenith_det.training.processes import distributed
 
 # Nothing is drawn at random: every anchor and proposal counts, each image has as many, and none is flipped.
 KEYS = {

@@ -37,8 +37,8 @@ from zenith_det.engines.detectron2_engine import ZenithMetrics
 from zenith_det.engines.detectron2_engine.own_trainer import NEVER
 from zenith_det.errors import ConfigError, TrainingDivergedError
 from zenith_det.optim import ZENITH
-from zenith_det.training.averaging import WeightAverage
-from zenith_det.training.distributed import launch
+from zenith_det.training.checkpoints.averaging import WeightAverage
+from zenith_det.training.processes.distributed import launch
 
 pytestmark = pytest.mark.detectron2
 

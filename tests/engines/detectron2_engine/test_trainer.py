@@ -37,7 +37,7 @@ from zenith_det.engines.detectron2_engine.data_order import build_train_loader
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH
 from zenith_det.solver import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
-from zenith_det.training.seeding import seed_all, seed_step
+from zenith_det.training.course.seeding import seed_all, seed_step
 
 pytestmark = pytest.mark.detectron2
 

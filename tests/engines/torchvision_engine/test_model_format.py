@@ -17,7 +17,7 @@ from zenith_det.engines import model_format
 from zenith_det.engines.run import resume
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.errors import ConfigError
-from zenith_det.training.starting import Start
+from zenith_det.training.course.starting import Start
 
 KEYPOINTS = {"mask": 0, "keypoint": 17}
 

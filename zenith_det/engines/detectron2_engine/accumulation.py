@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from zenith_det.engines.detectron2_engine.overrides import own_step
 from zenith_det.errors import ConfigError
-from zenith_det.training.bad_steps import ImageId, StepGuard, count_only_finite
-from zenith_det.training.distributed import all_gather_objects
+from zenith_det.training.failures.bad_steps import ImageId, StepGuard, count_only_finite
+from zenith_det.training.processes.distributed import all_gather_objects
 
 
 def check_accumulation(cfg: Any, trainer: Any) -> None:

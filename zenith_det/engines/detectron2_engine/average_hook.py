@@ -11,15 +11,15 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from zenith_det.engines.detectron2_engine.saving import beside
-from zenith_det.training import averaging
-from zenith_det.training.averaging import WeightAverage
-from zenith_det.training.checkpoint import FINAL_NAME
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.checkpoints.averaging import WeightAverage
+from zenith_det.training.checkpoints.checkpoint import FINAL_NAME
 
 logger = logging.getLogger(__name__)
 
 
 class AverageWeights(HookBase):
-    """Average the weights along the way; see :class:`~zenith_det.training.averaging.WeightAverage`.
+    """Average the weights along the way; see :class:`~zenith_det.training.checkpoints.averaging.WeightAverage`.
 
     The average is kept in each checkpoint, and at the end saved as ``model_final_averaged.pth`` by the trainer's own
     checkpointer, without the optimizer. Register it before what saves checkpoints.

@@ -13,9 +13,9 @@ from torch import nn
 
 from zenith_det import cli
 from zenith_det.errors import CheckpointError
-from zenith_det.training.checkpoint import Checkpointer, load_checkpoint
-from zenith_det.training.safe_pickle import read_pickle
-from zenith_det.training.weights import locate_weights
+from zenith_det.training.checkpoints.checkpoint import Checkpointer, load_checkpoint
+from zenith_det.training.checkpoints.safe_pickle import read_pickle
+from zenith_det.training.checkpoints.weights import locate_weights
 
 
 class SafeCheckpointer(DetectionCheckpointer):

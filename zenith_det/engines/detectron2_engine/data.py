@@ -39,9 +39,9 @@ from zenith_det.engines.detectron2_engine.foreign_data import (
 )
 from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.stopping import stop_code
-from zenith_det.training.validation_loss import without_augmentation
-from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
+from zenith_det.training.course.validation_loss import without_augmentation
+from zenith_det.training.processes.stopping import stop_code
+from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from zenith_det.engines.detectron2_engine.data import mapper_for
-from zenith_det.training.ddp import settle_buckets
-from zenith_det.training.resuming import batches_done, what_changed
-from zenith_det.training.seeding import derived_seed, seeded
-from zenith_det.training.worker_signals import ignore_stop_signals, starting_workers
+from zenith_det.training.course.resuming import batches_done, what_changed
+from zenith_det.training.course.seeding import derived_seed, seeded
+from zenith_det.training.processes.ddp import settle_buckets
+from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 

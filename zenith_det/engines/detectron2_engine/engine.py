@@ -47,8 +47,8 @@ from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
 from zenith_det.engines.model_format import use_channels_last
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.events import EventStorage
-from zenith_det.training.seeding import seeded
+from zenith_det.training.course.seeding import seeded
+from zenith_det.training.logs.events import EventStorage
 
 logger = logging.getLogger(__name__)
 

@@ -39,9 +39,9 @@ from zenith_det.evaluation import (
     write_explanations,
     write_results,
 )
-from zenith_det.training.averaging import FOLDER
-from zenith_det.training.distributed import agree_on_maximum
-from zenith_det.training.stopping import EvaluationStopped, stop_code
+from zenith_det.training.checkpoints.averaging import FOLDER
+from zenith_det.training.processes.distributed import agree_on_maximum
+from zenith_det.training.processes.stopping import EvaluationStopped, stop_code
 
 logger = logging.getLogger(__name__)
 

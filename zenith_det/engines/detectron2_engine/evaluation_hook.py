@@ -17,11 +17,11 @@ from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
 from zenith_det.engines.detectron2_engine.data import build_loss_loader
 from zenith_det.engines.detectron2_engine.endings import RunEnds
 from zenith_det.engines.detectron2_engine.saving import beside
-from zenith_det.training import averaging
-from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import FINAL_NAME, Checkpointer
-from zenith_det.training.evaluations import Evaluations, follow_evaluations
-from zenith_det.training.validation_loss import validation_losses
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
+from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
+from zenith_det.training.course.validation_loss import validation_losses
 
 logger = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from zenith_det.engines.detectron2_engine.endings import RunEnds
 from zenith_det.engines.detectron2_engine.overrides import grad_scaler_of
 from zenith_det.errors import TrainingDivergedError
 from zenith_det.solver.lr_schedules import MultiplierLR
-from zenith_det.training.bad_steps import ImageId, StepGuard, bad_step_limit, guard_forward
-from zenith_det.training.checkpoint import Checkpointer
-from zenith_det.training.distributed import broadcast_object
-from zenith_det.training.divergence import WINDOW, LossWatch
-from zenith_det.training.loop_guard import LoopGuard
-from zenith_det.training.recovery import Diverged, Recovery, roll_back
-from zenith_det.training.zenith_metrics import effective_lr
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
+from zenith_det.training.failures.bad_steps import ImageId, StepGuard, bad_step_limit, guard_forward
+from zenith_det.training.failures.divergence import WINDOW, LossWatch
+from zenith_det.training.failures.loop_guard import LoopGuard
+from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
+from zenith_det.training.logs.zenith_metrics import effective_lr
+from zenith_det.training.processes.distributed import broadcast_object
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from zenith_det.engines.detectron2_engine.overrides import grad_scaler_of, own_s
 from zenith_det.optim import measure_after_backward, zenith_of
 from zenith_det.optim.raw_norm import RawNorm
 from zenith_det.solver import eval_mode, train_mode
-from zenith_det.training.resuming import forget_history
-from zenith_det.training.zenith_metrics import optimizer_scalars
+from zenith_det.training.course.resuming import forget_history
+from zenith_det.training.logs.zenith_metrics import optimizer_scalars
 
 logger = logging.getLogger(__name__)
 

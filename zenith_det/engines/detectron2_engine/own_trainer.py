@@ -21,9 +21,9 @@ from zenith_det.engines.detectron2_engine.overrides import own
 from zenith_det.engines.detectron2_engine.saving import KeepNewest
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter
 from zenith_det.optim import zenith_of
-from zenith_det.training.averaging import WeightAverage
-from zenith_det.training.loggers import build_loggers
-from zenith_det.training.run_record import short_run_lines
+from zenith_det.training.checkpoints.averaging import WeightAverage
+from zenith_det.training.course.run_record import short_run_lines
+from zenith_det.training.logs.loggers import build_loggers
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
-from zenith_det.training.checkpoint import Checkpointer
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
 
 
 @contextlib.contextmanager

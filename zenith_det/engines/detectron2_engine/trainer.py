@@ -34,27 +34,27 @@ from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
 from zenith_det.errors import CheckpointError, RunStopped, UserError
 from zenith_det.evaluation import check_expected
-from zenith_det.training import averaging
-from zenith_det.training.agreement import check_steps_agree
-from zenith_det.training.averaging import WeightAverage
-from zenith_det.training.bad_steps import StepGuard, bad_step_limit, guard_forward
-from zenith_det.training.best_checkpoint import BestCheckpoint
-from zenith_det.training.checkpoint import FINAL_NAME, Checkpointer
-from zenith_det.training.distributed import (
+from zenith_det.training.checkpoints import averaging
+from zenith_det.training.checkpoints.averaging import WeightAverage
+from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
+from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
+from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
+from zenith_det.training.course.resuming import configured_groups, reapply, shares_state
+from zenith_det.training.course.seeding import seed_all, seed_step
+from zenith_det.training.course.validation_loss import validation_losses
+from zenith_det.training.failures.bad_steps import StepGuard, bad_step_limit, guard_forward
+from zenith_det.training.failures.divergence import LossWatch
+from zenith_det.training.failures.recovery import Diverged
+from zenith_det.training.logs.loggers import build_loggers
+from zenith_det.training.logs.zenith_metrics import effective_lr, optimizer_scalars
+from zenith_det.training.processes.agreement import check_steps_agree
+from zenith_det.training.processes.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
 )
-from zenith_det.training.divergence import LossWatch
-from zenith_det.training.evaluations import Evaluations, follow_evaluations
-from zenith_det.training.loggers import build_loggers
-from zenith_det.training.recovery import Diverged
-from zenith_det.training.resuming import configured_groups, reapply, shares_state
-from zenith_det.training.seeding import seed_all, seed_step
-from zenith_det.training.stopping import EvaluationStopped, StopRequest, describe_stop, stop_code
-from zenith_det.training.validation_loss import validation_losses
-from zenith_det.training.worker_signals import starting_workers
-from zenith_det.training.zenith_metrics import effective_lr, optimizer_scalars
+from zenith_det.training.processes.stopping import EvaluationStopped, StopRequest, describe_stop, stop_code
+from zenith_det.training.processes.worker_signals import starting_workers
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from zenith_det.training.events import JsonWriter
-from zenith_det.training.loggers import ServiceWriter
+from zenith_det.training.logs.events import JsonWriter
+from zenith_det.training.logs.loggers import ServiceWriter
 
 
 class MetricsWriter(EventWriter):
@@ -42,7 +42,7 @@ class LoggerWriter(EventWriter):
     """Hand Detectron2's scalars to one of this toolkit's writers.
 
     Args:
-        writer: of a service, see :mod:`zenith_det.training.loggers`.
+        writer: of a service, see :mod:`zenith_det.training.logs.loggers`.
     """
 
     def __init__(self, writer: ServiceWriter) -> None:

@@ -21,8 +21,8 @@ from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.engines.training_set import dataset_sources, load_sets
 from zenith_det.errors import ConfigError
-from zenith_det.training.distributed import get_world_size
-from zenith_det.training.events import EventStorage
+from zenith_det.training.logs.events import EventStorage
+from zenith_det.training.processes.distributed import get_world_size
 
 __all__ = ["ENGINE", "TorchvisionEngine"]
 

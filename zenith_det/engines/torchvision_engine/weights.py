@@ -11,7 +11,7 @@ from torchvision import models
 from zenith_det.config import CfgNode
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.errors import CheckpointError, ConfigError
-from zenith_det.training.weights import LoadReport, load_model_weights, read_weights
+from zenith_det.training.checkpoints.weights import LoadReport, load_model_weights, read_weights
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from zenith_det.config import load_config
+from zenith_det.errors import UserError
+from zenith_det.optim import ZENITH
+from zenith_det.solver import build_lr_scheduler
+from zenith_det.training.course.run_record import (
+    log_start,
+    prepare_output_dir,
+    short_run_lines,
+    start_line,
+    unused_keys_line,
+    write_config,
+)
+from zenith_det.training.logs.memory import resident_mib
+
+
+class Config:
+    def dump(self) -> str:
+        return "A: 1\n"
+
+
+def test_the_config_is_written_whole(tmp_path: Path) -> None:
+    folder = prepare_output_dir(tmp_path / "a" / "b")
+    assert yaml.safe_load(write_config(folder, Config()).read_text()) == {"A": 1}
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_an_output_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"OUTPUT_DIR .*file.run: cannot be written: .*; choose another"):
+        prepare_output_dir(tmp_path / "file" / "run")
+
+
+def test_an_output_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    # /proc is not writable for anyone, root included.
+    place = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else tmp_path
+    if place == tmp_path:
+        if not hasattr(os, "geteuid") or os.geteuid() == 0:
+            pytest.skip("no directory here that this user cannot write")
+        tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be written") as error:
+        prepare_output_dir(place)
+    assert "\n" not in str(error.value)
+
+
+def test_the_start_line() -> None:
+    line = start_line(
+        num_images=5000,
+        batch_size=16,
+        max_iter=90000,
+        base_lr=0.02,
+        optimizer="ZENITH",
+        device="cuda",
+        window=100,
+    )
+    assert line == (
+        "5000 images, batch 16, 90000 iterations = 288 epochs, ZENITH: eta0 = 0.02, window = 100, device cuda"
+    )
+    assert start_line(
+        num_images=100, batch_size=8, max_iter=10, base_lr=0.1, optimizer="SGD", device="cpu", start_iter=5,
+        num_processes=2, accumulation=2,
+    ) == (
+        "100 images, batch 8 (over 2 processes) (2 x 4), 10 iterations = 0.8 epochs, from iteration 5, "
+        "SGD: eta0 = 0.1, device cpu"
+    )  # fmt: skip
+
+
+def test_keys_set_in_vain_are_named_with_their_place() -> None:
+    unused = [("SOLVER.GAMMA", "command line"), ("SOLVER.STEPS", "configs/x.yaml")]
+    assert unused_keys_line(unused, "ZENITH", "WarmupZenithLR") == (
+        "not used under ZENITH with WarmupZenithLR: SOLVER.GAMMA (from command line), "
+        "SOLVER.STEPS (from configs/x.yaml)"
+    )
+    assert unused_keys_line([], "ZENITH", "WarmupZenithLR") is None
+
+
+def short(length: int, **keys: Any) -> list[str]:
+    """``short_run_lines`` of a run under ZENITH that ends after ``length`` iterations."""
+    opts = {"OPTIMIZER": "ZENITH", "LR_SCHEDULER_NAME": "WarmupZenithLR", "MAX_ITER": length, **keys}
+    words = [word for key, value in opts.items() for word in (f"SOLVER.{key.replace('__', '.')}", value)]
+    return short_run_lines(load_config(None, words).cfg)
+
+
+def test_a_run_within_its_warm_up_and_window_is_told_which_keys_to_set() -> None:
+    assert short(17) == [
+        "the run's 17 iterations don't leave the warm-up of SOLVER.WARMUP_ITERS 1000, and the LR ends at 0.017 of "
+        "SOLVER.BASE_LR: set SOLVER.WARMUP_ITERS to about 1, or train longer",
+        "ZENITH's ratio is 1 in all of the run's 17 iterations, as it may fall only once SOLVER.ZENITH.WINDOW 100 "
+        "norms are recorded: set SOLVER.ZENITH.WINDOW to about 4, or train longer",
+    ]
+    assert short(17, WARMUP_ITERS=1, ZENITH__WINDOW=4) == []
+    assert len(short(1000)) == 1
+    assert short(1001) == []
+    # Other schedules lower the LR while it rises; other optimizers have no ratio.
+    (line,) = short(17, OPTIMIZER="SGD", LR_SCHEDULER_NAME="WarmupCosineLR")
+    assert "and the LR never gets to SOLVER.BASE_LR" in line
+    (line,) = short(17, WARMUP_ITERS=0, ZENITH__RECORD_AFTER=10, ZENITH__WINDOW=7)
+    assert (
+        "7 norms are recorded after SOLVER.ZENITH.RECORD_AFTER 10: set SOLVER.ZENITH.RECORD_AFTER lower"
+        in line
+    )
+
+
+@pytest.mark.parametrize("method", ["linear", "constant"])
+def test_the_lr_that_the_line_names_is_the_last_one(method: str) -> None:
+    words = [
+        "SOLVER.LR_SCHEDULER_NAME",
+        "WarmupZenithLR",
+        "SOLVER.MAX_ITER",
+        400,
+        "SOLVER.WARMUP_METHOD",
+        method,
+    ]
+    cfg = load_config(None, words).cfg
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=1.0)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    for _ in range(399):
+        optimizer.step()
+        scheduler.step()
+    assert f"ends at {optimizer.param_groups[0]['lr']:.3g} of" in short_run_lines(cfg)[0]
+
+
+@pytest.mark.parametrize("record_after", [0, 3])
+def test_the_ratio_may_fall_in_the_first_run_that_is_not_told(record_after: int) -> None:
+    """Norms that fall all the time: the longest run that is told ends with a ratio of 1, the next longer one not."""
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = ZENITH([parameter], lr=0.1, window=5, record_after=record_after)
+    ratios = []
+    for i in range(12):
+        parameter.grad = torch.tensor(1.0 / (i + 1))
+        optimizer.step()
+        ratios.append(float(optimizer.effective_lrs()[0]) / 0.1)
+    for length in range(1, 13):
+        told = short(length, WARMUP_ITERS=0, ZENITH__WINDOW=5, ZENITH__RECORD_AFTER=record_after)
+        assert bool(told) == (min(ratios[:length]) == pytest.approx(1.0, abs=1e-6))
+
+
+def test_the_start_of_a_short_run_warns(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = load_config(None, ["SOLVER.MAX_ITER", 17]).cfg
+    log_start(cfg, {}, num_images=24, start_iter=0, num_processes=1)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == short_run_lines(cfg) != []
+
+
+@pytest.mark.parametrize(("start", "at_its_end"), [(16, False), (17, True), (20, True)])
+def test_a_run_resumed_at_its_end_says_how_to_go_on(
+    start: int, at_its_end: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["SOLVER.MAX_ITER", 17, "SOLVER.WARMUP_ITERS", 1, "SOLVER.ZENITH.WINDOW", 4]
+    log_start(load_config(None, words).cfg, {}, num_images=24, start_iter=start, num_processes=1)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == at_its_end
+    for line in warned:
+        assert line.startswith("the run has reached its end, SOLVER.MAX_ITER 17: nothing is left to train")
+        assert "--resume with more --epochs, or a higher SOLVER.MAX_ITER" in line
+
+
+def test_memory_grows_with_what_is_held() -> None:
+    if resident_mib() is None:
+        pytest.skip("this system does not tell a process's memory")
+    # In a process of its own: this one may hold freed memory that an allocation takes first.
+    code = (
+        "import torch; from zenith_det.training.logs.memory import memory_scalars, resident_mib;"
+        "before = resident_mib(); held = torch.ones(64 * 2**20 // 4);"
+        "print(resident_mib() - before, memory_scalars()['rss_mb'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown, resident = map(float, done.stdout.split())
+    assert grown > 32
+    assert resident > grown

@@ -1,0 +1,325 @@
+"""Progress of training and evaluation: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from zenith_det.training.logs import terminal
+from zenith_det.training.logs.events import SMOOTHING_WINDOW, EventStorage
+from zenith_det.training.logs.logging_setup import FILE_ONLY
+from zenith_det.training.logs.memory import peak_cuda_mib, resident_mib
+
+logger = logging.getLogger(__name__)
+
+# Iteration times that the ETA looks back on: long, since a median over few jumps about.
+ETA_WINDOW = 1000
+EVALUATION_LINE_SECONDS = 5.0
+
+
+def format_duration(seconds: float | None) -> str:
+    """``0:01:20``, ``1 day, 2:03:04``; ``?`` when it is not known."""
+    if seconds is None or not 0 <= seconds < 1e9:  # NaN fails both comparisons
+        return "?"
+    return str(datetime.timedelta(seconds=int(seconds)))
+
+
+class ConsoleWriter:
+    """Shows a training run to whoever watches it.
+
+    On a terminal: a bar with iterations, epoch and ETA, the losses, effective LR, LR ratio, gradient norm,
+    images/s and memory, redrawn by :meth:`update`; log lines appear above it. Elsewhere: one line at each
+    :meth:`write`, in Detectron2's layout (``eta: … iter: … total_loss: … lr: … max_mem: …M``). ``log.txt``
+    gets these lines in both cases.
+
+    Args:
+        max_iter: iterations of the whole run.
+        start_iter: where this run starts.
+        iters_per_epoch: iterations per pass over the data; ``None`` shows no epochs.
+        batch_size: images per iteration over all processes; ``None`` shows no images/s.
+        live: draw a bar; ``None``: if standard output is a terminal.
+        window: smoothing window, in iterations.
+
+    Reads these scalars where they are there: ``total_loss``, ``loss_*``, ``lr``, ``zenith/ratio``,
+    ``zenith/grad_norm``, ``time`` and ``data_time`` (seconds per iteration).
+    """
+
+    def __init__(
+        self,
+        max_iter: int,
+        *,
+        start_iter: int = 0,
+        iters_per_epoch: float | None = None,
+        batch_size: int | None = None,
+        live: bool | None = None,
+        window: int = SMOOTHING_WINDOW,
+    ) -> None:
+        self._max_iter = max_iter
+        self._iters_per_epoch = iters_per_epoch
+        self._batch_size = batch_size
+        self._window = window
+        self._clock = _IterationClock(start_iter)
+        self._live = terminal.is_interactive() if live is None else live
+        self._section = _TrainingSection(max_iter, start_iter, iters_per_epoch) if self._live else None
+        if self._section is not None:
+            terminal.DISPLAY.add(self._section)
+
+    def update(self, storage: EventStorage) -> None:
+        """Move the bar to the iteration just done; cheap, to be called after each."""
+        if self._section is not None:
+            self._section.done = storage.iter + 1
+            terminal.DISPLAY.refresh()
+
+    def write(self, storage: EventStorage) -> None:
+        """Show the scalars as they are now and put ``eta_seconds`` among them.
+
+        After the last iteration (``storage.iter == max_iter``) there is nothing left to report.
+        """
+        if storage.iter >= self._max_iter:
+            return
+        eta = self._eta_seconds(storage)
+        if eta is not None:
+            storage.put_scalar("eta_seconds", eta, smoothing=False)
+        line = self._line(storage, eta)
+        if self._section is None:
+            logger.info(line)
+            return
+        logger.info(line, extra={FILE_ONLY: True})
+        self._section.eta = eta
+        self._section.losses = self._losses(storage)
+        self._section.stats = self._stats(storage)
+        self._section.done = storage.iter + 1
+        terminal.DISPLAY.refresh(force=True)
+
+    def close(self) -> None:
+        """Leave the bar as it ended; the terminal is ordinary again."""
+        if self._section is not None:
+            terminal.DISPLAY.remove(self._section, keep=True)
+
+    def _eta_seconds(self, storage: EventStorage) -> float | None:
+        per_iter = self._clock.seconds_per_iteration(storage.iter)
+        latest = storage.latest()
+        if "time" in latest:
+            per_iter = storage.median("time", ETA_WINDOW)
+        return None if per_iter is None else per_iter * (self._max_iter - storage.iter - 1)
+
+    def _images_per_second(self, storage: EventStorage) -> float | None:
+        if self._batch_size is None or "time" not in storage.latest():
+            return None
+        seconds = storage.average("time", self._window)
+        return self._batch_size / seconds if seconds > 0 else None
+
+    def _losses(self, storage: EventStorage) -> dict[str, float]:
+        # The sum first: it is what people look for.
+        names = sorted((n for n in storage.names() if "loss" in n), key=lambda n: n != "total_loss")
+        return {name: storage.median(name, self._window) for name in names}
+
+    def _stats(self, storage: EventStorage) -> list[tuple[str, str]]:
+        """Short name and value of everything beside the losses, in the order in which it is shown."""
+        latest = storage.latest()
+        stats = []
+        for name, scalar, form in (
+            ("lr", "lr", "{:.5g}"),
+            ("ratio", "zenith/ratio", "{:.4f}"),
+            ("grad_norm", "zenith/grad_norm", "{:.4g}"),
+        ):
+            if scalar in latest:
+                stats.append((name, form.format(latest[scalar][0])))
+        if "zenith/skipped_steps" in latest and latest["zenith/skipped_steps"][0] > 0:
+            stats.append(("skipped_steps", f"{latest['zenith/skipped_steps'][0]:.0f}"))
+        speed = self._images_per_second(storage)
+        if speed is not None:
+            stats.append(("images/s", f"{speed:.3g}" if speed < 100 else f"{speed:.0f}"))
+        peak, resident = peak_cuda_mib(), resident_mib()
+        if peak is not None:
+            stats.append(("max_mem", f"{peak:.0f}M"))
+        elif resident is not None:
+            stats.append(("rss", f"{resident:.0f}M"))
+        return stats
+
+    def _line(self, storage: EventStorage, eta: float | None) -> str:
+        latest = storage.latest()
+        parts = [f"eta: {format_duration(eta)}"] if eta is not None else []
+        parts.append(f"iter: {storage.iter}")
+        if self._iters_per_epoch:
+            parts.append(f"epoch: {(storage.iter + 1) / self._iters_per_epoch:.2f}")
+        parts += [f"{name}: {value:.4g}" for name, value in self._losses(storage).items()]
+        for name in ("time", "data_time"):
+            if name in latest:
+                parts.append(f"{name}: {storage.average(name, self._window):.4f}")
+                parts.append(f"last_{name}: {latest[name][0]:.4f}")
+        parts += [f"{name}: {value}" for name, value in self._stats(storage)]
+        return "  ".join(parts)
+
+
+class EvaluationProgress:
+    """Images evaluated so far, with the time left: a bar on a terminal, a line every 5 seconds elsewhere.
+
+    Args:
+        total: images to evaluate.
+        name: of the data set.
+        live: draw a bar; ``None``: if standard output is a terminal.
+        clock: seconds, monotonic.
+
+    A context manager: ``with EvaluationProgress(len(images), name) as progress: … progress.update(8)``.
+    On ranks that print nothing, ``total=0`` keeps it silent.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        name: str = "",
+        *,
+        live: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total = total
+        self._name = name
+        self._clock = clock
+        self._done = 0
+        self._started = self._said = clock()
+        self._rate_from: tuple[float, int] | None = None
+        live = terminal.is_interactive() if live is None else live
+        self._section = _EvaluationSection(total, name) if live and total else None
+        if self._section is not None:
+            terminal.DISPLAY.add(self._section)
+
+    def __enter__(self) -> EvaluationProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def update(self, images: int = 1) -> None:
+        """Count ``images`` more as done."""
+        self._done += images
+        now = self._clock()
+        if self._rate_from is None:
+            # The first batch pays for start-up (workers, kernels); the rate is measured after it.
+            self._rate_from = (now, self._done)
+        if not self._total:
+            return
+        if self._section is not None:
+            self._section.done, self._section.rate = self._done, self._rate(now)
+            terminal.DISPLAY.refresh(force=self._done >= self._total)
+        elif now - self._said >= EVALUATION_LINE_SECONDS and self._done < self._total:
+            self._said = now
+            rate = self._rate(now)
+            speed = f"{rate:.3g} images/s. " if rate else ""
+            eta = format_duration((self._total - self._done) / rate if rate else None)
+            logger.info("Inference done %d/%d%s. %sETA=%s", self._done, self._total, self._of(), speed, eta)
+
+    def close(self) -> None:
+        """Say how long it took; the bar goes."""
+        if self._section is not None:
+            terminal.DISPLAY.remove(self._section, keep=False)
+            self._section = None
+        if self._total:
+            took = self._clock() - self._started
+            speed = f", {self._done / took:.3g} images/s" if took > 0 else ""
+            logger.info(
+                "Inference done %d/%d%s in %s%s",
+                self._done, self._total, self._of(), format_duration(took), speed,
+            )  # fmt: skip
+            self._total = 0
+
+    def _of(self) -> str:
+        return f" of {self._name}" if self._name else ""
+
+    def _rate(self, now: float) -> float | None:
+        if self._rate_from is None:
+            return None
+        since, done_then = self._rate_from
+        return (self._done - done_then) / (now - since) if now > since and self._done > done_then else None
+
+
+class _IterationClock:
+    """Seconds per iteration by the wall clock, for loops that record no ``time``."""
+
+    def __init__(self, start_iter: int) -> None:
+        self._started = time.monotonic()
+        self._start_iter = start_iter
+
+    def seconds_per_iteration(self, iteration: int) -> float | None:
+        done = iteration + 1 - self._start_iter
+        return (time.monotonic() - self._started) / done if done > 0 else None
+
+
+def _bar(done: int, total: int) -> ProgressBar:
+    return ProgressBar(total=max(total, 1), completed=done, complete_style="cyan", finished_style="green")
+
+
+def _bar_row(label: str, bar: ProgressBar, *facts: str) -> Table:
+    row = Table.grid(padding=(0, 2), expand=True)
+    row.add_column(no_wrap=True)
+    row.add_column(ratio=1)
+    for _ in facts:
+        row.add_column(no_wrap=True, justify="right")
+    row.add_row(Text(label, style="bold"), bar, *facts)
+    return row
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Text:
+    """``name value`` pairs that break between pairs, never inside one."""
+    text = Text()
+    for i, (name, value) in enumerate(pairs):
+        text.append("   " if i else "")
+        text.append(f"{name}\u00a0", style="dim").append(value, style="bold")
+    return text
+
+
+class _TrainingSection(terminal.Section):
+    def __init__(self, max_iter: int, start_iter: int, iters_per_epoch: float | None) -> None:
+        self.done = start_iter
+        self.eta: float | None = None
+        self.losses: dict[str, float] = {}
+        self.stats: list[tuple[str, str]] = []
+        self._max_iter = max_iter
+        self._iters_per_epoch = iters_per_epoch
+
+    def render(self, width: int) -> RenderableType:
+        facts = [f"{self.done}/{self._max_iter}"]
+        if self._iters_per_epoch:
+            whole = self._max_iter / self._iters_per_epoch
+            facts.append(f"epoch {self.done / self._iters_per_epoch:.1f}/{whole:.4g}")
+        facts.append(f"eta {format_duration(self.eta if self.done < self._max_iter else 0)}")
+        if width >= 60:
+            row = _bar_row("Training", _bar(self.done, self._max_iter), *facts)
+        else:
+            # Too narrow for a bar beside the figures.
+            row = _bar_row("", _bar(self.done, self._max_iter), facts[0], facts[-1])
+        # Under the word "loss" the parts need no 'loss_' of their own.
+        losses = [
+            ("loss" if name == "total_loss" else name.removeprefix("loss_"), f"{value:.4g}")
+            for name, value in self.losses.items()
+        ]
+        stats = [(name.replace("grad_norm", "grad\u00a0norm"), value) for name, value in self.stats]
+        lines = [_pairs(pairs) for pairs in (losses, stats) if pairs]
+        return Group(row, *lines)
+
+
+class _EvaluationSection(terminal.Section):
+    def __init__(self, total: int, name: str) -> None:
+        self.done = 0
+        self.rate: float | None = None
+        self._total = total
+        self._name = name
+
+    def render(self, width: int) -> RenderableType:
+        label = f"Evaluating {self._name}".strip() if width >= 80 and len(self._name) <= 40 else "Evaluating"
+        left = (self._total - self.done) / self.rate if self.rate else None
+        facts = [f"{self.done}/{self._total}"]
+        if self.rate and width >= 80:
+            facts.append(f"{self.rate:.3g} images/s")
+        facts.append(f"eta {format_duration(left)}")
+        return _bar_row(label, _bar(self.done, self._total), *facts)

@@ -1,0 +1,101 @@
+"""Processes of one run that don't train the same thing are told, before or while they do."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy
+import torch
+
+from zenith_det.errors import RanksDisagreeError
+from zenith_det.training.processes.distributed import all_gather_objects, get_world_size
+
+MOST_SHOWN = 3
+COMPARED = ("lr", "zenith/ratio", "zenith/zenith")
+
+
+def versions() -> dict[str, str]:
+    """The libraries whose version can change what is computed."""
+    return {
+        "Python": ".".join(map(str, sys.version_info[:2])),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def fingerprint(records: Iterable[Mapping[str, Any]]) -> str:
+    """A short text that two copies of a dataset share only if they have the same images and objects.
+
+    Args:
+        records: Detectron2's standard dicts; folders may differ from machine to machine.
+    """
+    digest = hashlib.sha256()
+    count = 0
+    for record in records:
+        count += 1
+        boxes = [(a["category_id"], *map(float, a["bbox"])) for a in record.get("annotations", ())]
+        digest.update(repr((record["image_id"], record["height"], record["width"], boxes)).encode())
+    return f"{count} images, {digest.hexdigest()[:16]}"
+
+
+def check_same_on_all_ranks(facts: Mapping[str, Any]) -> None:
+    """Compare what every process is about to do with what rank 0 is; all must call it together.
+
+    Args:
+        facts: name -> value (plain values), such as configuration keys, the dataset's fingerprint, the
+            iteration to start at.
+
+    Raises:
+        RanksDisagreeError: on every process; it names the ranks, and what differs with both values.
+    """
+    if get_world_size() == 1:
+        return
+    everyone = all_gather_objects(dict(facts))
+    told = []
+    for rank, theirs in enumerate(everyone[1:], start=1):
+        differing = [name for name in {**everyone[0], **theirs} if everyone[0].get(name) != theirs.get(name)]
+        if differing:
+            shown = [
+                f"{name} is {theirs.get(name)!r}, on rank 0 {everyone[0].get(name)!r}"
+                for name in differing[:MOST_SHOWN]
+            ]
+            more = f" and {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""
+            told.append(f"rank {rank}: {', '.join(shown)}{more}")
+    if told:
+        raise RanksDisagreeError(
+            "the processes of this run would not train the same: "
+            f"{'; '.join(told)}; start all with the same files and command"
+        )
+
+
+def check_steps_agree(iteration: int, scalars: Mapping[str, float], tolerance: float = 1e-6) -> None:
+    """Compare what an optimizer's step was made from, which all processes must have alike; all call it together.
+
+    Args:
+        iteration: for the message.
+        scalars: of :func:`zenith_det.training.logs.zenith_metrics.optimizer_scalars`; LR, ratio and zenith count.
+            NaN equals NaN.
+        tolerance: relative.
+
+    Raises:
+        RanksDisagreeError: naming the ranks, on every process.
+    """
+    gathered = all_gather_objects(dict(scalars))
+    values = {name: [float(rank[name]) for rank in gathered] for name in COMPARED if name in scalars}
+    for name, numbers in values.items():
+        reference = numbers[0]
+        others = [
+            rank
+            for rank, number in enumerate(numbers)
+            if not (number == reference or (number != number and reference != reference))
+            and not abs(number - reference) <= tolerance * max(abs(number), abs(reference))
+        ]
+        if others:
+            shown = ", ".join(f"rank {rank} {numbers[rank]:.9g}" for rank in others[:MOST_SHOWN])
+            raise RanksDisagreeError(
+                f"iteration {iteration}: the processes have drifted apart: {name} is {reference:.9g} on rank 0, "
+                f"{shown}: their gradients or weights differ; go on from the last checkpoint with --resume"
+            )
