@@ -276,6 +276,7 @@ def test_built_in_names_are_checked_too(tmp_path: Path, shapes: Any, monkeypatch
 
     def spoil(content: dict[str, Any]) -> None:
         content["annotations"][0]["bbox"][2] = 0
+        content["annotations"][0]["segmentation"] = []
 
     altered(shapes, tmp_path / "coco" / "annotations", spoil)
     (tmp_path / "coco/annotations/train.json").rename(tmp_path / "coco/annotations/instances_train2017.json")
