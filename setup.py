@@ -96,6 +96,7 @@ setup(
             *OPTIMIZERS,
             *FUZZ,
             *CLASSIFICATION,
+            "expecttest>=0.2",  # torch's own tables of optimizer inputs import it
             "pytest>=8",
             "pytest-timeout>=2.2",
             "pytest-xdist>=3.8",  # --no-loadscope-reorder

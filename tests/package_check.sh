@@ -34,8 +34,8 @@ OMP_NUM_THREADS=2 "$bin/zenith-det" train --engine torchvision --config-file qui
     SOLVER.MAX_ITER 20 SOLVER.WARMUP_ITERS 5 SOLVER.ZENITH.WINDOW 5 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 OUTPUT_DIR run > run.txt
 test -s run/model_final.pth
 test -s run/predictions.png
-"$bin/python" -m pip install --quiet --disable-pip-version-check pytest pytest-timeout hypothesis
+"$bin/python" -m pip install --quiet --disable-pip-version-check pytest pytest-timeout pytest-xdist hypothesis expecttest
 # The installed package, not the checkout's.
 cp -r "$root/tests" "$root/pyproject.toml" .
-OMP_NUM_THREADS=1 "$bin/python" -m pytest -q -p no:cacheprovider tests/optim
+OMP_NUM_THREADS=1 "$bin/python" -m pytest -q -p no:cacheprovider -n auto --dist loadfile tests/optim
 echo "package check: $("$bin/python" --version), $(basename "$wheel"), all well"
