@@ -112,20 +112,24 @@ def test_a_finished_run_resumed_evaluates_and_writes_nothing(
     assert (output / "metrics.json").read_text() == before
 
 
-@pytest.mark.detectron2
-def test_what_a_model_logs_by_itself_is_logged(data: Path, tmp_path: Path) -> None:
-    """Detectron2's heads put figures of their own into its storage, and images under VIS_PERIOD."""
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_what_a_model_logs_by_itself_is_logged(engine: str, data: Path, tmp_path: Path) -> None:
+    """Pictures under VIS_PERIOD, of the images trained on alone, and figures that Detectron2's heads put."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    runs.need("detectron2")
-    words = runs.arguments("detectron2", data, tmp_path, VIS_PERIOD=2, **KEYS | {"SOLVER__MAX_ITER": 4})
-    code, printed = runs.run(words)
+    runs.need(engine)
+    keys = KEYS | {"SOLVER__MAX_ITER": 4, "TEST__EVAL_PERIOD": 2, "TEST__VALIDATION_LOSS": True}
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path, VIS_PERIOD=1, **keys))
     assert code == 0, printed
-    assert any("fast_rcnn/cls_accuracy" in line for line in logged(tmp_path))
+    if engine == "detectron2":
+        assert any("fast_rcnn/cls_accuracy" in line for line in logged(tmp_path))
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    (image, *_) = events.Tags()["images"]
-    assert [event.step for event in events.Images(image)] == [0, 2]
+    names = events.Tags()["images"]
+    assert [name for name in names if name.startswith("Left: GT bounding boxes;  Right: Predicted proposals")]
+    masks = [name for name in names if name.startswith("Left: mask prediction;   Right: mask GT")]
+    for name in {names[0], masks[0]}:
+        assert [event.step for event in events.Images(name)] == [0, 1, 2, 3]
 
 
 class TestStarts(UserError):

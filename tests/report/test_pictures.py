@@ -160,6 +160,28 @@ def test_class_and_score_are_in_the_label() -> None:
     draw_instances(plain(), [[100, 200, 300, 400]], [7])  # without names, or beyond them, the number serves
 
 
+def test_the_name_of_the_only_class_is_left_out() -> None:
+    boxes = [[100, 200, 300, 400]]
+    assert not (draw_instances(plain(), boxes, [0], metadata=ONE)[:195] != GREY).any()
+    score = draw_instances(plain(), boxes, [0], [0.93], metadata=ONE)
+    assert has(score, _nth_color(0), 30)[180:199].any()
+    with_name = draw_instances(plain(), boxes, [0], [0.93], metadata=TWO)
+    assert has(score, _nth_color(0), 30)[180:199].sum() < has(with_name, _nth_color(0), 30)[180:199].sum()
+
+
+def test_labels_without_room_are_left_out() -> None:
+    """Objects that lie on one another have places for ten labels around them, not for forty."""
+    boxes = np.array([[300, 300, 340, 340]] * 40)
+    classes = np.arange(40)
+    out = draw_instances(plain(), boxes, classes)
+    chips = [
+        n
+        for n in range(40)
+        if has(out, _nth_color(n), 25)[:299].any() or has(out, _nth_color(n), 25)[341:].any()
+    ]
+    assert 4 <= len(chips) <= 14
+
+
 def keypoints(*visibility: float) -> np.ndarray:
     points = [(320, 150), (200, 300), (440, 300), (200, 500)]
     return np.array([[(x, y, v) for (x, y), v in zip(points, visibility, strict=True)]])

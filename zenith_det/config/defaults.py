@@ -258,7 +258,7 @@ DETECTRON2_DEFAULTS: dict[str, Any] = {
     "SEED": -1,  # negative: another one each run
     "CUDNN_BENCHMARK": False,
     "FLOAT32_PRECISION": "",  # "highest", "high", "medium"; "": torch's default
-    "VIS_PERIOD": 0,  # iterations between pictures of the training batch; 0: none
+    "VIS_PERIOD": 0,  # iterations between pictures of proposals and masks in TensorBoard; 0: none
     "GLOBAL": {
         "HACK": 1.0,
     },

@@ -147,6 +147,13 @@ class Engine(Protocol):
             metadata: of the training set.
         """
 
+    def shown(self, cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, Detections]:
+        """What a training sample shows: its pixels, BGR uint8 ``(H, W, 3)``, and its targets.
+
+        The targets are as :data:`Detections`, in pixels of that image and without scores; the third number of a
+        keypoint is its visibility.
+        """
+
     def test_mapper(self, cfg: CfgNode, names: Sequence[str]) -> Callable[[Record], Sample]:
         """Makes a sample to detect in of a record."""
 

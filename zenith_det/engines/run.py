@@ -24,7 +24,7 @@ from zenith_det.engines.lr_range_test import set_base_lr
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.probe import lr_probe
-from zenith_det.engines.run_pictures import draw_run
+from zenith_det.engines.run_pictures import draw_run, pictured
 from zenith_det.engines.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
 from zenith_det.engines.val_share import hold_out
@@ -249,6 +249,9 @@ class Attempt:
             model = data_parallel(model, None if cfg.MODEL.DEVICE == "cpu" else get_local_rank())
             settle_buckets(model)
         main = is_main_process()
+        batches = self.batches(batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH))
+        if main and self.start is None and not progress.facts["recovery"]["rollbacks"]:
+            batches = pictured(batches, engine, cfg, self.data.metadata, output_dir)
 
         def evaluate(should_stop: Callable[[], int], averaged: bool) -> dict[str, float]:
             if averaged and self.evaluator.test_sets:
@@ -268,7 +271,7 @@ class Attempt:
             model,
             optimizer,
             scheduler,
-            self.batches(batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH)),
+            batches,
             progress,
             self.checkpointer,
             BestCheckpoint(

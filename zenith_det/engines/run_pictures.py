@@ -1,18 +1,72 @@
-"""The pictures that a run ends with, whichever engine it ran on."""
+"""The pictures that a run begins and ends with, whichever engine it ran on."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zenith_det.data import CocoDataset, read_image
-from zenith_det.errors import MissingLibraryError
+from zenith_det.config import CfgNode
+from zenith_det.data import CocoDataset, DatasetMetadata, read_image
+from zenith_det.engines.engine import Batch, Engine, Sample
+from zenith_det.errors import MissingLibraryError, one_line
 
 logger = logging.getLogger(__name__)
 
 PICTURED_IMAGES = 6
+BATCH_FILE = "train_batch.png"
+PICTURED_SAMPLES = 9
+_CELL = 480  # pixels that a sample's longer side gets
+
+
+def pictured(
+    batches: Iterator[Batch],
+    engine: Engine,
+    cfg: CfgNode,
+    metadata: DatasetMetadata | None,
+    output_dir: Path,
+) -> Iterator[Batch]:
+    """The batches as they are; of the first of them ``train_batch.png`` is drawn on the way.
+
+    Nothing is drawn at random and nothing in a batch is changed. A picture that can't be drawn is told and done
+    without.
+    """
+    first: list[tuple[int, Sample]] | None = []
+    for number, batch in enumerate(batches, 1):
+        if first is not None:
+            first += [(number, sample) for sample in batch]
+            if len(first) >= PICTURED_SAMPLES or number == cfg.SOLVER.MAX_ITER:
+                try:
+                    _draw_samples(first[:PICTURED_SAMPLES], engine, cfg, metadata, output_dir / BATCH_FILE)
+                except Exception as error:  # whatever it is: a run is worth more than its picture
+                    logger.warning("%s isn't drawn: %s", BATCH_FILE, one_line(str(error)))
+                first = None
+        yield batch
+
+
+def _draw_samples(
+    samples: Sequence[tuple[int, Sample]],
+    engine: Engine,
+    cfg: CfgNode,
+    metadata: DatasetMetadata | None,
+    path: Path,
+) -> None:
+    from zenith_det.report.pictures import draw_instances, labelled_sheet
+
+    cells = []
+    for number, sample in samples:
+        pixels, targets = engine.shown(cfg, sample)
+        height, width = pixels.shape[:2]
+        drawn = draw_instances(
+            pixels, targets["boxes"], targets["classes"], None, targets.get("masks"), targets.get("keypoints"),
+            metadata, scale=_CELL / max(height, width),
+        )  # fmt: skip
+        name = os.path.basename(str(sample.get("file_name", "")))
+        cells.append((drawn, f"batch {number}: {width}x{height} {name}"))
+    labelled_sheet(cells, "The first training batches, as the network gets them", path)
+    logger.info("the first training batches: %s", path)
 
 
 def draw_run(

@@ -363,6 +363,7 @@ class Trainer:
         for writer in self.writers:
             if writer is not self._console:
                 writer.write(self.storage)
+        self.storage.forget_pictures()
 
     def _save_here(self, stop: StopRequest) -> None:
         """Save where the run stands, unless that has been done."""

@@ -40,6 +40,9 @@ _LEFT, _RIGHT, _MIDDLE = (230, 159, 0), (86, 180, 233), (240, 240, 240)
 _CROWD: Color = (150, 150, 150)
 _BACKGROUND, _INK, _FAINT = (255, 255, 255), (34, 34, 34), (120, 120, 120)
 
+#: A label of which more than this share would lie on others is left out.
+_MOST_COVERED = 0.1
+
 #: The longer side that :func:`draw_instances` enlarges smaller images to, in pixels.
 MIN_LONG_SIDE = 640
 
@@ -462,7 +465,7 @@ def _draw_labels(
     scale: float,
     unit: float,
 ) -> ByteImage:
-    """Class and score beside each box, inside the picture and clear of one another where there is room."""
+    """Class and score beside each box, inside the picture and clear of one another; where there is no room, none."""
     picture = Image.fromarray(np.ascontiguousarray(canvas[:, :, ::-1]))
     pen = ImageDraw.Draw(picture, "RGBA")
     large, small = Lettering(max(12, round(14 * unit))), Lettering(max(10, round(10.5 * unit)))
@@ -483,9 +486,14 @@ def _draw_labels(
     # Small objects, drawn last, choose their place first.
     for n in reversed(range(len(instances))):
         text, font = labels[n]
+        if not text:
+            continue
         width, height = _chip_size(text, font)
         left, top = _place(boxes[n], width, height, picture.size, taken, tiny)
-        taken.append((left, top, left + width, top + height))
+        chip = (left, top, left + width, top + height)
+        if sum(_common_area(chip, other) for other in taken) > _MOST_COVERED * width * height:
+            continue  # in a crowd: two labels over one another are worth less than one
+        taken.append(chip)
         _chip(pen, (left, top), text, font, colors[n])
     return np.ascontiguousarray(np.asarray(picture)[:, :, ::-1])
 
@@ -494,12 +502,14 @@ def _label(instances: Instances, n: int, metadata: DatasetMetadata | None) -> st
     index = int(instances.classes[n])
     names = metadata.thing_classes if metadata is not None else ()
     known = 0 <= index < len(names) and drawable(names[index])
-    text = names[index] if known else f"class {index}"
+    parts = []
+    if len(names) != 1:  # the name of the only class says nothing
+        parts.append(names[index] if known else f"class {index}")
     if instances.crowd is not None and instances.crowd[n]:
-        text += " (crowd)"
+        parts.append("(crowd)")
     if instances.scores is not None:
-        text += f" {float(instances.scores[n]):.0%}"
-    return text
+        parts.append(f"{float(instances.scores[n]):.0%}")
+    return " ".join(parts)
 
 
 def _chip_size(text: str, font: Lettering) -> tuple[int, int]:

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.structures import BitMasks, PolygonMasks, RotatedBoxes
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage as Detectron2EventStorage
 from fvcore.nn.precise_bn import get_bn_modules, update_bn_stats
@@ -108,6 +110,22 @@ class Detectron2Engine:
         self, cfg: CfgNode, names: Sequence[str], metadata: DatasetMetadata | None
     ) -> Callable[[Record, np.random.Generator], Sample]:
         return _Seeded(mapper_for(to_detectron2(cfg), names, is_train=True))
+
+    def shown(self, cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, Detections]:
+        rgb = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+        pixels = np.clip(rgb, 0, 255).astype(np.uint8)[..., ::-1]
+        if "instances" not in sample:  # of a model of semantic segmentation
+            return pixels, {"boxes": np.zeros((0, 4)), "classes": np.zeros(0, np.int64)}
+        objects = sample["instances"]
+        found = {"boxes": _upright(objects.gt_boxes), "classes": objects.gt_classes.numpy()}
+        if objects.has("gt_masks"):
+            masks = objects.gt_masks
+            if isinstance(masks, PolygonMasks):
+                masks = BitMasks.from_polygon_masks(masks, *pixels.shape[:2])
+            found["masks"] = masks.tensor.numpy()
+        if objects.has("gt_keypoints"):
+            found["keypoints"] = objects.gt_keypoints.tensor.numpy()
+        return pixels, found
 
     def test_mapper(self, cfg: CfgNode, names: Sequence[str]) -> Callable[[Record], Sample]:
         mapper: Callable[[Record], Sample] = mapper_for(to_detectron2(cfg), names, is_train=False)
@@ -238,7 +256,8 @@ class _Forwarding(Detectron2EventStorage):
         self._storage.put_scalar(self._current_prefix + name, value, smoothing_hint, iteration=cur_iter)
 
     def put_image(self, img_name: str, img_tensor: Any) -> None:
-        self._storage.images.append((img_name, img_tensor, self._iter))
+        if torch.is_grad_enabled():  # the images of validation losses are not trained on
+            self._storage.images.append((img_name, img_tensor, self._iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
         super().put_histogram(hist_name, hist_tensor, bins)
@@ -253,6 +272,18 @@ def join_machine() -> None:
         comm.get_local_rank()
     except AssertionError:
         comm.create_local_process_group(int(os.environ.get("LOCAL_WORLD_SIZE", comm.get_world_size())))
+
+
+def _upright(boxes: Any) -> np.ndarray:
+    """xyxy ``(N, 4)``; of rotated boxes, what is around them."""
+    if isinstance(boxes, RotatedBoxes):
+        x, y, width, height, degrees = boxes.tensor.numpy().T
+        sin, cos = np.abs(np.sin(np.radians(degrees))), np.abs(np.cos(np.radians(degrees)))
+        half = np.stack((width * cos + height * sin, width * sin + height * cos), axis=1) / 2
+        middle = np.stack((x, y), axis=1)
+        return np.concatenate((middle - half, middle + half), axis=1)
+    corners: np.ndarray = boxes.tensor.numpy()
+    return corners
 
 
 def _no_mapper(record: Record) -> Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
 from zenith_det.engines.torchvision_engine.datasets import load_training_set
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
+from zenith_det.engines.torchvision_engine.masks import as_bitmap
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.support import check_supported
+from zenith_det.engines.torchvision_engine.training_pictures import recording
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.engines.training_set import dataset_sources, load_sets
 from zenith_det.errors import ConfigError
@@ -69,6 +71,17 @@ class TorchvisionEngine:
         assert metadata is not None
         return TrainingMapper(cfg, metadata)
 
+    def shown(self, cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, Detections]:
+        pixels = sample["image"].permute(1, 2, 0).numpy()
+        targets = sample["targets"]
+        found = {"boxes": targets.boxes.numpy(), "classes": targets.classes.numpy()}
+        if targets.masks is not None:
+            size = pixels.shape[:2]
+            found["masks"] = np.array([as_bitmap(mask, *size) for mask in targets.masks]).reshape(-1, *size)
+        if targets.keypoints is not None:
+            found["keypoints"] = targets.keypoints.numpy()
+        return pixels[..., ::-1] if cfg.INPUT.FORMAT == "RGB" else pixels, found
+
     def test_mapper(self, cfg: CfgNode, names: Sequence[str]) -> Callable[[Record], Sample]:
         return TestMapper(cfg)
 
@@ -84,7 +97,7 @@ class TorchvisionEngine:
         raise NotImplementedError  # all of its sets are checked
 
     def recording(self, storage: EventStorage) -> AbstractContextManager[Any]:
-        return nullcontext()
+        return recording(storage)
 
     def before_evaluation(
         self, cfg: CfgNode, model: nn.Module, batches: Callable[[], Iterator[Batch]]

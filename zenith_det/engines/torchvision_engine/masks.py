@@ -25,6 +25,13 @@ def polygons_to_bitmap(polygons: list[np.ndarray], height: int, width: int) -> n
     return mask_api.decode(rle).astype(bool)
 
 
+def as_bitmap(mask: Mask, height: int, width: int) -> np.ndarray:
+    """A mask of any kind as a bool bitmap ``(height, width)``; one that isn't known is empty."""
+    if isinstance(mask, Tensor):
+        return mask.numpy()
+    return polygons_to_bitmap(mask or [], height, width)
+
+
 def is_empty(mask: Mask) -> bool:
     """Whether a known mask has nothing in it."""
     if mask is None:

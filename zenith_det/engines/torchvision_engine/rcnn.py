@@ -14,6 +14,7 @@ from zenith_det.engines.torchvision_engine.backbone import ResNetFPN, normalize_
 from zenith_det.engines.torchvision_engine.masks import paste_masks
 from zenith_det.engines.torchvision_engine.roi_heads import ROIHeads
 from zenith_det.engines.torchvision_engine.rpn import RPN
+from zenith_det.engines.torchvision_engine.training_pictures import TrainingPictures
 
 
 class GeneralizedRCNN(nn.Module):
@@ -36,6 +37,7 @@ class GeneralizedRCNN(nn.Module):
         self.backbone = ResNetFPN(cfg)
         self.rpn = RPN(cfg, self.backbone.out_channels, self.backbone.strides)
         self.roi_heads = ROIHeads(cfg, self.backbone.out_channels, self.backbone.strides)
+        self.pictures = TrainingPictures(cfg)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         mean = torch.tensor(cfg.MODEL.PIXEL_MEAN, dtype=torch.float32).view(-1, 1, 1)
@@ -54,6 +56,7 @@ class GeneralizedRCNN(nn.Module):
         proposals, raw, anchors = self.rpn.propose(images, sizes, features)
         if self.training:
             targets = [s["targets"].to(images.device) for s in samples]
+            self.pictures.proposals([s["image"] for s in samples], [t.boxes for t in targets], proposals)
             losses = self.roi_heads.losses(features, proposals, targets)
             return losses | self.rpn.losses(raw, anchors, [t.boxes for t in targets])
         detections = self.roi_heads.detect(features, proposals, sizes)

@@ -21,6 +21,7 @@ from zenith_det.engines.torchvision_engine.backbone import norm_layer
 from zenith_det.engines.torchvision_engine.box_regression import box_regression_loss
 from zenith_det.engines.torchvision_engine.keypoints import heatmaps_to_keypoints, keypoints_to_heatmap
 from zenith_det.engines.torchvision_engine.masks import Mask, crop_and_resize
+from zenith_det.engines.torchvision_engine.training_pictures import TrainingPictures
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
 
@@ -243,6 +244,7 @@ class ROIHeads(nn.Module):
         self.smooth_l1_beta: float = box.SMOOTH_L1_BETA
         self.box_weight: float = box.BBOX_REG_LOSS_WEIGHT
 
+        self.pictures = TrainingPictures(cfg)
         self.mask_head: nn.Module | None = None
         if cfg.MODEL.MASK_ON:
             mask = cfg.MODEL.ROI_MASK_HEAD
@@ -349,6 +351,7 @@ class ROIHeads(nn.Module):
         classes = torch.cat([s.classes for s in with_mask])
         channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
         chosen = logits[torch.arange(len(logits), device=logits.device), channel]
+        self.pictures.masks(chosen, target)
         return F.binary_cross_entropy_with_logits(chosen.float(), target.float())
 
     def _keypoint_loss(self, maps: list[Tensor], foreground: list[Sampled]) -> Tensor:

@@ -70,6 +70,7 @@ HONOURED = (
     "SEED",
     "CUDNN_BENCHMARK",
     "FLOAT32_PRECISION",
+    "VIS_PERIOD",
 )
 
 # Of those, and of keys whose default belongs to another model, the values that this engine knows.
@@ -119,7 +120,7 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "SOLVER.REFERENCE_WORLD_SIZE": lambda v, _: v == 0,
 }
 # Changed or not, they change nothing that this engine, or Detectron2 with the same model, computes.
-WITHOUT_EFFECT = ("VIS_PERIOD", "GLOBAL.HACK", "MODEL.RETINANET.NUM_CLASSES")
+WITHOUT_EFFECT = ("GLOBAL.HACK", "MODEL.RETINANET.NUM_CLASSES")
 
 
 def check_supported(loaded: LoadedConfig) -> None:
