@@ -87,6 +87,16 @@ def add_max_bad_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_crowds(parser: argparse.ArgumentParser) -> None:
+    """Add ``--crowds``, which sets ``DATASETS.CROWDS``."""
+    parser.add_argument(
+        "--crowds",
+        choices=("auto", "regions", "objects"),
+        help="annotations with iscrowd 1 are regions of many objects, which are not trained, as in COCO; or objects; "
+        "default: objects where a set, or a class with many, has nothing else and the masks are in one piece",
+    )
+
+
 def data_overrides(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """The (key, value, flag) of each flag of :func:`add_data_flags` that was given."""
     return [

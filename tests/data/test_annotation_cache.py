@@ -184,7 +184,7 @@ def test_an_entry_of_another_form_is_told(
 ) -> None:
     source = write(tmp_path, content())
     digest = annotation_cache.digest_of(Path(source[0]).read_bytes())
-    annotation_cache.Entry(digest, source[1], images.max_pixels()).write(
+    annotation_cache.Entry(digest, source[1], images.max_pixels(), "auto").write(
         {"categories": [{"id": 1, "name": "square"}]}
     )
     assert len(read(source).records) == 3

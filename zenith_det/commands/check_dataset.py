@@ -68,6 +68,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--fast", action="store_true", help="read image headers only, as at the start of training"
     )
     cli.add_max_bad_images(parser)
+    cli.add_crowds(parser)
     parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
     return parser
 
@@ -93,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         hold_out(loaded, args.pictures or scratch, say=print)
         if args.max_bad_images is not None:
             cfg.DATASETS.MAX_BAD_IMAGES = args.max_bad_images
+        if args.crowds:
+            cfg.DATASETS.CROWDS = args.crowds
         sources = list(_sources(args, cfg, of_config=not named_here))
         if not sources:
             parser.error("name a dataset, or give --train-json and --train-images, or --json and --images")
@@ -127,6 +130,7 @@ def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any
             name=name,
             check_images="header" if args.fast else "full",
             max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+            crowds=cfg.DATASETS.CROWDS,
         )
         usable &= _tell(dataset, args)
         size = InputSize.of(cfg, training=role != "validation")

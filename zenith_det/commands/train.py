@@ -79,6 +79,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     cli.add_data_flags(parser)
     cli.add_max_bad_images(parser)
+    cli.add_crowds(parser)
     parser.add_argument(
         "--strict",
         action="store_true",
@@ -126,6 +127,8 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
         loaded.override("DATASETS.STRICT", True, "--strict")
     if args.max_bad_images is not None:
         loaded.override("DATASETS.MAX_BAD_IMAGES", args.max_bad_images, "--max-bad-images")
+    if args.crowds:
+        loaded.override("DATASETS.CROWDS", args.crowds, "--crowds")
     if args.num_gpus == 0:
         loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
     if args.auto_lr:

@@ -305,6 +305,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "VAL_IMAGES": "",
         "VAL_SHARE": 0.0,  # of the training set's images, to hold out and evaluate on; 0: none
         "MAX_BAD_IMAGES": 0,  # missing or unreadable images that are left out rather than stop the run
+        "CROWDS": "auto",  # iscrowd 1 as "regions", as in COCO, as "objects", or as what the whole set says
         "CACHE": True,  # keep what a large annotation file came to, in $ZENITH_DET_CACHE or ~/.cache/zenith_det
         "STRICT": False,  # True: stop at what could be dropped or looks suspicious, rather than go on and tell
     },

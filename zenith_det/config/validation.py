@@ -95,6 +95,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "SOLVER.ZENITH.NORM_SOURCE": ("gradient", "momentum"),
+    "DATASETS.CROWDS": ("auto", "regions", "objects"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pycocotools import mask as mask_utils
 
 from zenith_det.data.annotation_file import json_type
+from zenith_det.data.crowds import Crowd, Crowds, settle_crowds
 from zenith_det.data.metadata import DatasetMetadata
 from zenith_det.data.problems import SUSPICIOUS, Action, DatasetReport, Fault
 from zenith_det.data.segmentations import (
@@ -42,6 +43,7 @@ class AnnotationReader:
         report: takes what is found.
         aliases: ids of categories that became part of another -> that one's id.
         numbered: image ids that are no numbers -> the number given.
+        crowds: what ``iscrowd`` 1 means.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class AnnotationReader:
         *,
         aliases: Mapping[int, int],
         numbered: Mapping[str, int],
+        crowds: Crowds = "auto",
     ) -> None:
         self.records, self.left_out, self.metadata, self.report = records, left_out, metadata, report
         self.classes = dict(metadata.thing_dataset_id_to_contiguous_id)
@@ -66,6 +69,9 @@ class AnnotationReader:
         self.unnumbered: list[dict[str, Any]] = []
         self.with_keypoints: list[tuple[dict[str, Any], Any, str]] = []
         self.reaching_out: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.crowds: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.plain: Counter[int] = Counter()  # class -> objects that are no crowds
+        self.meaning_of_crowds = crowds
         self.boxes = 0
         self.largest_side = 0.0
 
@@ -77,6 +83,7 @@ class AnnotationReader:
                 self._tell(fault, entry)
         self._read_keypoints()
         self._number()
+        self._settle_crowds()
         self._tell_about_boxes()
 
     def keypoint_fault(self) -> str:
@@ -175,6 +182,10 @@ class AnnotationReader:
         self.largest_side = max(self.largest_side, box[2], box[3])
         if outside:
             self.reaching_out.append((item, record))
+        if not crowd:
+            self.plain[category] += 1
+        elif not entry.get("ignore"):
+            self.crowds.append((item, record))
         record["annotations"].append(item)
 
     def _other_box(
@@ -431,6 +442,14 @@ class AnnotationReader:
             while number in self.seen:
                 number += 1
             item["id"] = number
+
+    def _settle_crowds(self) -> None:
+        root = self.metadata.image_root
+        crowds = [
+            Crowd(item, os.path.relpath(record["file_name"], root), record["image_id"])
+            for item, record in self.crowds
+        ]
+        settle_crowds(crowds, self.plain, self.metadata, self.report, self.meaning_of_crowds)
 
     def _tell_about_boxes(self) -> None:
         if self.boxes >= MANY_BOXES and len(self.reaching_out) > 0.3 * self.boxes:

@@ -20,6 +20,7 @@ from zenith_det.data.annotation_entries import AnnotationReader
 from zenith_det.data.annotation_file import parse, read_bytes
 from zenith_det.data.catalog import ROOT_VARIABLE, dataset_source, datasets_root, is_builtin
 from zenith_det.data.categories import OtherClasses, annotations_by_class, clean_categories, metadata_from
+from zenith_det.data.crowds import Crowds
 from zenith_det.data.dataset import CocoDataset
 from zenith_det.data.formats import name_of_folder
 from zenith_det.data.garbage_collection import garbage_collection_off
@@ -68,13 +69,14 @@ def examine_coco_dataset(
     classes: Sequence[str] | None = None,
     other_classes: OtherClasses = "refuse",
     max_bad_images: int = 0,
+    crowds: Crowds = "auto",
 ) -> CocoDataset:
     """As :func:`load_coco_dataset`, but return a dataset that can't be used as well, its report saying why.
 
     Raises:
         DatasetError: the annotation file can't be made sense of at all.
     """
-    return _examine(source, name, check_images, classes, other_classes, max_bad_images, cache=False)
+    return _examine(source, name, check_images, classes, other_classes, max_bad_images, crowds, cache=False)
 
 
 def _examine(
@@ -84,11 +86,12 @@ def _examine(
     classes: Sequence[str] | None,
     other_classes: OtherClasses,
     max_bad_images: int,
+    crowds: Crowds,
     *,
     cache: bool,
 ) -> CocoDataset:
     name, json_file, image_root = _resolve(source, name)
-    circumstances = (image_root, max_pixels())
+    circumstances = (image_root, max_pixels(), crowds)
     if cache:
         digest = annotation_cache.digest_of_file(json_file)
         if digest is not None:
@@ -113,8 +116,9 @@ def _examine(
     with garbage_collection_off():
         images = read_images(content["images"], metadata, report, check_images, max_bad_images)
         reader = AnnotationReader(
-            images.records, images.left_out, metadata, report, aliases=aliases, numbered=images.numbered
-        )
+            images.records, images.left_out, metadata, report,
+            aliases=aliases, numbered=images.numbered, crowds=crowds,
+        )  # fmt: skip
         reader.read(entries)
     if fault := reader.keypoint_fault():
         metadata = replace(metadata, keypoint_fault=fault)
@@ -147,6 +151,7 @@ def load_coco_dataset(
     classes: Sequence[str] | None = None,
     other_classes: OtherClasses = "refuse",
     max_bad_images: int = 0,
+    crowds: Crowds = "auto",
     name: str | None = None,
     cache: bool = False,
 ) -> CocoDataset:
@@ -163,6 +168,9 @@ def load_coco_dataset(
             ``keep`` them, their classes after those of ``classes``, unless it has none of ``classes`` at all.
             Categories without objects are left out.
         max_bad_images: up to this many missing or unusable images are dropped; one more stops.
+        crowds: what ``iscrowd`` 1 means: ``regions`` of many objects, neither trained nor counted in AP, as in COCO;
+            ``objects``; or ``auto``: objects where the set, or a class with many, has nothing else and the masks are
+            in one piece, as CVAT writes what a brush has painted.
         name: for the metadata and messages; default: the source's name or the file's stem.
         cache: take the annotations from the last time that a file of the same content was read, and keep them
             for the next; see :mod:`zenith_det.data.annotation_cache`. Images are checked each time.
@@ -170,7 +178,9 @@ def load_coco_dataset(
     Raises:
         DatasetError: the set can't be used, or is refused as ``strict`` says.
     """
-    dataset = _examine(source, name, check_images, classes, other_classes, max_bad_images, cache=cache)
+    dataset = _examine(
+        source, name, check_images, classes, other_classes, max_bad_images, crowds, cache=cache
+    )
     report = dataset.report
     refused: tuple[Action, ...] = ("stops", "dropped") if strict else ("stops",)
     for action in refused:

@@ -19,6 +19,10 @@ _ACTION_ORDER: tuple[Action, ...] = ("stops", "dropped", "filled", "kept")
 SUSPICIOUS = "suspicious boxes"
 #: The kind of what keeps a set's keypoints from being trained.
 NO_KEYPOINTS = "keypoints that can't be trained"
+#: The kind of what crowd regions as a whole are taken for.
+CROWDS = "crowd regions"
+#: Kinds that concern a set as a whole, and are said before training.
+_OF_THE_SET = (SUSPICIOUS, CROWDS)
 #: Per kind of problem, how many are kept with their file and id; all are counted.
 EXAMPLES_KEPT = 10_000
 _NAMES_SHOWN = 10
@@ -104,8 +108,8 @@ class DatasetReport:
         return sum(n for (_, action), n in self.counts.items() if not actions or action in actions)
 
     def suspicions(self) -> list[str]:
-        """What the boxes as a whole look like, if not like COCO's: each a line."""
-        return [problem.reason for problem in self.problems if problem.kind == SUSPICIOUS]
+        """What boxes or crowd regions as a whole look like, if not like COCO's: each a line."""
+        return [problem.reason for problem in self.problems if problem.kind in _OF_THE_SET]
 
     def kinds(self, action: Action, *, but: str = "") -> str:
         """The kinds met with this action, ``but`` one, and their counts: ``missing file 2, box without area 1``."""
@@ -146,7 +150,7 @@ class DatasetReport:
             if self.count(action)
         ]
         told = {problem.kind for problem in self.problems}
-        found += [kind for kind in (NO_KEYPOINTS, SUSPICIOUS) if kind in told]
+        found += [kind for kind in (NO_KEYPOINTS, *_OF_THE_SET) if kind in told]
         # What is left out of a file and has one meaning only is no problem of it.
         filled = [f"filled: {self.kinds('filled')}"] if self.count("filled") else []
         return "; ".join([text, *(found or ["no problems"]), *filled])

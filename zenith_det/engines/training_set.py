@@ -54,6 +54,7 @@ def load_sets(
                 classes=classes,
                 other_classes="refuse" if kind == "TRAIN" else "keep",
                 max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
+                crowds=cfg.DATASETS.CROWDS,
                 cache=cfg.DATASETS.CACHE,
             )
         refuse_unusable_keypoints(cfg, dataset.metadata)

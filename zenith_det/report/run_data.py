@@ -12,6 +12,7 @@ from typing import Any
 
 from zenith_det.config import files_of, load_config, name_of_files
 from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.data.crowds import Crowds
 from zenith_det.data.statistics import find_sets_again
 from zenith_det.errors import UserError
 from zenith_det.evaluation import EvaluatedWeights, noted_weights
@@ -85,7 +86,7 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
         )
     path = _results_file(folder / averaging.FOLDER if averaged else folder, several)
     results = read_detections(path)
-    dataset = _load(source, name, cfg.DATASETS.MAX_BAD_IMAGES)
+    dataset = _load(source, name, cfg.DATASETS.MAX_BAD_IMAGES, cfg.DATASETS.CROWDS)
     weights = noted_weights(path.parent)
     # Without the training set's file to tell it from, a set has its own file's name.
     if weights is not None and weights.dataset not in (name, Path(dataset.metadata.json_file).stem):
@@ -111,8 +112,8 @@ def _results_file(below: Path, name: str) -> Path:
 
 
 @lru_cache(maxsize=1)  # the runs of a comparison share theirs
-def _load(source: Any, name: str, max_bad_images: int) -> CocoDataset:
-    return load_coco_dataset(source, name=name, max_bad_images=max_bad_images)
+def _load(source: Any, name: str, max_bad_images: int, crowds: Crowds) -> CocoDataset:
+    return load_coco_dataset(source, name=name, max_bad_images=max_bad_images, crowds=crowds)
 
 
 def read_detections(path: Path) -> list[dict[str, Any]]:
