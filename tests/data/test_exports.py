@@ -420,3 +420,52 @@ def test_an_image_of_another_name_is_looked_for_again(
     (tmp_path / "images/2.PNG").write_bytes((tmp_path / "images/2.png").read_bytes())
     again = load_coco_dataset(source, cache=True)
     assert [Path(r["file_name"]).name for r in again.records] == ["1.png", "2.PNG", "3.png"]
+
+
+RLE = {"size": [HEIGHT, WIDTH], "counts": RUNS}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_each("images", height=14, width=14),
+        in_each("images", height=14, width=WIDTH),
+        in_each("images", height=HEIGHT, width=12),
+        several(in_each("images", height=12, width=12), in_each("annotations", bbox=["5", 5, 10, 10])),
+        several(in_each("images", height=12, width=12), without("annotations", "bbox")),
+        several(in_each("images", height=WIDTH, width=HEIGHT), in_each("annotations", segmentation=RLE)),
+        several(in_each("images", height=9, width=9), lambda data: data["annotations"].pop()),
+    ],
+)
+@pytest.mark.parametrize("check", ["header", "none"])
+def test_wrong_sizes_whose_objects_fit_the_pictures(change: Change, check: Any, tmp_path: Path) -> None:
+    data = content()
+    change(data)
+    dataset = load_coco_dataset(write(tmp_path, data), check_images=check)
+    assert [(r["height"], r["width"]) for r in dataset.records] == [(HEIGHT, WIDTH)] * 3
+    assert dataset.report.counts["wrong image size", "filled"] == 3
+    assert not dataset.report.count("dropped")
+    boxes = [plain(a["bbox"]) for r in dataset.records for a in r["annotations"]]
+    assert boxes == [[5.0, 5.0, 10.0, 10.0]] * len(data["annotations"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_each("images", height=2 * HEIGHT, width=2 * WIDTH),  # fits both: was the set made larger?
+        several(
+            in_each("images", height=2 * HEIGHT, width=2 * WIDTH),
+            in_each("annotations", bbox=[50, 40, 10, 10]),
+        ),
+        several(in_each("images", height=12, width=12), in_each("annotations", bbox=[50, 40, 10, 10])),
+        several(
+            in_each("images", height=14, width=14),
+            lambda data: data["annotations"].append(data["annotations"][0] | {"bbox": [50, 40, 10, 10]}),
+        ),
+    ],
+)
+def test_wrong_sizes_that_objects_may_have_been_drawn_in_stop(change: Change, tmp_path: Path) -> None:
+    data = content()
+    change(data)
+    with pytest.raises(DatasetError, match=f"wrong image size 3.*is {WIDTH}x{HEIGHT}, the annotation"):
+        load_coco_dataset(write(tmp_path, data))

@@ -114,7 +114,7 @@ def _examine(
     report.num_classes = metadata.num_classes
     entries = content.get("annotations", [])
     with garbage_collection_off():
-        images = read_images(content["images"], metadata, report, check_images, max_bad_images)
+        images = read_images(content["images"], entries, metadata, report, check_images, max_bad_images)
         reader = AnnotationReader(
             images.records, images.left_out, metadata, report,
             aliases=aliases, numbered=images.numbered, crowds=crowds,

@@ -77,15 +77,15 @@ def settle_crowds(
             report.add(
                 CROWDS,
                 "filled",
-                f"all {len(crowds)} annotations have iscrowd 1, as CVAT writes brush masks: each is taken for an object "
-                "(--crowds regions takes none)",
+                f"all {len(crowds)} annotations have iscrowd 1, as CVAT writes brush masks: each is taken for an "
+                "object (--crowds regions takes none)",
             )
         else:
             report.add(
                 CROWDS,
                 "stops",
-                f"all {len(crowds)} annotations have iscrowd 1 (crowd regions), many without a mask in one piece: if each is "
-                "an object, give --crowds objects",
+                f"all {len(crowds)} annotations have iscrowd 1 (crowd regions), many without a mask in one piece: if "
+                "each is an object, give --crowds objects",
             )
         return
     by_class: defaultdict[int, list[Crowd]] = defaultdict(list)

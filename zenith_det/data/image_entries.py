@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zenith_det.data.declared_sizes import fit_the_pictures, reaches_out
 from zenith_det.data.image_files import (
     MISSING,
     OUTSIDE,
     ImageCheck,
     ImageFile,
+    OtherSize,
     check_file_name,
     check_image_files,
 )
@@ -98,12 +100,21 @@ class _LeftOut:
 
 def read_images(
     entries: list[Any],
+    annotations: list[Any],
     metadata: DatasetMetadata,
     report: DatasetReport,
     check: ImageCheck,
     max_bad_images: int,
 ) -> ReadImages:
     """Records (without objects) of the images that can be used.
+
+    Args:
+        entries: of ``images``.
+        annotations: of the same file, which tell whether a wrong size matters.
+        metadata: of the set.
+        report: takes what is found.
+        check: how far to look at the files.
+        max_bad_images: so many may be unusable.
 
     Raises:
         DatasetError: two images have one id.
@@ -112,9 +123,12 @@ def read_images(
     left_out = _LeftOut()
     listed = _listed(entries, metadata, report, out, left_out)
     ids = sorted(listed)
+    if check == "none" and reaches_out(annotations, out.numbered, _declared(listed, ids)):
+        check = "header"  # the sizes may be wrong, and every process has to find the same
     results: dict[int, tuple[int, int] | Fault] = dict(zip(ids, _look(listed, ids, check)))
     moved = _find_moved(listed, results, metadata, report, check, out, len(entries))
     results |= zip(moved, _look(listed, moved, check))
+    _take_sizes_of_pictures(listed, results, annotations, out.numbered, report)
     for image_id, result in results.items():
         image = listed[image_id]
         if isinstance(result, Fault):
@@ -137,6 +151,35 @@ def read_images(
     left_out.tell(report, max_bad_images)
     out.left_out = left_out.ids - out.records.keys()
     return out
+
+
+def _declared(listed: Mapping[int, _Listed], ids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """The sizes of images that the annotation file gives, (height, width)."""
+    images = ((number, listed[number].height, listed[number].width) for number in ids)
+    return {number: (h, w) for number, h, w in images if h is not None and w is not None}
+
+
+def _take_sizes_of_pictures(
+    listed: Mapping[int, _Listed],
+    results: dict[int, tuple[int, int] | Fault],
+    annotations: list[Any],
+    numbered: Mapping[str, int],
+    report: DatasetReport,
+) -> None:
+    """Where images are of other sizes than declared, and the objects fit the pictures, go by the pictures."""
+    wrong = {number: fault for number, fault in results.items() if isinstance(fault, OtherSize)}
+    found = {number: fault.size for number, fault in wrong.items()}
+    if not wrong or not fit_the_pictures(annotations, numbered, _declared(listed, wrong), found):
+        return
+    for number, fault in wrong.items():
+        results[number] = fault.size
+        report.add(
+            "wrong image size",
+            "filled",
+            f"{fault.reason}: the objects fit the pictures, whose sizes are taken",
+            image=listed[number].name,
+            image_id=number,
+        )
 
 
 def _look(

@@ -46,6 +46,18 @@ class ImageFile:
     width: int | None
 
 
+class OtherSize(Fault):
+    """An image of another size than the annotation file says.
+
+    Attributes:
+        size: the image's own (height, width).
+    """
+
+    def __init__(self, reason: str, size: tuple[int, int]) -> None:
+        super().__init__("wrong image size", reason)
+        self.size = size
+
+
 def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
     """(height, width) of an image file.
 
@@ -54,7 +66,8 @@ def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
         full: decode it wholly; otherwise its header and end are read.
 
     Raises:
-        Fault: missing, unreadable, too large, or of another size than declared.
+        Fault: missing, unreadable or too large.
+        OtherSize: of another size than declared.
     """
     try:
         header = read_header(file.path)
@@ -74,7 +87,7 @@ def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
             if header.rotated
             else " (width and height swapped)"
         )
-    raise Fault("wrong image size", reason)
+    raise OtherSize(reason, found)
 
 
 def check_image_files(
@@ -92,8 +105,10 @@ def check_image_files(
             return file.height, file.width
         try:
             return check_image_file(file, check == "full")
+        except OtherSize as fault:  # each without the frames that it was raised through
+            return OtherSize(fault.reason, fault.size)
         except Fault as fault:
-            return Fault(fault.kind, fault.reason)  # without the frames that it was raised through
+            return Fault(fault.kind, fault.reason)
 
     if len(files) < 64 or check == "none":
         yield from map(look, files)

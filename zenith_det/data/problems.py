@@ -26,6 +26,7 @@ _OF_THE_SET = (SUSPICIOUS, CROWDS)
 #: Per kind of problem, how many are kept with their file and id; all are counted.
 EXAMPLES_KEPT = 10_000
 _NAMES_SHOWN = 10
+MAX_REASON = 240  # characters
 
 
 class Fault(Exception):
@@ -101,7 +102,9 @@ class DatasetReport:
         self.counts[kind, action] = count + 1
         if count < EXAMPLES_KEPT:
             shown = None if image is None else one_line(image)
-            self.problems.append(Problem(kind, action, shown, image_id, annotation_id, one_line(reason)))
+            self.problems.append(
+                Problem(kind, action, shown, image_id, annotation_id, one_line(reason, MAX_REASON))
+            )
 
     def count(self, *actions: Action) -> int:
         """How many problems were met with one of these actions (all, when none is named)."""
