@@ -428,8 +428,8 @@ RLE = {"size": [HEIGHT, WIDTH], "counts": RUNS}
 @pytest.mark.parametrize(
     "change",
     [
-        in_each("images", height=14, width=14),
-        in_each("images", height=14, width=WIDTH),
+        in_each("images", height=12, width=12),
+        in_each("images", height=12, width=WIDTH),
         in_each("images", height=HEIGHT, width=12),
         several(in_each("images", height=12, width=12), in_each("annotations", bbox=["5", 5, 10, 10])),
         several(in_each("images", height=12, width=12), without("annotations", "bbox")),
@@ -459,7 +459,7 @@ def test_wrong_sizes_whose_objects_fit_the_pictures(change: Change, check: Any, 
         ),
         several(in_each("images", height=12, width=12), in_each("annotations", bbox=[50, 40, 10, 10])),
         several(
-            in_each("images", height=14, width=14),
+            in_each("images", height=12, width=12),
             lambda data: data["annotations"].append(data["annotations"][0] | {"bbox": [50, 40, 10, 10]}),
         ),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,8 @@ from zenith_det.commands import convert_checkpoint
 from zenith_det.config import LoadedConfig, add_zenith_config, load_config
 from zenith_det.data import CocoDataset, filter_empty, load_coco_dataset
 from zenith_det.engines.batches import build_train_loader
-from zenith_det.engines.detectron2_engine.models import connect_top_level
+from zenith_det.engines.detectron2_engine.data import CocoMapper
+from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -153,6 +155,43 @@ def test_the_same_losses(task: str, dataset: CocoDataset, monkeypatch: pytest.Mo
     assert set(losses) == set(expected)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("task", ["mask"], indirect=True)
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_the_same_losses_where_objects_have_no_mask(
+    task: str, mask_format: str, dataset: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are boxes to find for both, and nothing to the mask head."""
+    ours, theirs, loaded, theirs_cfg = trained_pair(
+        task, dataset, **{"INPUT.RANDOM_FLIP": "none", "INPUT.MASK_FORMAT": mask_format}
+    )
+    skip_missing_masks(theirs)
+    records = copy.deepcopy([r for r in polygon_records(dataset) if len(r["annotations"]) > 1][:4])
+    our_mapper = TrainingMapper(loaded.cfg, dataset.metadata)
+    their_mapper = CocoMapper(theirs_cfg, True)
+    monkeypatch.setattr(torch, "randperm", first_of)
+
+    def losses() -> tuple[dict[str, float], dict[str, float]]:
+        with EventStorage(0):
+            expected = theirs.train()([their_mapper(r) for r in records])
+        found = ours.train()([our_mapper(r, np.random.default_rng(0)) for r in records])
+        return {k: v.item() for k, v in found.items()}, {k: v.item() for k, v in expected.items()}
+
+    before, _ = losses()
+    for record in records[1:]:
+        del record["annotations"][-1]["segmentation"]
+    for annotation in records[0]["annotations"]:
+        del annotation["segmentation"]
+    found, expected = losses()
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert found["loss_mask"] != pytest.approx(before["loss_mask"], rel=1e-3)
+    for name in before.keys() - {"loss_mask"}:
+        assert found[name] == pytest.approx(before[name], rel=1e-6), name
+    for record in records[1:]:
+        record["annotations"] = [a | {"segmentation": None} for a in record["annotations"]]
+    found, expected = losses()
+    assert (found["loss_mask"], expected["loss_mask"]) == (0, 0)
 
 
 def test_the_same_detections(task: str, dataset: CocoDataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from zenith_det.engines.training_set import (
 from zenith_det.errors import ConfigError, DatasetError
 
 
-def test_a_label_in_any_set_is_enough_for_a_head() -> None:
+def test_a_label_in_any_set_is_enough_for_a_head(caplog: pytest.LogCaptureFixture) -> None:
     def record(**labels: Any) -> dict[str, Any]:
         return {"annotations": [{"bbox": [0, 0, 9, 9], "iscrowd": 0, **labels}]}
 
     mask, keypoint = small_config("mask").cfg, small_config("keypoint").cfg
     nothing: dict[str, Any] = {"annotations": []}
     outline = record(segmentation=[[0, 0, 9, 0, 9, 9]])
-    check_labels(mask, {"a.json": [nothing, record()], "b.json": [outline]})
+    with caplog.at_level(logging.INFO):
+        check_labels(mask, {"a.json": [nothing, record()], "b.json": [outline]})
+    assert "1 of 2 objects have no mask: they are learned by their boxes alone" in caplog.text
     check_labels(mask, {"a.json": [nothing]})
     check_labels(keypoint, {"a.json": [record()], "b.json": [record(keypoints=[0.5, 0.5, 0, 1, 1, 1])]})
     crowd = record(segmentation=[[0, 0, 9, 0, 9, 9]], iscrowd=1)

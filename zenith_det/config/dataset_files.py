@@ -31,7 +31,10 @@ def settle_files(loaded: LoadedConfig) -> None:
         if files:
             json_file, images = map(absolute, files)
             cfg.DATASETS[f"{prefix}_JSON"], cfg.DATASETS[f"{prefix}_IMAGES"] = json_file, images
-            loaded.override(f"DATASETS.{kind}", (json_file,), f"DATASETS.{prefix}_JSON")
+            name, training = json_file, (cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES)
+            if json_file == training[0] and images != training[1]:
+                name += f" ({images})"  # Detectron2 knows a set by its name, and this is another
+            loaded.override(f"DATASETS.{kind}", (name,), f"DATASETS.{prefix}_JSON")
     cfg.OUTPUT_DIR = absolute(cfg.OUTPUT_DIR)
     # A name in a model zoo, a URL and "" are no files.
     if os.path.isfile(os.path.expanduser(cfg.MODEL.WEIGHTS)):
@@ -64,13 +67,18 @@ def files_of(cfg: Any, kind: str) -> tuple[str, str] | None:
 
 
 def name_of_files(cfg: Any, kind: str) -> str:
-    """A name for the set of :func:`files_of`: the file's, or the folder's where both sets' files have the same name.
+    """A name for the set of :func:`files_of`: the file's, or where both sets' files have the same, a folder's.
 
-    Exporters call each set's file alike (``train/_annotations.coco.json``, ``valid/_annotations.coco.json``).
+    Of a file that is given twice, that of the images. Exporters call each set's file alike
+    (``train/_annotations.coco.json``, ``valid/_annotations.coco.json``).
     """
-    own, other = (cfg.DATASETS[f"{_KINDS[k]}_JSON"] for k in (kind, "TEST" if kind == "TRAIN" else "TRAIN"))
+    both = [_KINDS[kind], _KINDS["TEST" if kind == "TRAIN" else "TRAIN"]]
+    own, other = (cfg.DATASETS[f"{prefix}_JSON"] for prefix in both)
     stem = Path(own).stem
     if not other or Path(other).stem != stem:
         return stem
-    folders = zip_longest(Path(absolute(own)).parts[-2::-1], Path(absolute(other)).parts[-2::-1])
+    own, other = map(absolute, (own, other))
+    if own == other:  # of the same file, with other images
+        own, other = (f"{absolute(cfg.DATASETS[f'{prefix}_IMAGES'])}/{Path(own).name}" for prefix in both)
+    folders = zip_longest(Path(own).parts[-2::-1], Path(other).parts[-2::-1])
     return next((a for a, b in folders if a != b and a), stem)

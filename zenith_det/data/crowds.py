@@ -31,6 +31,7 @@ IN_ONE_PIECE = 0.8
 
 _LARGEST_MASK = 2**26  # pixels: larger ones are not decoded
 _COARSE = 64  # pixels, the longer side at which pieces are told apart
+_GAP = 2  # of these pixels: what is so near is one piece
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _largest_piece(mask: npt.NDArray[np.uint8]) -> float:
     scale = min(1.0, _COARSE / max(mask.shape))
     size = [max(1, round(side * scale)) for side in reversed(mask.shape)]
     picture = Image.fromarray(mask * np.uint8(255)).resize((size[0], size[1]), Image.Resampling.BOX)
-    amount = np.pad(np.asarray(picture, dtype=np.float64), 1)
+    amount = np.pad(np.asarray(picture, dtype=np.float64), _GAP)
     left = amount > 0
     largest = 0.0
     while left.any():
@@ -156,8 +157,9 @@ def _largest_piece(mask: npt.NDArray[np.uint8]) -> float:
         piece[np.unravel_index(left.argmax(), left.shape)] = True
         before = 0
         while before < (before := int(piece.sum())):
-            wide = piece | np.roll(piece, 1, 0) | np.roll(piece, -1, 0)
-            piece = (wide | np.roll(wide, 1, 1) | np.roll(wide, -1, 1)) & left
+            for axis in (0, 1):
+                piece = np.logical_or.reduce([np.roll(piece, by, axis) for by in range(-_GAP, _GAP + 1)])
+            piece &= left
         largest = max(largest, float(amount[piece].sum()))
         left &= ~piece
     return largest / float(amount.sum() or 1)

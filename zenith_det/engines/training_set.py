@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -68,28 +69,38 @@ def load_sets(
 def check_labels(cfg: Any, sets: Mapping[str, Collection[Mapping[str, Any]]]) -> None:
     """Refuse a head that no object of the training sets has a label for: it would train for nothing.
 
+    Where some objects have no mask, the log says how many.
+
     Sets without any object, or without a declaration of keypoints, are left to other checks.
 
     Args:
         cfg: ``MODEL.MASK_ON`` and ``MODEL.KEYPOINT_ON`` count.
-        sets: annotation file -> records; read up to the first label.
+        sets: annotation file -> records.
 
     Raises:
         ConfigError: no object has a mask, or none a labelled keypoint.
     """
 
-    def having(key: str) -> Iterator[Any]:
-        """What the objects have under ``key``."""
+    def objects() -> Iterator[Mapping[str, Any]]:
         for records in sets.values():
             for record in records:
-                yield from (a[key] for a in record["annotations"] if not a["iscrowd"] and key in a)
+                yield from (a for a in record["annotations"] if not a["iscrowd"])
 
     files = ", ".join(sets)
-    if cfg.MODEL.MASK_ON and not any(having("segmentation")) and any(having("bbox")):
-        raise ConfigError(f"MODEL.MASK_ON is True, but no object of {files} has a mask")
-    labelled = (any(keypoints[2::3]) for keypoints in having("keypoints"))
-    if cfg.MODEL.KEYPOINT_ON and not any(labelled) and any(having("keypoints")):
-        raise ConfigError(f"MODEL.KEYPOINT_ON is True, but no object of {files} has a labelled keypoint")
+    if cfg.MODEL.MASK_ON:
+        masks = Counter(bool(each.get("segmentation")) for each in objects())
+        if masks[False] and not masks[True]:
+            raise ConfigError(f"MODEL.MASK_ON is True, but no object of {files} has a mask")
+        if masks[False]:
+            logger.info(
+                "%d of %d objects have no mask: they are learned by their boxes alone",
+                masks[False],
+                masks.total(),
+            )
+    if cfg.MODEL.KEYPOINT_ON:
+        lists = [any(each["keypoints"][2::3]) for each in objects() if "keypoints" in each]
+        if lists and not any(lists):
+            raise ConfigError(f"MODEL.KEYPOINT_ON is True, but no object of {files} has a labelled keypoint")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from detectron2.structures import Boxes, Instances
 from tests.conftest import ROOT
 from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
 from zenith_det.commands import train
-from zenith_det.config import LoadedConfig, add_zenith_config
+from zenith_det.config import LoadedConfig, add_zenith_config, name_of_files
 from zenith_det.data import catalog, load_coco_dataset, register_coco_dataset
 from zenith_det.engines import run as whole_run
 from zenith_det.engines.detectron2_engine import load_config_file
@@ -371,6 +372,22 @@ def test_keypoints_of_which_no_pair_is_known_are_warned_of_once(tmp_path: Path, 
     keys = altered(figures, tmp_path, number)
     run(load(tmp_path / "out", figures, **{**keys, "MODEL__KEYPOINT_ON": True}), RunOptions())
     assert (tmp_path / "out" / "log.txt").read_text().count("give the category flip_pairs") == 1
+
+
+def test_one_file_with_two_image_folders_is_two_sets(tmp_path: Path, shapes: Any) -> None:
+    """As one labels pictures and has them again, degraded, to evaluate on."""
+    degraded = shutil.copytree(shapes["train"].image_root, tmp_path / "degraded")
+    keys = data_keys(shapes) | {
+        "DATASETS__VAL_JSON": str(shapes["train"].json_file),
+        "DATASETS__VAL_IMAGES": str(degraded),
+    }
+    loaded = load(tmp_path / "out", shapes, **keys)
+    register_datasets(loaded, training=True)
+    folders = []
+    for names in (loaded.cfg.DATASETS.TRAIN, loaded.cfg.DATASETS.TEST):
+        folders.append({str(Path(record["file_name"]).parent) for record in DatasetCatalog[names[0]]})
+    assert folders == [{str(shapes["train"].image_root)}, {str(degraded)}]
+    assert name_of_files(loaded.cfg, "TRAIN") != name_of_files(loaded.cfg, "TEST") == "degraded"
 
 
 def test_16_bit_images_are_not_white(tmp_path: Path, shapes: Any) -> None:

@@ -19,6 +19,7 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
 from torch.utils.data import get_worker_info
 
 from zenith_det.config import LoadedConfig, follow_dataset, name_of_files, settle_files
@@ -37,6 +38,7 @@ from zenith_det.engines.detectron2_engine.foreign_data import (
     check_foreign_dataset,
     check_model_for_coco_format,
 )
+from zenith_det.engines.detectron2_engine.models import HAS_MASK
 from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.course.validation_loss import without_augmentation
@@ -235,8 +237,9 @@ class CocoMapper(DatasetMapper):
     """Detectron2's mapper that reads images as this toolkit does.
 
     The same pixels for all images that Detectron2 reads well; 16-bit grey images are not clipped to white,
-    and an image that cannot be used is named in one line. Objects without a mask are left out of mask
-    training, which in Detectron2 needs a mask of each object.
+    and an image that cannot be used is named in one line. Detectron2 wants a mask of each object: one without has its
+    box in place of it, and ``gt_has_mask`` says so, by which :func:`.models.skip_missing_masks` keeps it from mask
+    heads.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -268,15 +271,33 @@ class CocoMapper(DatasetMapper):
         if not self.is_train:
             record.pop("annotations", None)
             return record
-        if self.use_instance_mask:
-            record["annotations"] = [a for a in record["annotations"] if a.get("segmentation")]
         if self.use_keypoint:
             # Detectron2 makes one array of all objects' keypoints: an object without any has them unlabelled.
             unlabelled = [0.0] * (3 * len(self.keypoint_hflip_indices))
             for annotation in record["annotations"]:
                 annotation.setdefault("keypoints", unlabelled)
-        self._transform_annotations(record, transforms, shape)
+        objects = record["annotations"]
+        without = [a for a in objects if not a.get("segmentation")] if self.use_instance_mask else []
+        if not without:
+            self._transform_annotations(record, transforms, shape)
+            return record
+        parts = []
+        for has_mask, some in ((True, [a for a in objects if a.get("segmentation")]), (False, without)):
+            if some:
+                record["annotations"] = [
+                    a if has_mask else a | {"segmentation": _as_polygon(a["bbox"])} for a in some
+                ]
+                self._transform_annotations(record, transforms, shape)
+                instances = record["instances"]
+                instances.set(HAS_MASK, torch.full((len(instances),), has_mask))
+                parts.append(instances)
+        record["instances"] = Instances.cat(parts)
         return record
+
+
+def _as_polygon(box: Sequence[float]) -> list[list[float]]:
+    x, y, width, height = box
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
 def mapper_for(cfg: Any, names: Sequence[str], is_train: bool) -> DatasetMapper:

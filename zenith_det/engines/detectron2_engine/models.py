@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import nn
 
-__all__ = ["connect_top_level"]
+__all__ = ["HAS_MASK", "connect_top_level", "skip_missing_masks"]
+
+#: Field of training instances, bool ``(N,)``: whether the mask is the object's own, and not its box in place of one.
+HAS_MASK = "gt_has_mask"
 
 
 def connect_top_level(model: nn.Module) -> None:
@@ -17,3 +23,28 @@ def connect_top_level(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FPN) and isinstance(module.top_block, LastLevelMaxPool):
             module.top_block.in_feature = module._out_features[-1 - module.top_block.num_levels]
+
+
+def skip_missing_masks(model: nn.Module) -> None:
+    """Let mask heads learn from the objects that have a mask alone; boxes are learned from all.
+
+    Detectron2 wants a mask of each object. ``CocoMapper`` gives those without one a stand-in and marks them; here
+    they are taken out of what a mask head is given. Again is of no effect.
+    """
+    for module in model.modules():
+        head = getattr(module, "mask_head", None)
+        if isinstance(head, nn.Module) and _with_masks not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(_with_masks)
+
+
+def _with_masks(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    features, instances = inputs
+    if not head.training or not any(each.has(HAS_MASK) for each in instances):
+        return None
+    keep = [
+        each.get(HAS_MASK) if each.has(HAS_MASK) else each.gt_classes.new_ones(len(each), dtype=torch.bool)
+        for each in instances
+    ]
+    if isinstance(features, torch.Tensor):  # of all objects, one after the other; others are of whole images
+        features = features[torch.cat(keep)]
+    return features, [each[kept] for each, kept in zip(instances, keep, strict=True)]

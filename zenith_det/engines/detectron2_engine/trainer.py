@@ -29,7 +29,7 @@ from zenith_det.engines.detectron2_engine.data import build_loss_loader, build_t
 from zenith_det.engines.detectron2_engine.data_order import DataOrder, build_train_loader, run_seed
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, note_evaluated, results_dir
 from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
-from zenith_det.engines.detectron2_engine.models import connect_top_level
+from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
 from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter, MetricsWriter
 from zenith_det.errors import CheckpointError, RunStopped, UserError
@@ -399,9 +399,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
-        """Detectron2's model; see :func:`connect_top_level`."""
+        """Detectron2's model; see :func:`connect_top_level` and :func:`skip_missing_masks`."""
         model: nn.Module = super().build_model(cfg)
         connect_top_level(model)
+        skip_missing_masks(model)
         guard_forward(model)
         return model
 
