@@ -39,7 +39,7 @@ def test_without_a_terminal_plain_lines_go_out_and_into_the_log(
     writer.write(storage)
     writer.close()
     out = capsys.readouterr().out
-    line = re.fullmatch(r"\[\d\d/\d\d [\d:]{8} zenith_det\.training\.progress\]: (.*)\n", out)
+    line = re.fullmatch(r"\[\d\d/\d\d [\d:]{8} zenith_det\.training\.logs\.progress\]: (.*)\n", out)
     assert line is not None
     rss = line[1].rpartition("  rss: ")
     assert re.fullmatch(r"\d+M", rss[2])
