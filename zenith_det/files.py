@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from zenith_det.errors import UserError
 
-__all__ = ["write_whole"]
+__all__ = ["LEFT_OVERS", "write_whole"]
+
+logger = logging.getLogger(__name__)
+
+#: Names of what a crash leaves of a file that was being written, as a pattern; ``{}`` is the file's name or a pattern.
+LEFT_OVERS = ".{}.*.tmp"
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
+def write_whole(
+    path: str | os.PathLike[str],
+    content: str | bytes | Callable[[BinaryIO], object],
+    *,
+    synced: bool = False,
+) -> Path:
     """Write a file, beside the target first, then renamed over it. Its folder is made.
 
     Args:
         path: the target.
-        content: text is written in UTF-8.
+        content: text is written in UTF-8; a function writes into the file that it is given.
+        synced: also a power cut leaves the old content or the new; it waits for the disk.
 
     Returns:
         The target.
@@ -29,10 +43,35 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
-        os.replace(beside, target)
+        try:
+            with beside.open("wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode(errors="replace") if isinstance(content, str) else content)
+                if synced:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(beside, target)
+        except BaseException:
+            # What is half written only takes the space that is short.
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        if synced:
+            _sync_folder(target.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        logger.debug("%s: cannot be synced: %s", folder, error)  # some network file systems
+    finally:
+        os.close(descriptor)

@@ -597,13 +597,6 @@ def deep(depth: int, leaf: bytes = b"]") -> bytes:
     return b"\x80\x02}" + small("model") + b"]" + b"]" * depth + b"a" * depth + b"s."
 
 
-def colliding(count: int) -> bytes:
-    """A dictionary whose keys all hash to the same."""
-    prime = 2**61 - 1
-    items = b"".join(small(prime * i) + b"N" for i in range(1, count))
-    return b"\x80\x02}" + small("model") + b"}(" + items + b"us."
-
-
 GIANT = 10**12
 CHECKPOINTS = [
     # Code.
@@ -617,18 +610,7 @@ CHECKPOINTS = [
     Hostile("code in a plain pickle", "checkpoint", written("x.pth", pickle.dumps(Calls(eval, "1"), 2)), REFUSED,
             "not a checkpoint|refused"),
     Hostile("a second data.pkl", "checkpoint", two_of_a_name, REFUSED, "twice"),
-    # Memory out of a number.
-    *[
-        Hostile(f"{name}({GIANT})", "checkpoint", pickled_pth(call(name, GIANT)), REFUSED, "refused|not a checkpoint")
-        for name in ("builtins.bytearray", "__builtin__.bytearray", "torch.Tensor", "torch.FloatTensor",
-                     "torch.ByteStorage", "torch.storage.UntypedStorage", "torch.nn.parameter.Parameter",
-                     "collections.Counter", "builtins.set", "builtins.list", "builtins.bytes")
-    ],
-    Hostile("400 bytearrays of a megabyte", "checkpoint",
-            pickled_pth(b"\x80\x02}" + small("model") + b"](" + (b"cbuiltins\nbytearray\n" + small(1_000_000)
-                        + b"\x85R") * 400 + b"es."), REFUSED, "a bytearray"),
-    Hostile("a tensor made by torch.Tensor", "checkpoint", pickled_pth(call("torch.Tensor", 30_000, 30_000)), REFUSED,
-            "refused"),
+    # Tensors that are no weights, and data that isn't there.
     Hostile("a meta tensor", "checkpoint",
             pickled_pth(call("torch._utils._rebuild_meta_tensor_no_storage", b"ctorch\nfloat32\n", (GIANT,), (1,),
                              False)), REFUSED, "refused"),
@@ -638,8 +620,6 @@ CHECKPOINTS = [
     Hostile("a quantized tensor", "checkpoint",
             saved(lambda: {"model": {"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}}), REFUSED,
             "refused"),
-    Hostile("a codec of quadratic time", "checkpoint",
-            pickled_pth(call("_codecs.encode", "\u00e4" * 200_000, "idna")), REFUSED, "another encoding"),
     Hostile("a storage of 4 TB", "checkpoint", pickled_pth(tensor(GIANT, (GIANT,), (1,)), **{"0": bytes(16)}), REFUSED,
             "x.pth"),
     Hostile("a storage of 4 TB in the old format", "checkpoint",
@@ -666,16 +646,9 @@ CHECKPOINTS = [
             "x.pth"),
     Hostile("a text of 2^56 bytes", "checkpoint",
             written("x.pkl", b"\x80\x04\x8d\x00\x00\x00\x00\x00\x00\x00\x01abc."), REFUSED, "x.pkl"),
-    # Time.
-    Hostile("keys that collide", "checkpoint", pickled_pth(colliding(100_000)), REFUSED, "x.pth"),
-    Hostile("keys that collide in a zoo file", "checkpoint", written("x.pkl", colliding(100_000)), REFUSED, "x.pkl"),
-    Hostile("a key of tuples of tuples", "checkpoint",
-            pickled_pth(b"\x80\x02}K\x00K\x00\x86" + b"q\x01h\x01\x86" * 60 + b"K\x01s."), REFUSED, "x.pth"),
     Hostile("lists 100,000 deep", "checkpoint", pickled_pth(deep(100_000)), REFUSED, "x.pth"),
     Hostile("lists 100,000 deep in a zoo file", "checkpoint", written("x.pkl", deep(100_000)), REFUSED, "x.pkl"),
     # Archives.
-    Hostile("a zip bomb", "checkpoint", lambda folder: [_bomb(folder, "x/data.pkl")], REFUSED, "compressed"),
-    Hostile("a zip bomb for a tensor", "checkpoint", lambda folder: [_bomb(folder, "x/data/0")], REFUSED, "compressed"),
     Hostile("a TorchScript archive", "checkpoint",
             saved({"model": {"w": torch.zeros(2)}}, lambda parts: parts.update({"x/constants.pkl": b""})), REFUSED,
             "TorchScript"),
@@ -696,22 +669,6 @@ CHECKPOINTS = [
     Hostile("a Counter of a schedule", "checkpoint",
             saved({"model": {"w": torch.zeros(2)}, "milestones": collections.Counter([1, 2])}), READ, "1 tensors"),
 ]  # fmt: skip
-
-
-def _bomb(folder: Path, name: str) -> str:
-    path = folder / "x.pth"
-    torch.save({"model": {"w": torch.zeros(3)}}, path)
-    with zipfile.ZipFile(path) as archive:
-        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-    prefix = next(iter(parts)).split("/")[0]
-    with zipfile.ZipFile(path, "w") as archive:
-        for part, data in parts.items():
-            if part.split("/", 1)[1] == name.split("/", 1)[1]:
-                archive.writestr(part, bytes(100_000_000), zipfile.ZIP_DEFLATED)
-            else:
-                archive.writestr(part, data)
-    assert prefix
-    return str(path)
 
 
 HOSTILE = [*ANNOTATIONS, *CONFIGS, *CHECKPOINTS]

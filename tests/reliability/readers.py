@@ -20,7 +20,7 @@ import torch
 from zenith_det.config import load_config
 from zenith_det.data import coco_ground_truth, examine_coco_dataset, load_coco_dataset
 from zenith_det.errors import UserError
-from zenith_det.training.checkpoints.checkpoint import load_checkpoint, read_facts
+from zenith_det.training.checkpoints.reading import load_checkpoint, read_facts
 from zenith_det.training.checkpoints.weights import read_weights
 
 MAX_MESSAGE = 2000

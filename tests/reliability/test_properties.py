@@ -21,7 +21,7 @@ from tests.data.builders import content, write
 from zenith_det.config import get_cfg
 from zenith_det.config.keys import leaves, sections
 from zenith_det.data import segmentations
-from zenith_det.training.checkpoints.checkpoint import CorruptCheckpointError, load_checkpoint
+from zenith_det.training.checkpoints.reading import CorruptCheckpointError, load_checkpoint
 
 from .fuzz_targets import run_checkpoint, run_config
 from .readers import read_annotations, read_checkpoint, read_config, refusal

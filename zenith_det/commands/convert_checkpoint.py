@@ -15,7 +15,8 @@ from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.engines.torchvision_engine.weights import to_our_names
 from zenith_det.errors import CheckpointError, UserError
-from zenith_det.training.checkpoints.checkpoint import Checkpointer, load_checkpoint
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
+from zenith_det.training.checkpoints.reading import load_checkpoint
 from zenith_det.training.checkpoints.weights import load_model_weights, read_weights
 
 

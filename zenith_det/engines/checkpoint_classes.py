@@ -9,7 +9,7 @@ from zenith_det.config import LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata
 from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.training.checkpoints.averaging import result_file
-from zenith_det.training.checkpoints.checkpoint import load_checkpoint
+from zenith_det.training.checkpoints.reading import load_checkpoint
 
 
 def remembered_classes(weights: str) -> DatasetMetadata | None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
-from zenith_det.training.checkpoints.safe_pickle import read_pickle
+from zenith_det.training.checkpoints.reading import read_pickle
 from zenith_det.training.checkpoints.weights import load_model_weights, read_weights, strip_prefixes
 
 
@@ -165,7 +165,6 @@ def shared(kind: Callable[[list], object], depth: int = 40) -> object:
         pickle.dumps({"model": shared(list)}),  # ten to the power of forty, if written out
         pickle.dumps({"model": {"w": shared(tuple)}}),
         b"\x80\x04(K\x01K\x01\x86\x94" + b"h\x00h\x00\x86\x94" * 3 + b"K\x01d.",
-        b"\x80\x02}(" + b"K\x00K\x00\x86" + b"2\x86" * 60 + b"K\x01u.",  # as a key: hashing takes 2**60 steps
         b"\x80\x02cbuiltins\nbytes\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R.",  # bytes(2**40)
         b"\x80\x02cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85"
         b"U\x01b\x87R.",

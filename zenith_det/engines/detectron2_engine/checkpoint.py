@@ -13,8 +13,8 @@ from torch import nn
 
 from zenith_det import cli
 from zenith_det.errors import CheckpointError
-from zenith_det.training.checkpoints.checkpoint import Checkpointer, load_checkpoint
-from zenith_det.training.checkpoints.safe_pickle import read_pickle
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
+from zenith_det.training.checkpoints.reading import load_checkpoint, read_pickle
 from zenith_det.training.checkpoints.weights import locate_weights
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from zenith_det.config.metric_names import AVERAGED, TASK_APS
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoints.averaging import PREFIX
-from zenith_det.training.checkpoints.checkpoint import SUFFIX, Checkpointer, read_facts
+from zenith_det.training.checkpoints.checkpoint import SUFFIX, Checkpointer
+from zenith_det.training.checkpoints.reading import read_facts
 
 logger = logging.getLogger(__name__)
 

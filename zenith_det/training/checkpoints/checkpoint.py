@@ -1,26 +1,21 @@
-"""Checkpoints that survive a crash, and that never run code when they are read."""
+"""The checkpoints of a run: saved so that they survive a crash, found again, the old ones removed."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import pickle
 import re
-import struct
-import warnings
-import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from zenith_det.errors import CheckpointError
-from zenith_det.training.checkpoints.bounded_pickle import RefusedNameError, TooLargeError
-from zenith_det.training.checkpoints.checkpoint_scan import scan_legacy_file, scan_zip_pickle
+from zenith_det.errors import CheckpointError, UserError
+from zenith_det.files import LEFT_OVERS, write_whole
+from zenith_det.training.checkpoints.reading import CorruptCheckpointError, read_facts
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +25,6 @@ _PERIODIC = re.compile(r"model_(\d+)\.pth")
 #: Of a run that has ended, without suffix.
 FINAL_NAME = "model_final"
 _FINAL = f"{FINAL_NAME}{SUFFIX}"
-_ZIP_MAGIC = b"PK\x03\x04"
-# What zipfile stumbles over in a damaged archive (RuntimeError: a flipped "encrypted" bit).
-_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, struct.error, RuntimeError)
-
-
-class CorruptCheckpointError(CheckpointError):
-    """A checkpoint file that is torn or damaged, as a crash or a bad disk leaves it."""
 
 
 class Checkpointer:
@@ -77,24 +65,19 @@ class Checkpointer:
         plain = to_plain(state)
         path = self.output_dir / f"{name}{SUFFIX}"
         try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            _write_synced(path, lambda file: torch.save(plain, file))
+            write_whole(path, lambda file: _save(plain, file), synced=True)
             if mark_last:
-                _write_synced(self.output_dir / LAST_FILE, lambda file: file.write(path.name.encode()))
-        except OSError as error:
+                self.mark_last(path)
+        except UserError as error:
             good = self._named()
             rest = (
                 f"{good.name} is whole: free some space and go on with --resume"
                 if good is not None and good.exists()
                 else "free some space, or choose another OUTPUT_DIR"
             )
-            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {rest}") from error
+            raise CheckpointError(f"{error}; {rest}") from error
         self._remove_old(path, plain)
         return path
-
-    def load(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """:func:`load_checkpoint`."""
-        return load_checkpoint(path)
 
     def last(self, run_id: str | None = None) -> Path | None:
         """The checkpoint that a resumed run takes, ``None`` in a directory without one.
@@ -158,16 +141,16 @@ class Checkpointer:
         """Make ``path`` the one that a resumed run takes; ``None``: none, until the next save.
 
         Raises:
-            CheckpointError: it cannot be written.
+            UserError: it cannot be written.
         """
         marker = self.output_dir / LAST_FILE
+        if path is not None:
+            write_whole(marker, path.name, synced=True)
+            return
         try:
-            if path is None:
-                marker.unlink(missing_ok=True)
-            else:
-                _write_synced(marker, lambda file: file.write(path.name.encode()))
+            marker.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{marker}: cannot be written: {error.strerror or error}") from error
+            raise CheckpointError(f"{marker}: cannot be removed: {error.strerror or error}") from error
 
     def _candidates(self) -> list[Path]:
         """The checkpoint that ``last_checkpoint`` names, then the others, newest first."""
@@ -213,7 +196,7 @@ class Checkpointer:
             protected: not to be removed, nor the one that ``last_checkpoint`` names.
         """
         protected = {saved, self._named(), *protected}
-        doomed = list(self.output_dir.glob(f"*{SUFFIX}.tmp"))  # left by a crash in the middle of a save
+        doomed = list(self.output_dir.glob(LEFT_OVERS.format(f"*{SUFFIX}")))
         if self._keep is not None:
             periodic = [path for path in self._resumable() if path.name != _FINAL]
             if saved in periodic:  # a coarse clock may not show that it is the newest
@@ -225,32 +208,6 @@ class Checkpointer:
                 path.unlink()
             except OSError as error:
                 logger.warning("%s: cannot be removed: %s", path, error.strerror or error)
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint into host memory, without running any code in it, and in no more memory than its size.
-
-    Its pickle is followed once without making anything of it: see
-    :mod:`zenith_det.training.checkpoints.checkpoint_scan`.
-
-    Raises:
-        CorruptCheckpointError: torn or damaged (each part's checksum is compared).
-        CheckpointError: missing, no checkpoint at all, one that needs code to be read, or one that asks for
-            more memory than the file's size and 256 MiB.
-    """
-    path = Path(path)
-    _check_file(path)
-    return _torch_load(path, "cpu")
-
-
-def read_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Check that a checkpoint is whole and safe, and read all of it but the tensors' values.
-
-    Tensors are on the device ``meta``. Raises as :func:`load_checkpoint`.
-    """
-    path = Path(path)
-    _check_file(path)
-    return _torch_load(path, "meta")
 
 
 def to_plain(value: Any, _where: str = "state") -> Any:
@@ -321,154 +278,8 @@ class _KeepsFirstError:
         pass
 
 
-def _write_synced(path: Path, write: Any) -> None:
-    """Write a file so that ``path`` is at every moment its old or its new content, also after a power cut."""
-    beside = path.with_name(path.name + ".tmp")
-    file = beside.open("wb")
-    try:
-        with file:
-            guarded = _KeepsFirstError(file)
-            write(guarded)
-            if guarded.error is not None:
-                raise guarded.error
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        # What is half written only takes the space that is short.
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        logger.debug("%s: cannot be synced: %s", directory, error)  # some network file systems
-    finally:
-        os.close(descriptor)
-
-
-def _check_file(path: Path) -> None:
-    """Is it there, readable, safe to read, and, if it is torch's zip format, whole?"""
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is not a file; give a checkpoint file (…{SUFFIX})")
-        with path.open("rb") as file:
-            head = file.read(len(_ZIP_MAGIC))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
-    if size == 0:
-        raise CorruptCheckpointError(f"{path}: is empty; a save that was cut short leaves this")
-    if head != _ZIP_MAGIC:
-        if not head.strip(b"\x00"):
-            raise CorruptCheckpointError(f"{path}: is damaged: it begins with zeros")
-        if not head.startswith(pickle.PROTO):  # what no reader of torch's would make sense of
-            raise CheckpointError(f"{path}: is not a checkpoint that PyTorch can read")
-        with _told(path, zipped=False), path.open("rb") as file:
-            _require_dict(scan_legacy_file(file, size), path)
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            # torch stores without compressing. A small archive of a great many zeros is no checkpoint.
-            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if compressed or sum(entry.file_size for entry in entries) > size:
-                raise CheckpointError(f"{path}: is not a checkpoint: a compressed zip archive")
-            sizes = {entry.filename: entry.file_size for entry in entries}
-            if len(sizes) < len(entries) or archive.comment:  # another reader could take another part
-                raise CheckpointError(
-                    f"{path}: is not a checkpoint: a zip archive with a part twice, or a comment"
-                )
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise CorruptCheckpointError(
-                    f"{path}: is damaged: the checksum of its part {damaged!r} is wrong"
-                )
-            folder = entries[0].filename.split("/")[0] if entries else ""
-            if f"{folder}/data.pkl" not in sizes:
-                raise CheckpointError(f"{path}: is not a checkpoint: a zip archive without 'data.pkl'")
-            if f"{folder}/constants.pkl" in sizes:
-                raise CheckpointError(f"{path}: is a TorchScript archive, not a checkpoint: it holds code")
-            start = f"{folder}/data/"
-            records = {name[len(start) :]: n for name, n in sizes.items() if name.startswith(start)}
-            with _told(path, zipped=True), archive.open(f"{folder}/data.pkl") as data:
-                held = scan_zip_pickle(data, sizes[f"{folder}/data.pkl"], records, size)  # type: ignore[arg-type]
-                _require_dict(held, path)
-    except _ZIP_ERRORS as error:
-        raise CorruptCheckpointError(f"{path}: is torn or damaged ({_first_line(error)})") from error
-    except MemoryError as error:
-        raise CheckpointError(f"{path}: does not fit into memory") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _torch_load(path: Path, device: str) -> dict[str, Any]:
-    with path.open("rb") as file:
-        zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
-    with _told(path, zipped=zipped), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the file's age, of which nobody needs to know
-        state = torch.load(path, map_location=device, weights_only=True)
-    return _require_dict(state, path)
-
-
-def _require_dict(state: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(state, dict):
-        kind_of = type(state).__name__
-        raise CheckpointError(f"{path}: is not a checkpoint: it holds a {kind_of}, not a dictionary")
-    return state
-
-
-@contextlib.contextmanager
-def _told(path: Path, *, zipped: bool) -> Iterator[None]:
-    """Tell in a user's words whatever a damaged, foreign or hostile pickle raises."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except RefusedNameError as error:
-        raise _refused(path, error.name) from error
-    except TooLargeError as error:
-        raise CheckpointError(f"{path}: refused: it holds {error}") from error
-    except pickle.UnpicklingError as error:
-        forbidden = _forbidden_name(str(error))
-        if forbidden is not None:
-            raise _refused(path, forbidden) from error
-        raise CheckpointError(
-            f"{path}: is not a checkpoint that PyTorch can read ({_first_line(error)})"
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise CheckpointError(f"{path}: does not fit into memory") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        # Whatever a damaged or foreign file makes the reader stumble over (KeyError, EOFError, …).
-        kind = CorruptCheckpointError if zipped else CheckpointError
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise kind(f"{path}: is not a checkpoint, or damaged ({reason})") from error
-
-
-def _refused(path: Path, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: refused, since reading it could run code or fill the memory: it holds {name!r}, not tensors "
-        "alone; if you trust it, rewrite it: "
-        "torch.save(torch.load(file, weights_only=False)['model'], 'weights.pth')"
-    )
-
-
-def _forbidden_name(message: str) -> str | None:
-    """The object in the words of torch's refusal, e.g. ``posix.system``."""
-    match = re.search(r"GLOBAL (\S+) (?:whose|was)", message)
-    return match[1] if match else None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__
+def _save(state: Mapping[str, Any], file: BinaryIO) -> None:
+    kept = _KeepsFirstError(file)
+    torch.save(state, kept)
+    if kept.error is not None:
+        raise kept.error

@@ -10,21 +10,22 @@ import dataclasses
 import logging
 import os
 import re
+import shutil
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
 from torch import nn
 
-from zenith_det.errors import CheckpointError, is_printable, quote
-from zenith_det.training.checkpoints.checkpoint import load_checkpoint
-from zenith_det.training.checkpoints.safe_pickle import read_pickle
+from zenith_det.errors import CheckpointError, UserError, is_printable, quote
+from zenith_det.files import write_whole
+from zenith_det.training.checkpoints.reading import load_checkpoint, read_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +72,24 @@ def read_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> dict[s
         raise CheckpointError(
             f"{path}: holds no weights; give a checkpoint with a 'model' entry, or a state dict"
         )
-    for key in tensors:
+    for key, tensor in tensors.items():
+        if not _is_dense(tensor):
+            raise CheckpointError(
+                f"{path}: its tensor {quote(key)} is sparse, quantized or without data: no weights"
+            )
         if len(key) > MAX_NAME or not is_printable(key):
             raise CheckpointError(
                 f"{path}: holds a tensor of the name {quote(key)}: this is no weights' name"
             )
     return strip_prefixes(tensors, str(path))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return (
+        tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )  # else it repeats itself
 
 
 def locate_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> Path:
@@ -266,30 +279,29 @@ def _safe_relative(path: str, name: str) -> Path:
 
 def _fetch(name: str, url: str, path: Path, timeout: float) -> None:
     """Download ``url`` to ``path``, whole or not at all."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # several processes may fetch at once
     logger.info("fetching %s into %s", url, path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         request = urllib.request.Request(url, headers={"User-Agent": "zenith_det"})
-        with urllib.request.urlopen(request, timeout=timeout) as response, beside.open("wb") as file:
-            expected = response.headers.get("Content-Length")
-            written = 0
-            while chunk := response.read(1 << 20):
-                written += file.write(chunk)
-        if expected is not None and written != int(expected):
-            raise OSError(f"the connection broke after {written} of {expected} bytes")
-        os.replace(beside, path)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            write_whole(path, lambda file: _receive(response, file))
+    except (OSError, ValueError, UserError) as error:
         raise CheckpointError(
             f"MODEL.WEIGHTS: {name!r} could not be fetched from {url} ({_network_reason(error)}); download "
             f"it where there is a network and put it at {path}, or give its path, or train from scratch with "
             "MODEL.WEIGHTS ''"
         ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
-def _network_reason(error: Exception) -> str:
+def _receive(response: Any, file: BinaryIO) -> None:
+    shutil.copyfileobj(response, file)
+    expected = response.headers.get("Content-Length")
+    if expected is not None and file.tell() != int(expected):
+        raise OSError(f"the connection broke after {file.tell()} of {expected} bytes")
+
+
+def _network_reason(error: BaseException) -> str:
+    if isinstance(error, UserError) and error.__cause__ is not None:  # while it was written
+        error = error.__cause__
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
     reason = getattr(error, "reason", error)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.errors import CheckpointError
-from zenith_det.training.checkpoints.checkpoint import Checkpointer, load_checkpoint, read_facts
+from zenith_det.training.checkpoints.checkpoint import Checkpointer
+from zenith_det.training.checkpoints.reading import load_checkpoint, read_facts
 from zenith_det.training.course.run_record import begin_run
 from zenith_det.training.processes.distributed import broadcast_object, is_main_process, restart_count
 

@@ -140,11 +140,11 @@ class NewScalars:
     def __init__(self) -> None:
         self._written: dict[str, int] = {}
 
-    def take(self, storage: EventStorage, window: int) -> dict[int, dict[str, float]]:
+    def take(self, storage: EventStorage) -> dict[int, dict[str, float]]:
         """Scalars not taken before, by iteration (ascending)."""
         # Remembered by name: an AP put after the losses of the same iteration were written still counts.
         fresh: dict[int, dict[str, float]] = {}
-        for name, (value, at) in storage.latest_smoothed(window).items():
+        for name, (value, at) in storage.latest_smoothed().items():
             if at > self._written.get(name, -1):
                 fresh.setdefault(at, {})[name] = value
                 self._written[name] = at
@@ -169,17 +169,13 @@ class JsonWriter:
             are about to be taken again: those lines move to ``metrics.superseded.json`` beside it, so that
             the file holds one step axis, rising without overlap. (An evaluation made exactly at
             ``start_iter``, when the older run ended there, still holds and stays.) ``None`` keeps every line.
-        window: smoothing window, in iterations.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, start_iter: int | None = None, window: int = SMOOTHING_WINDOW
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, start_iter: int | None = None) -> None:
         self.path = Path(path)
-        self._window = window
         self._new = NewScalars()
         try:
             if start_iter is not None and self.path.exists():
@@ -216,10 +212,7 @@ class JsonWriter:
         Raises:
             UserError: the disk is full or the file cannot be written.
         """
-        lines = [
-            json_line({**scalars, "iteration": at})
-            for at, scalars in self._new.take(storage, self._window).items()
-        ]
+        lines = [json_line({**scalars, "iteration": at}) for at, scalars in self._new.take(storage).items()]
         if not lines:
             return
         try:
@@ -241,7 +234,6 @@ class TensorBoardWriter:
     Args:
         log_dir: where the event files go.
         start_iter: a resumed run hides what an older attempt wrote from this step on.
-        window: smoothing window, in iterations.
 
     Raises:
         UserError: the package ``tensorboard`` is not installed, or ``log_dir`` cannot be written.
@@ -252,7 +244,6 @@ class TensorBoardWriter:
         log_dir: str | os.PathLike[str],
         *,
         start_iter: int | None = None,
-        window: int = SMOOTHING_WINDOW,
     ) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -260,7 +251,6 @@ class TensorBoardWriter:
             raise UserError(
                 f"TensorBoard events need the package 'tensorboard' ({error}): pip install tensorboard"
             ) from error
-        self._window = window
         self._new = NewScalars()
         try:
             self._writer = SummaryWriter(os.fspath(log_dir), purge_step=start_iter or None)
@@ -269,7 +259,7 @@ class TensorBoardWriter:
 
     def write(self, storage: EventStorage) -> None:
         """Add the scalars not written yet, each at its own iteration."""
-        for at, scalars in self._new.take(storage, self._window).items():
+        for at, scalars in self._new.take(storage).items():
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, at)
         for name, image, at in storage.images:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.errors import ConfigError, one_line
-from zenith_det.training.logs.events import SMOOTHING_WINDOW, EventStorage, NewScalars
+from zenith_det.training.logs.events import EventStorage, NewScalars
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ServiceWriter:
 
     def write(self, storage: EventStorage) -> None:
         """Send the scalars not sent yet, each at its own iteration."""
-        for at, scalars in self._new.take(storage, SMOOTHING_WINDOW).items():
+        for at, scalars in self._new.take(storage).items():
             finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
             self._try(lambda finite=finite, at=at: self._send(finite, at))  # type: ignore[misc]
 
@@ -94,10 +94,6 @@ def _known(path: Path) -> str | None:
         return None
 
 
-def _name_of(output_dir: Path) -> str:
-    return output_dir.resolve().name
-
-
 def _wandb(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int], None], Callable[[], None]]:
     wandb = _import("wandb")
     mode = os.environ.get("WANDB_MODE")
@@ -107,7 +103,7 @@ def _wandb(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int]
     try:
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_name_of(output_dir),
+            name=output_dir.resolve().name,
             dir=str(output_dir),
             id=_known(output_dir / _WANDB_ID),
             resume="allow",
@@ -146,7 +142,7 @@ def _mlflow(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, place)
         run_id = _known(output_dir / _MLFLOW_ID)
         if run_id is None:
-            run_id = client.create_run(experiment_id, run_name=_name_of(output_dir)).info.run_id
+            run_id = client.create_run(experiment_id, run_name=output_dir.resolve().name).info.run_id
             (output_dir / _MLFLOW_ID).write_text(run_id, encoding="utf-8")
             for key, value in _flat(cfg).items():
                 client.log_param(run_id, key, str(value)[:500])

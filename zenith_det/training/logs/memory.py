@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
+import psutil
 import torch
 
 MIB = 2**20
 
 
-def resident_mib() -> float | None:
-    """Resident memory of this process in MiB, ``None`` where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-    except (OSError, ValueError):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    # No /proc (macOS): the peak is what can be had; macOS counts it in bytes, others in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
+def resident_mib() -> float:
+    """Resident memory of this process in MiB."""
+    return float(psutil.Process().memory_info().rss / MIB)
 
 
 def peak_cuda_mib() -> float | None:
@@ -31,9 +18,3 @@ def peak_cuda_mib() -> float | None:
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return None
     return torch.cuda.max_memory_allocated() / MIB
-
-
-def memory_scalars() -> dict[str, float]:
-    """``{"rss_mb": …, "max_mem_mb": …}`` in MiB for the logs; what the system does not tell is left out."""
-    values = {"rss_mb": resident_mib(), "max_mem_mb": peak_cuda_mib()}
-    return {name: value for name, value in values.items() if value is not None}

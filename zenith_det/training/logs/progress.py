@@ -8,13 +8,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from zenith_det.training.logs import terminal
-from zenith_det.training.logs.events import SMOOTHING_WINDOW, EventStorage
+from zenith_det.training.logs.events import EventStorage
 from zenith_det.training.logs.logging_setup import FILE_ONLY
 from zenith_det.training.logs.memory import peak_cuda_mib, resident_mib
 
@@ -45,8 +42,6 @@ class ConsoleWriter:
         start_iter: where this run starts.
         iters_per_epoch: iterations per pass over the data; ``None`` shows no epochs.
         batch_size: images per iteration over all processes; ``None`` shows no images/s.
-        live: draw a bar; ``None``: if standard output is a terminal.
-        window: smoothing window, in iterations.
 
     Reads these scalars where they are there: ``total_loss``, ``loss_*``, ``lr``, ``zenith/ratio``,
     ``zenith/grad_norm``, ``time`` and ``data_time`` (seconds per iteration).
@@ -59,24 +54,29 @@ class ConsoleWriter:
         start_iter: int = 0,
         iters_per_epoch: float | None = None,
         batch_size: int | None = None,
-        live: bool | None = None,
-        window: int = SMOOTHING_WINDOW,
     ) -> None:
         self._max_iter = max_iter
         self._iters_per_epoch = iters_per_epoch
         self._batch_size = batch_size
-        self._window = window
-        self._clock = _IterationClock(start_iter)
-        self._live = terminal.is_interactive() if live is None else live
-        self._section = _TrainingSection(max_iter, start_iter, iters_per_epoch) if self._live else None
-        if self._section is not None:
-            terminal.DISPLAY.add(self._section)
+        self._start_iter, self._started = start_iter, time.monotonic()
+        self._eta: float | None = None
+        self._below: list[Text] = []
+        self._bar = terminal.DISPLAY.add("Training", max_iter) if terminal.is_interactive() else None
+        self._show(start_iter, now=True)
 
     def update(self, storage: EventStorage) -> None:
         """Move the bar to the iteration just done; cheap, to be called after each."""
-        if self._section is not None:
-            self._section.done = storage.iter + 1
-            terminal.DISPLAY.refresh()
+        self._show(storage.iter + 1)
+
+    def _show(self, done: int, *, now: bool = False) -> None:
+        if self._bar is None:
+            return
+        facts = [f"{done}/{self._max_iter}"]
+        if self._iters_per_epoch:
+            whole = self._max_iter / self._iters_per_epoch
+            facts.append(f"epoch {done / self._iters_per_epoch:.1f}/{whole:.4g}")
+        facts.append(f"eta {format_duration(self._eta if done < self._max_iter else 0)}")
+        terminal.DISPLAY.show(self._bar, done, facts, self._below, now=now)
 
     def write(self, storage: EventStorage) -> None:
         """Show the scalars as they are now and put ``eta_seconds`` among them.
@@ -85,42 +85,44 @@ class ConsoleWriter:
         """
         if storage.iter >= self._max_iter:
             return
-        eta = self._eta_seconds(storage)
-        if eta is not None:
-            storage.put_scalar("eta_seconds", eta, smoothing=False)
-        line = self._line(storage, eta)
-        if self._section is None:
-            logger.info(line)
-            return
-        logger.info(line, extra={FILE_ONLY: True})
-        self._section.eta = eta
-        self._section.losses = self._losses(storage)
-        self._section.stats = self._stats(storage)
-        self._section.done = storage.iter + 1
-        terminal.DISPLAY.refresh(force=True)
+        self._eta = self._eta_seconds(storage)
+        if self._eta is not None:
+            storage.put_scalar("eta_seconds", self._eta, smoothing=False)
+        logger.info(self._line(storage), extra={FILE_ONLY: self._bar is not None})
+        # Under the word "loss" the parts need no 'loss_' of their own.
+        losses = [
+            ("loss" if name == "total_loss" else name.removeprefix("loss_"), f"{value:.4g}")
+            for name, value in self._losses(storage).items()
+        ]
+        stats = [(name.replace("grad_norm", "grad\u00a0norm"), value) for name, value in self._stats(storage)]
+        self._below = [_pairs(pairs) for pairs in (losses, stats) if pairs]
+        self._show(storage.iter + 1, now=True)
 
     def close(self) -> None:
         """Leave the bar as it ended; the terminal is ordinary again."""
-        if self._section is not None:
-            terminal.DISPLAY.remove(self._section, keep=True)
+        if self._bar is not None:
+            terminal.DISPLAY.remove(self._bar, keep=True)
 
     def _eta_seconds(self, storage: EventStorage) -> float | None:
-        per_iter = self._clock.seconds_per_iteration(storage.iter)
-        latest = storage.latest()
-        if "time" in latest:
+        done = storage.iter + 1 - self._start_iter
+        if "time" in storage.latest():
             per_iter = storage.median("time", ETA_WINDOW)
-        return None if per_iter is None else per_iter * (self._max_iter - storage.iter - 1)
+        elif done > 0:  # a loop that records no time
+            per_iter = (time.monotonic() - self._started) / done
+        else:
+            return None
+        return per_iter * (self._max_iter - storage.iter - 1)
 
     def _images_per_second(self, storage: EventStorage) -> float | None:
         if self._batch_size is None or "time" not in storage.latest():
             return None
-        seconds = storage.average("time", self._window)
+        seconds = storage.average("time")
         return self._batch_size / seconds if seconds > 0 else None
 
     def _losses(self, storage: EventStorage) -> dict[str, float]:
         # The sum first: it is what people look for.
         names = sorted((n for n in storage.names() if "loss" in n), key=lambda n: n != "total_loss")
-        return {name: storage.median(name, self._window) for name in names}
+        return {name: storage.median(name) for name in names}
 
     def _stats(self, storage: EventStorage) -> list[tuple[str, str]]:
         """Short name and value of everything beside the losses, in the order in which it is shown."""
@@ -138,23 +140,20 @@ class ConsoleWriter:
         speed = self._images_per_second(storage)
         if speed is not None:
             stats.append(("images/s", f"{speed:.3g}" if speed < 100 else f"{speed:.0f}"))
-        peak, resident = peak_cuda_mib(), resident_mib()
-        if peak is not None:
-            stats.append(("max_mem", f"{peak:.0f}M"))
-        elif resident is not None:
-            stats.append(("rss", f"{resident:.0f}M"))
+        peak = peak_cuda_mib()
+        stats.append(("rss", f"{resident_mib():.0f}M") if peak is None else ("max_mem", f"{peak:.0f}M"))
         return stats
 
-    def _line(self, storage: EventStorage, eta: float | None) -> str:
+    def _line(self, storage: EventStorage) -> str:
         latest = storage.latest()
-        parts = [f"eta: {format_duration(eta)}"] if eta is not None else []
+        parts = [f"eta: {format_duration(self._eta)}"] if self._eta is not None else []
         parts.append(f"iter: {storage.iter}")
         if self._iters_per_epoch:
             parts.append(f"epoch: {(storage.iter + 1) / self._iters_per_epoch:.2f}")
         parts += [f"{name}: {value:.4g}" for name, value in self._losses(storage).items()]
         for name in ("time", "data_time"):
             if name in latest:
-                parts.append(f"{name}: {storage.average(name, self._window):.4f}")
+                parts.append(f"{name}: {storage.average(name):.4f}")
                 parts.append(f"last_{name}: {latest[name][0]:.4f}")
         parts += [f"{name}: {value}" for name, value in self._stats(storage)]
         return "  ".join(parts)
@@ -166,7 +165,6 @@ class EvaluationProgress:
     Args:
         total: images to evaluate.
         name: of the data set.
-        live: draw a bar; ``None``: if standard output is a terminal.
         clock: seconds, monotonic.
 
     A context manager: ``with EvaluationProgress(len(images), name) as progress: … progress.update(8)``.
@@ -178,7 +176,6 @@ class EvaluationProgress:
         total: int,
         name: str = "",
         *,
-        live: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total
@@ -187,10 +184,8 @@ class EvaluationProgress:
         self._done = 0
         self._started = self._said = clock()
         self._rate_from: tuple[float, int] | None = None
-        live = terminal.is_interactive() if live is None else live
-        self._section = _EvaluationSection(total, name) if live and total else None
-        if self._section is not None:
-            terminal.DISPLAY.add(self._section)
+        label = f"Evaluating {name}".strip() if len(name) <= 40 else "Evaluating"
+        self._bar = terminal.DISPLAY.add(label, total) if total and terminal.is_interactive() else None
 
     def __enter__(self) -> EvaluationProgress:
         return self
@@ -209,21 +204,23 @@ class EvaluationProgress:
             self._rate_from = (now, self._done)
         if not self._total:
             return
-        if self._section is not None:
-            self._section.done, self._section.rate = self._done, self._rate(now)
-            terminal.DISPLAY.refresh(force=self._done >= self._total)
-        elif now - self._said >= EVALUATION_LINE_SECONDS and self._done < self._total:
+        since, done_then = self._rate_from
+        rate = (self._done - done_then) / (now - since) if now > since and self._done > done_then else None
+        speed = [f"{rate:.3g} images/s"] if rate else []
+        eta = format_duration((self._total - self._done) / rate if rate else None)
+        last = self._done >= self._total
+        if self._bar is not None:
+            facts = [f"{self._done}/{self._total}", *speed, f"eta {eta}"]
+            terminal.DISPLAY.show(self._bar, self._done, facts, now=last)
+        elif now - self._said >= EVALUATION_LINE_SECONDS and not last:
             self._said = now
-            rate = self._rate(now)
-            speed = f"{rate:.3g} images/s. " if rate else ""
-            eta = format_duration((self._total - self._done) / rate if rate else None)
-            logger.info("Inference done %d/%d%s. %sETA=%s", self._done, self._total, self._of(), speed, eta)
+            told = "".join(f"{part}. " for part in speed)
+            logger.info("Inference done %d/%d%s. %sETA=%s", self._done, self._total, self._of(), told, eta)
 
     def close(self) -> None:
         """Say how long it took; the bar goes."""
-        if self._section is not None:
-            terminal.DISPLAY.remove(self._section, keep=False)
-            self._section = None
+        if self._bar is not None:
+            terminal.DISPLAY.remove(self._bar, keep=False)
         if self._total:
             took = self._clock() - self._started
             speed = f", {self._done / took:.3g} images/s" if took > 0 else ""
@@ -236,38 +233,6 @@ class EvaluationProgress:
     def _of(self) -> str:
         return f" of {self._name}" if self._name else ""
 
-    def _rate(self, now: float) -> float | None:
-        if self._rate_from is None:
-            return None
-        since, done_then = self._rate_from
-        return (self._done - done_then) / (now - since) if now > since and self._done > done_then else None
-
-
-class _IterationClock:
-    """Seconds per iteration by the wall clock, for loops that record no ``time``."""
-
-    def __init__(self, start_iter: int) -> None:
-        self._started = time.monotonic()
-        self._start_iter = start_iter
-
-    def seconds_per_iteration(self, iteration: int) -> float | None:
-        done = iteration + 1 - self._start_iter
-        return (time.monotonic() - self._started) / done if done > 0 else None
-
-
-def _bar(done: int, total: int) -> ProgressBar:
-    return ProgressBar(total=max(total, 1), completed=done, complete_style="cyan", finished_style="green")
-
-
-def _bar_row(label: str, bar: ProgressBar, *facts: str) -> Table:
-    row = Table.grid(padding=(0, 2), expand=True)
-    row.add_column(no_wrap=True)
-    row.add_column(ratio=1)
-    for _ in facts:
-        row.add_column(no_wrap=True, justify="right")
-    row.add_row(Text(label, style="bold"), bar, *facts)
-    return row
-
 
 def _pairs(pairs: list[tuple[str, str]]) -> Text:
     """``name value`` pairs that break between pairs, never inside one."""
@@ -276,50 +241,3 @@ def _pairs(pairs: list[tuple[str, str]]) -> Text:
         text.append("   " if i else "")
         text.append(f"{name}\u00a0", style="dim").append(value, style="bold")
     return text
-
-
-class _TrainingSection(terminal.Section):
-    def __init__(self, max_iter: int, start_iter: int, iters_per_epoch: float | None) -> None:
-        self.done = start_iter
-        self.eta: float | None = None
-        self.losses: dict[str, float] = {}
-        self.stats: list[tuple[str, str]] = []
-        self._max_iter = max_iter
-        self._iters_per_epoch = iters_per_epoch
-
-    def render(self, width: int) -> RenderableType:
-        facts = [f"{self.done}/{self._max_iter}"]
-        if self._iters_per_epoch:
-            whole = self._max_iter / self._iters_per_epoch
-            facts.append(f"epoch {self.done / self._iters_per_epoch:.1f}/{whole:.4g}")
-        facts.append(f"eta {format_duration(self.eta if self.done < self._max_iter else 0)}")
-        if width >= 60:
-            row = _bar_row("Training", _bar(self.done, self._max_iter), *facts)
-        else:
-            # Too narrow for a bar beside the figures.
-            row = _bar_row("", _bar(self.done, self._max_iter), facts[0], facts[-1])
-        # Under the word "loss" the parts need no 'loss_' of their own.
-        losses = [
-            ("loss" if name == "total_loss" else name.removeprefix("loss_"), f"{value:.4g}")
-            for name, value in self.losses.items()
-        ]
-        stats = [(name.replace("grad_norm", "grad\u00a0norm"), value) for name, value in self.stats]
-        lines = [_pairs(pairs) for pairs in (losses, stats) if pairs]
-        return Group(row, *lines)
-
-
-class _EvaluationSection(terminal.Section):
-    def __init__(self, total: int, name: str) -> None:
-        self.done = 0
-        self.rate: float | None = None
-        self._total = total
-        self._name = name
-
-    def render(self, width: int) -> RenderableType:
-        label = f"Evaluating {self._name}".strip() if width >= 80 and len(self._name) <= 40 else "Evaluating"
-        left = (self._total - self.done) / self.rate if self.rate else None
-        facts = [f"{self.done}/{self._total}"]
-        if self.rate and width >= 80:
-            facts.append(f"{self.rate:.3g} images/s")
-        facts.append(f"eta {format_duration(left)}")
-        return _bar_row(label, _bar(self.done, self._total), *facts)

@@ -10,10 +10,11 @@ import atexit
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 REFRESH_SECONDS = 0.1
@@ -31,25 +32,20 @@ def is_interactive(stream: TextIO | None = None) -> bool:
         return False
 
 
-class Section:
-    """A part of the live display: a bar and what belongs to it."""
+class _Bars(Progress):
+    """Each bar, and below it its own lines."""
 
-    def render(self, width: int) -> RenderableType:
-        """What to show now, for a terminal ``width`` columns wide."""
-        raise NotImplementedError
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            yield from task.fields["below"]
 
 
 class Display:
-    """The live sections at the bottom of a terminal.
+    """The bars at the bottom of a terminal; made on standard output when the first one comes."""
 
-    Args:
-        console: where to draw; ``None`` makes one on standard output when the first section comes.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._given = console
-        self._sections: list[Section] = []
-        self._live: Live | None = None
+    def __init__(self) -> None:
+        self._bars: _Bars | None = None
         self._streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
         self._drawn = 0.0
         self._pid = os.getpid()
@@ -57,70 +53,68 @@ class Display:
     @property
     def active(self) -> bool:
         """Whether bars are on the screen and owned by this very process (not by its parent)."""
-        return self._live is not None and self._pid == os.getpid()
+        return self._bars is not None and self._pid == os.getpid()
 
-    def add(self, section: Section) -> None:
-        """Show ``section`` below those already there."""
-        self._sections.append(section)
-        if self._live is None:
-            console = self._given or Console(file=sys.stdout, highlight=False)
+    def add(self, label: str, total: int) -> TaskID:
+        """Show a bar below those already there."""
+        if self._bars is None:
             self._pid = os.getpid()
             self._streams = (sys.stdout, sys.stderr)
-            self._live = Live(
-                console=console, auto_refresh=False, get_renderable=self._render, vertical_overflow="visible"
+            self._bars = _Bars(
+                TextColumn("{task.description} ", style="bold", markup=False),
+                BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+                TextColumn(" {task.fields[facts]}", markup=False),
+                console=Console(file=sys.stdout, highlight=False),
+                auto_refresh=False,
+                expand=True,
             )
-            self._live.start()
-        self.refresh(force=True)
+            self._bars.start()
+        return self._bars.add_task(label, total=max(total, 1), facts="", below=())
 
-    def remove(self, section: Section, *, keep: bool) -> None:
-        """Take ``section`` off the display; with ``keep`` its last state stays above."""
-        if section not in self._sections:
+    def show(
+        self,
+        bar: TaskID,
+        done: int,
+        facts: Sequence[str],
+        below: Sequence[RenderableType] = (),
+        *,
+        now: bool = False,
+    ) -> None:
+        """Set a bar, and draw if the last drawing is old enough or this is to be seen ``now``."""
+        if self._bars is None or not self.active:
             return
-        self._sections.remove(section)
-        if self._live is None:
-            return
-        console = self._live.console
-        if not self._sections:
-            # An empty last frame, so that what is kept is printed once, as ordinary text.
-            self._stop()
-        if keep:
-            console.print(section.render(console.width))
-        if self._live is not None:
-            self.refresh(force=True)
+        self._bars.update(bar, completed=done, facts="  ".join(facts), below=below)
+        clock = time.monotonic()
+        if now or clock - self._drawn >= REFRESH_SECONDS:
+            self._drawn = clock
+            self._bars.refresh()
 
-    def refresh(self, *, force: bool = False) -> None:
-        """Draw again, if the last drawing is old enough."""
-        now = time.monotonic()
-        if self._live is not None and self.active and (force or now - self._drawn >= REFRESH_SECONDS):
-            self._drawn = now
-            self._live.refresh()
+    def remove(self, bar: TaskID, *, keep: bool) -> None:
+        """Take a bar off the display; with ``keep`` the last one's state stays above what comes."""
+        if self._bars is None or bar not in self._bars.task_ids:
+            return
+        if len(self._bars.task_ids) == 1:
+            self.close(keep=keep)
+        else:
+            self._bars.remove_task(bar)
+            self._bars.refresh()
 
     def print_above(self, text: Text) -> None:
         """Print a line above the bars, broken by the terminal alone so that it copies as one line."""
-        assert self._live is not None
-        self._live.console.print(text, soft_wrap=True, highlight=False)
+        assert self._bars is not None
+        self._bars.console.print(text, soft_wrap=True, highlight=False)
 
-    def close(self) -> None:
-        """Leave the terminal as it should be: bars where they ended, the cursor visible."""
-        if self._live is not None and self.active:
-            self._sections.clear()
-            self._stop(transient=False)
-
-    def _stop(self, *, transient: bool = True) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.transient = transient
-            live.stop()
-
-    def _render(self) -> RenderableType:
-        width = self._live.console.width if self._live is not None else 80
-        return Group(*(section.render(width) for section in self._sections))
+    def close(self, *, keep: bool = True) -> None:
+        """Leave the terminal as it should be: bars where they ended or gone, the cursor visible."""
+        if self._bars is not None and self.active:
+            bars, self._bars = self._bars, None
+            bars.live.transient = not keep
+            bars.stop()
 
     def leave_to_parent(self) -> None:
         """In a forked child: the bars are the parent's; write to the plain streams."""
-        if self._live is not None:
-            self._live = None
-            self._sections = []
+        if self._bars is not None:
+            self._bars = None
             sys.stdout, sys.stderr = self._streams
 
 
