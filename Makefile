@@ -3,6 +3,7 @@
 # make lint                               ruff and mypy, for whoever changes the code
 # make test-oldest                        the test suite with the oldest version of every requirement
 # make package-check [PACKAGE_PYTHON=…]    build wheel and sdist, install the wheel by itself, try it
+# make docs                               the documentation as a site, in build/site
 # make clean                              the environments and everything generated
 # Each takes PYTHON=python3.13, say: that Python, in an environment of its own (.venv-3.13).
 
@@ -30,7 +31,7 @@ KIND := $(if $(filter keypoint,$(TASK)),keypoints,instances)
 # Container images often forbid bytecode, and each process then compiles all that it imports: 16 s, not 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-oldest lint package-check clean
+.PHONY: demo test test-oldest lint package-check docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/python datasets/make_shapes.py --task $(KIND) --output datasets/$(SET)
@@ -53,6 +54,9 @@ package-check: $(DEVELOPMENT)
 	rm -rf dist build/lib
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	tests/package_check.sh "$(PACKAGE_PYTHON)" $(PACKAGE_VENV) dist/*.whl
+
+docs: $(INSTALLED)
+	$(BIN)/properdocs build --strict
 
 PIP := --quiet --disable-pip-version-check --no-compile $(PIP_FLAGS)
 

@@ -31,6 +31,9 @@ FUZZ = [
 # else's stubs, is taken when it is wanted and not when it comes out.
 DEVELOPMENT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML==6.0.12.20261122", "build==1.3.0"]
 
+# The documentation as a site (`make docs`). ProperDocs carries on MkDocs 1, which has had no release since 2024.
+DOCUMENTATION = ["properdocs>=1.6.7", "properdocs-theme-readthedocs>=1.6.5"]
+
 # Its digits are real images that need no network (examples/classification).
 CLASSIFICATION = ["scikit-learn>=1.2"]
 
@@ -91,11 +94,14 @@ setup(
         "mlflow": ["mlflow>=2.10"],
         "classification": CLASSIFICATION,
         "dev": DEVELOPMENT,
+        "docs": DOCUMENTATION,
         "test": [
             OPENCV,
             *OPTIMIZERS,
             *FUZZ,
             *CLASSIFICATION,
+            *DOCUMENTATION,
+            "markdown>=3.6",  # the links of the documents
             "expecttest>=0.2",  # torch's own tables of optimizer inputs import it
             "pytest>=8",
             "pytest-timeout>=2.2",

@@ -60,7 +60,7 @@ def test_that_images_differ_counts_for_nothing() -> None:
 
 
 def test_a_loss_that_rises_while_the_model_learns_is_not_too_high_an_lr() -> None:
-    """As Mask R-CNN's, seed 2 of docs/RESULTS.md: from LR 0.003 to 0.014 by 0.4 of its fall, then down again."""
+    """As Mask R-CNN's with seed 2 (docs/LEARNING_RATE.md): from LR 0.003 to 0.014 by 0.4 of its fall, then down."""
     plain = curve()
     hill = 0.5 * np.exp(-(np.log(plain.lrs / 0.012) ** 2) / 0.5)
     climbing = (plain.lrs > 0.006) & (plain.lrs < 0.02)

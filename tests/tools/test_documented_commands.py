@@ -17,7 +17,7 @@ from zenith_det.config import load_config
 DOCUMENTS = [
     "README.md",
     "datasets/README.md",
-    *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md")),
+    *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
 ]
 # With flags in the middle and keys anywhere.
 WITH_KEYS = ("train", "find_lr", "compare")

@@ -240,9 +240,10 @@ class Choice:
 def choose(test: RangeTest) -> Choice:
     """η₀: for SGD an eighth of the LR from which training loses what it has won, for AdamW by where the fall ends.
 
-    :data:`CLIMB`, :data:`SHARE` and :data:`FALL` are by sweeps of η₀ beside recorded curves (docs/RESULTS.md).
-    Half of the fall, as a loss that climbs by less need not mean the LR: once a detector tells objects from
-    background, boxes and masks add to its loss (0.4 of the fall, in one seed of eight).
+    :data:`CLIMB`, :data:`SHARE` and :data:`FALL` were set by sweeps of η₀ beside recorded curves
+    (docs/results/lr_range_test.md). A climb of half of the fall is asked for, as a smaller one need not mean that
+    the LR is too high: once a detector tells objects from background, boxes and masks add to its loss (0.4 of the
+    fall, in one seed of eight).
 
     Under AdamW that happens in nearly every test, and where the loss has climbed by half differs by a factor of
     17 between seeds. But its steps have the size of the LR whatever the gradient's, so that the sum of the LRs
