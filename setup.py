@@ -90,6 +90,7 @@ setup(
         "opencv": [OPENCV],
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
+        "supervision": ["supervision>=0.19"],  # Prediction.to_supervision
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.10"],
         "classification": CLASSIFICATION,

@@ -69,8 +69,9 @@ def describe(name: str, module: str) -> Iterator[str]:
         yield from code_block(signature(name, made) if made else f"class {name}")
         yield from text_of(node)
         for method in methods:
-            if not method.name.startswith("_"):
-                yield from (f"#### {name}.{method.name}", "")
+            if not method.name.startswith("_") or method.name == "__call__":
+                called = "(…)" if method.name == "__call__" else f".{method.name}"
+                yield from (f"#### {name}{called}", "")
                 if not any(isinstance(d, ast.Name) and d.id == "property" for d in method.decorator_list):
                     yield from code_block(signature(method.name, method))
                 yield from text_of(method)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         register_coco_dataset,
     )
     from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
+    from zenith_det.engines.prediction import Prediction
+    from zenith_det.engines.predictor import Predictor
     from zenith_det.errors import CheckpointError, ConfigError, DatasetError, RunStopped, UserError
     from zenith_det.evaluation import evaluate_coco
     from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, zenith_of
@@ -44,6 +46,8 @@ __all__ = [
     "DatasetError",
     "DatasetMetadata",
     "LoadedConfig",
+    "Prediction",
+    "Predictor",
     "RunStopped",
     "UserError",
     "ZENITHAdamW",
@@ -85,6 +89,8 @@ _MODULES = {
         "ZenithTrainer",
         "ZenithTrainerMixin",
     ),
+    "engines.prediction": ("Prediction",),
+    "engines.predictor": ("Predictor",),
     "errors": (
         "CheckpointError",
         "ConfigError",

@@ -298,14 +298,15 @@ def test_report_keeps_counting_beyond_the_examples(tmp_path: Path, monkeypatch: 
         {"thing_classes": 5}, {"thing_classes": ["\x1b[2J"]}, {"thing_classes": [1]}, {"thing_classes": {"a": 1}},
         {"keypoint_names": "ab"}, {"keypoint_flip_map": [["a"]]}, {"keypoint_flip_map": [["a", "z"]]},
         {"keypoint_flip_map": [[["a"], "b"]]}, {"keypoint_connections": [[0, 2]]}, {"keypoint_connections": [0]},
-        {"keypoint_connections": [["0", 1]]},
+        {"keypoint_connections": [["0", 1]]}, {"category_ids": ["7"]}, {"category_ids": [7, 8]},
+        {"category_ids": [True]},
     ],
     ids=str,
 )  # fmt: skip
 def test_the_classes_of_a_hostile_checkpoint_are_refused_in_one_line(change: dict[str, Any]) -> None:
     facts: dict[str, Any] = {
-        "name": "set", "thing_classes": ["x"], "keypoint_names": ["a", "b"], "keypoint_flip_map": [["a", "b"]],
-        "keypoint_connections": [[0, 1]],
+        "name": "set", "thing_classes": ["x"], "category_ids": [7], "keypoint_names": ["a", "b"],
+        "keypoint_flip_map": [["a", "b"]], "keypoint_connections": [[0, 1]],
     }  # fmt: skip
     metadata = DatasetMetadata.from_dict(facts)
     assert metadata is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,24 +13,19 @@ import pytest
 import torch
 
 from tests.conftest import SmallSet
-from tests.engines.torchvision_engine.small_models import small_config
+from tests.engines.trained_run import write_run
 from zenith_det.commands import demo as demo_command
 from zenith_det.config import load_config
 from zenith_det.data import load_coco_dataset
-from zenith_det.engines.torchvision_engine.rcnn import build_model
 from zenith_det.errors import CheckpointError, ConfigError, UserError
+from zenith_det.evaluation import evaluate_coco
 
 
 @pytest.fixture(scope="module")
 def trained(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's config.yaml, with model_final.pth beside it (random weights)."""
     folder = tmp_path_factory.mktemp("run")
-    metadata = load_coco_dataset(shapes.train).metadata
-    loaded = small_config("mask", MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0)
-    torch.manual_seed(0)
-    state = {"model": build_model(loaded.cfg).state_dict(), "dataset": metadata.to_dict()}
-    torch.save(state, folder / "model_final.pth")
-    (folder / "config.yaml").write_text(loaded.cfg.dump())
+    write_run(folder, "mask", load_coco_dataset(shapes.train))
     return folder / "config.yaml"
 
 
@@ -49,7 +45,8 @@ def copy(image: np.ndarray, *paths: Path) -> None:
 
 
 def pictures_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    found = (path for path in folder.rglob("*.*") if path.name != "predictions.json")
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def test_a_folder_of_images(trained: Path, shapes: SmallSet, tmp_path: Path) -> None:
@@ -80,7 +77,7 @@ def test_nothing_is_overwritten(trained: Path, tmp_path: Path, capsys: pytest.Ca
     demo(trained, output, one, two)
     assert pictures_below(output) == ["1-2.png", "1-3.png", "1-4.png", "1.png"]
     lines = capsys.readouterr().out.splitlines()
-    told = {Path(line.rpartition(", ")[2]).name for line in lines if line.startswith(str(tmp_path))}
+    told = {Path(line.rpartition(", ")[2]).name for line in lines if " objects" in line}
     assert told == {"1-2.png", "1-3.png", "1-4.png", "1.png"}
     with pytest.raises(UserError, match=r"2\.png is an input and would be lost"):
         demo(trained, two, two)
@@ -184,3 +181,43 @@ def test_mistakes(trained: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(image), np.zeros((32, 32, 3), dtype=np.uint8))
     with pytest.raises(CheckpointError, match="which classes"):
         demo(nameless / "config.yaml", tmp_path / "out", image)
+
+
+def test_the_results_are_written_with_the_files_names(
+    trained: Path, shapes: SmallSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's folder in place of --config-file; an evaluation of predictions.json takes them as they are."""
+    folder, output = Path(shapes.val[1]), tmp_path / "found"
+    demo_command.main([str(trained.parent), "--input", str(folder), "--output", str(output),
+                       "--confidence-threshold", "0"])  # fmt: skip
+    results = json.loads((output / "predictions.json").read_text())
+    truth = json.loads(Path(shapes.val[0]).read_text())
+    assert {r["file_name"] for r in results} == {image["file_name"] for image in truth["images"]}
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    assert min(names) > 0  # which a count from 0 would get wrong
+    assert all(names[r["category_id"]] == r["category_name"] for r in results)
+    ids = {image["file_name"]: image["id"] for image in truth["images"]}
+    found = [r | {"image_id": ids[r["file_name"]]} for r in results]
+    assert evaluate_coco(truth, found, ("bbox", "segm"))["bbox"]["AP"] >= 0
+    told = capsys.readouterr().out
+    assert f"{output / 'predictions.json'}: COCO results of {len(ids)} images" in told
+
+
+def test_crops(trained: Path, shapes: SmallSet, tmp_path: Path) -> None:
+    image = next(Path(shapes.val[1]).glob("*.png"))
+    demo_command.main([str(trained.parent / "model_final.pth"), "--input", str(image), "--crop",
+                       "--output", str(tmp_path), "--confidence-threshold", "0"])  # fmt: skip
+    results = json.loads((tmp_path / "predictions.json").read_text())
+    crops = sorted((tmp_path / "crops").iterdir())
+    assert len(crops) == len(results) > 0
+    first = results[0]
+    (crop,) = (tmp_path / "crops").glob(f"{image.stem}-1-{first['category_name']}.png")
+    x, y, w, h = first["bbox"]
+    pixels = cv2.imread(str(image))[int(y) : int(np.ceil(y + h)), int(x) : int(np.ceil(x + w))]
+    np.testing.assert_array_equal(cv2.imread(str(crop)), pixels)
+
+
+@pytest.mark.parametrize("words", [(), ("RUN", "--config-file", "x.yaml")])
+def test_one_model_must_be_given(words: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give (the model|one of them)"):
+        demo_command.main([*words, "--input", "x.png", "--output", str(tmp_path)])

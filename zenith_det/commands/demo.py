@@ -1,44 +1,69 @@
-"""Draw what a trained model finds in images, folders of images or videos.
+"""Draw what a trained model finds in images, folders of images or videos, and write it as COCO results.
 
-    %(prog)s --config-file output/config.yaml --input photo.jpg --output found/
-    %(prog)s --config-file output/config.yaml --input cameras/ --output found/ MODEL.WEIGHTS output/model_best.pth
+    %(prog)s output/mine --input photo.jpg --output found/
+    %(prog)s output/mine/model_best.pth --input cameras/ clip.mp4 --output found/ --crop
+    %(prog)s --config-file mask_rcnn_zenith.yaml --input photo.jpg --output found/ MODEL.WEIGHTS output/model_best.pth
 
 A folder is searched with its subfolders, which are kept below --output. Names that meet there are numbered.
+--output/predictions.json has a COCO result for each object that is drawn, with the file_name of its image below the
+folder that was named, and the frame of a video.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from zenith_det import cli
 from zenith_det import opencv as cv2
-from zenith_det.config import get_cfg, load_config
-from zenith_det.data import DatasetMetadata, ImageError, read_image
+from zenith_det.config import get_cfg
+from zenith_det.engines.image_sources import check_file, files_below, frames_per_second, is_video
+from zenith_det.engines.prediction import Prediction, save_picture
 from zenith_det.engines.predictor import Predictor
-from zenith_det.engines.selection import select_engine
 from zenith_det.errors import UserError
-from zenith_det.report.pictures import Instances, draw_instances
-from zenith_det.training.checkpoints import averaging
+from zenith_det.evaluation import ResultsWriter
 from zenith_det.training.logs.logging_setup import setup_logging
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm"}
+PREDICTIONS_FILE = "predictions.json"
+CROPS_FOLDER = "crops"
 
-Detect = Callable[[np.ndarray], Instances]
+
+@dataclass(frozen=True)
+class Input:
+    """An image or a video.
+
+    Attributes:
+        path: of the file.
+        name: its path below the folder that was named, or the name alone; the path where several share that.
+        target: the picture or video to be made of it.
+    """
+
+    path: Path
+    name: str
+    target: Path
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The flags of Detectron2's demo that make sense without a screen, with their meanings."""
     parser = cli.parser("demo", __doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="config.yaml of the run")
-    parser.add_argument("--engine", choices=("auto", "detectron2", "torchvision"), default="torchvision")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="OUTPUT_DIR of a run, or a checkpoint of one")
+    parser.add_argument("--config-file", metavar="FILE", help="in place of RUN: a config, with MODEL.WEIGHTS")
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "detectron2", "torchvision"),
+        default="auto",
+        help="default auto: the one that trained the weights, where it can be used here",
+    )
     parser.add_argument(
         "--input",
         required=True,
@@ -56,29 +81,53 @@ def argument_parser() -> argparse.ArgumentParser:
         help="lowest score that is drawn (default %(default)s)",
     )
     parser.add_argument(
+        "--crop",
+        action="store_true",
+        help=f"also write what is within each box, to --output/{CROPS_FOLDER}/",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="images of one size that the model takes at once",
+    )
+    parser.add_argument(
+        "--class-names",
+        nargs="+",
+        metavar="NAME",
+        help="for weights that don't say which classes they are for, in the order of their training",
+    )
+    parser.add_argument(
         "--opts",
-        dest="more",
         nargs=argparse.REMAINDER,
         default=[],
         metavar="KEY VALUE",
-        help="the same, as Detectron2's demo takes it",
-    )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override, at the end"
+        help="config keys to override, at the end; without --opts, too",
     )
     return parser
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """As argparse does, but what follows ``--input a.jpg b.jpg`` may be the first KEY."""
+    """As argparse does, but what follows ``--input a.jpg b.jpg`` may be the first KEY.
+
+    Raises:
+        UserError: neither a run nor a config, or both.
+    """
     cfg = get_cfg()
     key = re.compile(r"([A-Z][A-Z0-9_]*)(\.[A-Z0-9_]+)+")
     # Files of a camera look like keys, too (DSC_0001.JPG): the section must be one of the config's.
     first = next(
         (n for n, word in enumerate(argv) if (match := key.fullmatch(word)) and match[1] in cfg), len(argv)
     )
-    args = argument_parser().parse_args(argv[:first])
-    args.opts = [*args.opts, *args.more, *argv[first:]]
+    args = argument_parser().parse_intermixed_args(argv[:first])
+    args.opts = [*args.opts, *argv[first:]]
+    if (args.run is None) == (args.config_file is None):
+        raise UserError(
+            "give the model: the OUTPUT_DIR of a run or one of its checkpoints"
+            if args.run is None
+            else f"{args.run} and --config-file {args.config_file}: give one of them"
+        )
     return args
 
 
@@ -87,21 +136,42 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(sys.argv[1:] if argv is None else argv)
     setup_logging()
     inputs = targets(collect(args.input, args.output), args.output)
-    loaded = load_config(args.config_file, args.opts)
-    if "MODEL.WEIGHTS" not in args.opts:
-        # The result of the run that the config is of, not what the run started from.
-        folder = Path(args.config_file).parent
-        averaged = folder / averaging.AVERAGED_FILE
-        trained = averaged if averaged.exists() else folder / averaging.TRAINED_FILE
-        if trained.exists():
-            loaded.override("MODEL.WEIGHTS", str(trained), "beside the config")
-    engine = select_engine(args.engine).name
-    detect = Predictor(engine, loaded)
+    predictor = Predictor(
+        args.run or args.config_file,
+        threshold=None,
+        engine=args.engine,
+        batch_size=args.batch_size,
+        class_names=args.class_names,
+        opts=args.opts,
+    )
     make_folder(args.output)
-    for path, target in inputs:
-        make_folder(target.parent)
-        show = draw_video if path.suffix.lower() in VIDEOS else draw_image
-        show(detect, detect.metadata, path, target, args.confidence_threshold)
+    of_path = {one.path: one for one in inputs}
+    predictions = predictor.stream((one.path for one in inputs), lambda error: print(f"passed over: {error}"))
+    with ResultsWriter(args.output / PREDICTIONS_FILE) as results:
+        image_id = 0
+        for path, group in groupby(predictions, key=lambda prediction: prediction.path):
+            assert path is not None
+            one = of_path[path]
+            make_folder(one.target.parent)
+            video = _Video(one) if is_video(path) else None
+            try:
+                for detected in group:
+                    found = detected.above(args.confidence_threshold)
+                    image_id += 1
+                    results.add(_results(found, image_id, one.name))
+                    if args.crop:
+                        _write_crops(found, one, args.output)
+                    if video:
+                        video.add(found.draw())
+                    else:
+                        found.draw(one.target)
+                        print(f"{path}: {len(found)} objects{_why_none(found, detected)}, {one.target}")
+            finally:
+                if video:
+                    video.close()
+            if video:
+                print(f"{path}: {video.frames} frames, {one.target}")
+    print(f"{results.path}: COCO results of {image_id} images")
     return 0
 
 
@@ -118,7 +188,7 @@ def make_folder(path: Path) -> None:
 
 
 def collect(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """The images and videos that ``paths`` name, folders and their subfolders opened.
+    """The images and videos that ``paths`` name, folders and their subfolders opened; each once.
 
     Args:
         paths: files and folders.
@@ -130,48 +200,31 @@ def collect(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     Raises:
         UserError: a path that isn't there or is neither, or nothing at all.
     """
-    found: list[tuple[Path, Path]] = []
+    found: dict[Path, Path] = {}
     for path in paths:
         if path.is_dir():
-            found += [(file, file.relative_to(path)) for file in _below(path, output)]
-        elif not path.exists():
-            raise UserError(f"--input {path}: no such file or folder")
-        elif path.suffix.lower() not in IMAGES | VIDEOS:
-            raise UserError(
-                f"--input {path}: neither an image nor a video ({', '.join(sorted(IMAGES | VIDEOS))})"
-            )
+            for file in files_below(path, output):
+                found.setdefault(file, file.relative_to(path))
         else:
-            found.append((path, Path(path.name)))
+            check_file(path)
+            found.setdefault(path, Path(path.name))
     if not found:
         raise UserError(f"--input {' '.join(map(str, paths))}: no images or videos there")
-    return found
+    return list(found.items())
 
 
-def _below(folder: Path, output: Path) -> list[Path]:
-    """The images and videos in a folder and its subfolders, linked ones too."""
-    files: list[Path] = []
-    opened = {output.resolve()} - {folder.resolve()}
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        real = Path(parent).resolve()
-        if real in opened:  # a link may lead back
-            subfolders.clear()
-            continue
-        opened.add(real)
-        files += [Path(parent, name) for name in names if Path(name).suffix.lower() in IMAGES | VIDEOS]
-    return sorted(files)
-
-
-def targets(found: Sequence[tuple[Path, Path]], output: Path) -> list[tuple[Path, Path]]:
+def targets(found: Sequence[tuple[Path, Path]], output: Path) -> list[Input]:
     """Each input with the picture or video to be made of it, no two of them the same.
 
     Raises:
         UserError: one would be written over an input.
     """
     inputs = {path.resolve() for path, _ in found}
+    names = Counter(below for _, below in found)
     taken: set[str] = set()
     planned = []
     for path, below in found:
-        suffix = ".mp4" if path.suffix.lower() in VIDEOS else ".png"
+        suffix = ".mp4" if is_video(path) else ".png"
         target, number = output / below.with_suffix(suffix), 1
         # In lower case: on many disks A.png and a.png are one file.
         while str(target).lower() in taken:
@@ -180,64 +233,56 @@ def targets(found: Sequence[tuple[Path, Path]], output: Path) -> list[tuple[Path
         if target.resolve() in inputs:
             raise UserError(f"--output {output}: {target} is an input and would be lost: name another folder")
         taken.add(str(target).lower())
-        planned.append((path, target))
+        planned.append(Input(path, (below if names[below] == 1 else path).as_posix(), target))
     return planned
 
 
-def draw_image(detect: Detect, metadata: DatasetMetadata, path: Path, target: Path, threshold: float) -> None:
-    """One picture; an image that can't be read is told and passed over."""
-    try:
-        image = read_image(path)
-    except ImageError as error:
-        print(f"passed over: {error}")
-        return
-    detected = detect(image)
-    found = above(detected, threshold)
-    if not cv2.imwrite(str(target), draw(image, found, metadata)):
-        raise UserError(f"{target}: can't be written")
-    print(f"{path}: {len(found)} objects{'' if len(found) else why_none(detected)}, {target}")
+def _results(found: Prediction, image_id: int, name: str) -> Iterator[dict[str, Any]]:
+    """COCO results with what they are of: the ids number the images of this command alone."""
+    frame = {} if found.frame is None else {"frame": found.frame}
+    for result, category in zip(found.to_coco(image_id), found.class_names):
+        yield {**result, "category_name": category, "file_name": name, **frame}
 
 
-def why_none(detected: Instances) -> str:
+def _write_crops(found: Prediction, one: Input, output: Path) -> None:
+    folder = output / CROPS_FOLDER / one.target.relative_to(output).parent
+    frame = "" if found.frame is None else f"-{found.frame:06d}"
+    for number, (pixels, name) in enumerate(zip(found.crops(), found.class_names), 1):
+        # A class may be called anything; a file may not.
+        safe = re.sub(r"[^\w-]+", "_", name)[:40]
+        save_picture(
+            Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1])),
+            folder / f"{one.target.stem}{frame}-{number}-{safe}.png",
+        )
+
+
+def _why_none(found: Prediction, detected: Prediction) -> str:
     """What there was below the threshold."""
+    if len(found):
+        return ""
     if not len(detected):
         return " (no detection at all)"
-    assert detected.scores is not None
     return f" (highest score {float(detected.scores.max()):.2f}; lower --confidence-threshold)"
 
 
-def draw_video(detect: Detect, metadata: DatasetMetadata, path: Path, target: Path, threshold: float) -> None:
-    """The same for each frame, as an mp4."""
-    reader = cv2.VideoCapture(str(path))
-    writer: cv2.VideoWriter | None = None
-    frames = 0
-    while True:
-        there, frame = reader.read()
-        if not there:
-            break
-        picture = draw(frame, above(detect(frame), threshold), metadata)
-        if writer is None:
-            size = (picture.shape[1], picture.shape[0])
+class _Video:
+    """The drawn frames of a video, as an mp4."""
+
+    def __init__(self, one: Input) -> None:
+        self.one = one
+        self.frames = 0
+        self._writer: Any = None
+
+    def add(self, picture: Image.Image) -> None:
+        if self._writer is None:
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(target), codec, reader.get(cv2.CAP_PROP_FPS) or 25.0, size)
-        writer.write(picture)
-        frames += 1
-    reader.release()
-    if writer is None:
-        print(f"passed over: {path}: no frame can be read")
-        return
-    writer.release()
-    print(f"{path}: {frames} frames, {target}")
+            rate = frames_per_second(self.one.path)
+            self._writer = cv2.VideoWriter(str(self.one.target), codec, rate, picture.size)
+            if not self._writer.isOpened():
+                raise UserError(f"{self.one.target}: can't be written")
+        self._writer.write(np.ascontiguousarray(np.asarray(picture)[:, :, ::-1]))
+        self.frames += 1
 
-
-def draw(image: np.ndarray, found: Instances, metadata: DatasetMetadata) -> np.ndarray:
-    """``image`` with everything of ``found`` on it."""
-    return draw_instances(
-        image, found.boxes, found.classes, found.scores, found.masks, found.keypoints, metadata
-    )
-
-
-def above(found: Instances, threshold: float) -> Instances:
-    """The detections with at least this score."""
-    assert found.scores is not None
-    return found.pick(found.scores >= threshold)
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()

@@ -113,9 +113,11 @@ class DatasetMetadata:
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint remembers: enough to use a model without its training set. Plain lists and strings."""
+        own = self.contiguous_id_to_thing_dataset_id
         return {
             "name": self.name,
             "thing_classes": list(self.thing_classes),
+            "category_ids": [own[index] for index in range(self.num_classes)],
             "keypoint_names": list(self.keypoint_names),
             "keypoint_flip_map": [list(pair) for pair in self.keypoint_flip_map],
             "keypoint_connections": [list(pair) for pair in self.keypoint_connections],
@@ -123,7 +125,9 @@ class DatasetMetadata:
 
     @classmethod
     def from_dict(cls, facts: Any) -> DatasetMetadata | None:
-        """The inverse of :meth:`to_dict`, category ids counted from 0; ``None`` for anything else.
+        """The inverse of :meth:`to_dict`; ``None`` for anything else.
+
+        Category ids count from 0 in a checkpoint of before they were kept.
 
         Raises:
             DatasetError: it is a dataset's, and broken; a checkpoint may come from anywhere.
@@ -152,12 +156,18 @@ class DatasetMetadata:
         names = checked("thing_classes", is_name)
         keypoints = checked("keypoint_names", is_name)
         known = set(keypoints)
+        ids = checked("category_ids", lambda value: type(value) is int) or list(range(len(names)))
+        if len(set(ids)) != len(names):
+            raise DatasetError(
+                f"the dataset that a checkpoint remembers is broken: category_ids is {quote(ids)} for "
+                f"{len(names)} classes"
+            )
         return cls(
             name=one_line(str(facts.get("name", ""))),
             json_file="",
             image_root="",
             thing_classes=tuple(names),
-            thing_dataset_id_to_contiguous_id={i: i for i in range(len(names))},
+            thing_dataset_id_to_contiguous_id={own: index for index, own in enumerate(ids)},
             keypoint_names=tuple(keypoints),
             keypoint_flip_map=tuple(
                 (a, b) for a, b in checked("keypoint_flip_map", lambda pair: pair_of(pair, known))

@@ -15,7 +15,6 @@ from torch import nn
 from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, settle_files
 from zenith_det.data.statistics import find_sets_again
 from zenith_det.engines.batches import build_train_loader, started
-from zenith_det.engines.checkpoint_classes import remembered_classes
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.device import apply_torch_settings, resolve_device
 from zenith_det.engines.engine import Batch, Engine, TrainingSet, load_engine
@@ -25,6 +24,7 @@ from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.run_pictures import draw_run, pictured
+from zenith_det.engines.trained_model import remembered_classes
 from zenith_det.engines.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
 from zenith_det.engines.val_share import hold_out

@@ -26,6 +26,7 @@ from zenith_det.evaluation.explained import log_explanations, read_explanations,
 from zenith_det.evaluation.masks import decode_masks, encode_masks
 from zenith_det.evaluation.results import (
     RESULTS_FILE,
+    ResultsWriter,
     check_results,
     detections_to_results,
     load_results,
@@ -41,6 +42,7 @@ __all__ = [
     "TASKS",
     "EvaluatedWeights",
     "Results",
+    "ResultsWriter",
     "check_expected",
     "check_results",
     "copypaste_lines",

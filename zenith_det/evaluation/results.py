@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zenith_det.errors import DatasetError
+from zenith_det.errors import DatasetError, UserError
 from zenith_det.evaluation.masks import encode_masks
 from zenith_det.files import write_whole
 
@@ -196,6 +198,62 @@ def write_results(results: Sequence[Mapping[str, Any]], path: str | os.PathLike[
             f"{target}: a detection has a number that is not finite; the model's outputs diverged"
         ) from error
     return write_whole(target, text)
+
+
+class ResultsWriter:
+    """Writes results, one image after the other, to a JSON file that is there whole when the ``with`` ends, or not.
+
+    Args:
+        path: the file; its folder is made.
+
+    Raises:
+        DatasetError: a number is not finite (JSON has no NaN).
+        UserError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._first = True
+
+    def __enter__(self) -> ResultsWriter:
+        with self._telling():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._beside, "w", encoding="utf-8")
+        return self
+
+    def add(self, results: Iterable[Mapping[str, Any]]) -> None:
+        """Write more of them, each in a line of its own."""
+        for result in results:
+            try:
+                text = json.dumps(result, allow_nan=False)
+            except ValueError as error:
+                raise DatasetError(
+                    f"{self.path}: a detection has a number that is not finite; the model's outputs diverged"
+                ) from error
+            with self._telling():
+                self._file.write(f"{'[' if self._first else ','}\n{text}")
+            self._first = False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._telling():
+                if kind is None:
+                    self._file.write("[]\n" if self._first else "\n]\n")
+                self._file.close()
+                if kind is None:
+                    os.replace(self._beside, self.path)
+        finally:
+            self._beside.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
 
 def load_results(

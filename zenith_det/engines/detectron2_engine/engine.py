@@ -169,6 +169,8 @@ class Detectron2Engine:
     # ---- evaluation
 
     def detections(self, output: Any) -> Detections:
+        if "instances" not in output:
+            raise ConfigError(f"the model finds no objects: its output is {', '.join(output)}")
         found = output["instances"].to("cpu")
         detections = {
             "boxes": found.pred_boxes.tensor.numpy(),
