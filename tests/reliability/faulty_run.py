@@ -17,6 +17,9 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 * ``"stop_in_evaluation"``: SIGTERM to the process itself, at so manieth image.
 * ``"explode"``: from this iteration on, the loss is multiplied by 1e6 for as long as the LR is above ``"above"``.
 * ``"config"``: ["KEY", "VALUE"], for that rank alone.
+* ``"kill_worker"``: the iteration after which a loader worker gets SIGKILL.
+* ``"stall"``: a loader worker hangs at the image of this number that it reads. When the checkpoint of the iteration
+  ``"signal_after"`` is there, it sends its parent SIGTERM.
 * ``"drift"``: the iteration after which the rank's ZENITH history is changed behind its back.
 """
 
@@ -25,9 +28,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 from tests.reliability.kill_runs import attempt, before_call, train_net  # noqa: E402
 from tests.reliability.ranks import ranks  # noqa: E402
 from zenith_det import cli  # noqa: E402
-from zenith_det.engines import evaluating, run  # noqa: E402
+from zenith_det.engines import batches, evaluating, run  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
 from zenith_det.training.failures import bad_steps  # noqa: E402
 from zenith_det.training.processes.distributed import restart_count  # noqa: E402
@@ -102,10 +107,27 @@ class Faults:
                     os.kill(os.getpid(), signal.SIGTERM)
 
             before_call(evaluating.EvaluationProgress, "update", stop)
+        if "stall" in self.faults:
+            self.stall()
         self.handles: list[Any] = []
         bad_steps.StepGuard.before_forward = next_iteration  # type: ignore[method-assign]
         bad_steps.StepGuard.step = counted_step  # type: ignore[method-assign]
         run.guard_forward = with_faults  # type: ignore[attr-defined]
+
+    def stall(self) -> None:
+        """Let a worker hang."""
+        images = itertools.count(1)
+
+        def hang() -> None:
+            if next(images) < self.faults["stall"]:
+                return
+            if "signal_after" in self.faults:
+                while not Path(self.faults["signal_after"]).exists():
+                    time.sleep(0.05)
+                os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(1000)
+
+        before_call(batches.TrainingDataset, "__getitem__", hang)
 
     def poison(self) -> str | None:
         """The kind for the iteration that begins now."""
@@ -125,6 +147,10 @@ class Faults:
         if number is not None and restart_count() == 0:
             for _ in range(2 if self.faults.get("kill_twice") else 1):
                 os.kill(os.getpid(), int(number))
+        if self.faults.get("kill_worker") == iteration:
+            worker = multiprocessing.active_children()[0]
+            worker.kill()
+            worker.join()
         if self.faults.get("drift") == iteration:
             guard.optimizer._history.zenith.mul_(2)
 

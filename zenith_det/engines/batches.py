@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zenith_det import cli
@@ -15,7 +14,7 @@ from zenith_det.config import CfgNode
 from zenith_det.engines.engine import Batch, Record, Sample, TrainingSet
 from zenith_det.errors import DatasetError
 from zenith_det.training.processes.distributed import get_rank, get_world_size
-from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
+from zenith_det.training.processes.loader_wait import WatchedBatches, begin_worker
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +198,7 @@ def one_by_one(cfg: CfgNode, dataset: Dataset[Sample], keys: Sequence[Any]) -> I
         collate_fn=as_list,
         worker_init_fn=_start_worker,
     )
-    return started(loader)
-
-
-def started(loader: DataLoader[Sample]) -> Iterator[Batch]:
-    """Its batches, its workers started so that they leave signals to this process."""
-    with starting_workers():
-        return iter(loader)
+    return WatchedBatches(loader)
 
 
 def as_list(samples: list[Any]) -> list[Any]:
@@ -214,5 +207,4 @@ def as_list(samples: list[Any]) -> list[Any]:
 
 
 def _start_worker(worker: int) -> None:
-    ignore_stop_signals()
-    torch.set_num_threads(1)
+    begin_worker()

@@ -32,14 +32,14 @@ from zenith_det.training.checkpoints import averaging
 from zenith_det.training.course.validation_loss import validation_losses, without_augmentation
 from zenith_det.training.logs.events import EventStorage
 from zenith_det.training.logs.progress import EvaluationProgress
+from zenith_det.training.processes.agreement import agreeing
 from zenith_det.training.processes.distributed import (
-    agree_on_maximum,
     all_gather_objects,
     get_rank,
     get_world_size,
     is_main_process,
 )
-from zenith_det.training.processes.stopping import EvaluationStopped
+from zenith_det.training.processes.loader_wait import until_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def predict(
 
     Raises:
         EvaluationStopped: any rank was told to stop; raised on all.
+        AgreedError: any rank can't go on (an image that can't be read, a loader worker that died); raised on all.
     """
     assert test_set.dataset is not None
     records = test_set.records(cfg.TEST.MAX_IMAGES)
@@ -94,8 +95,8 @@ def predict(
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
     samples = TestDataset(records, engine.test_mapper(cfg, [test_set.name]))
     batches = one_by_one(cfg, samples, range(len(records)))
-    with EvaluationProgress(total, test_set.label) as progress, autocast:
-        for batch in batches:
+    with EvaluationProgress(total, test_set.label) as progress, autocast, agreeing(should_stop):
+        for batch in until_stopped(batches):
             for sample, output in zip(batch, model(batch)):
                 found = engine.detections(output)
                 results += detections_to_results(
@@ -110,8 +111,6 @@ def predict(
             progress.update(len(batch))
             if should_stop():
                 break
-    if any(agree_on_maximum([should_stop()])):
-        raise EvaluationStopped
     if get_world_size() > 1:
         results = [r for part in all_gather_objects(results) for r in part]
         results.sort(key=lambda r: r["image_id"])
@@ -225,10 +224,7 @@ def validation_loss(
     samples = TrainingDataset(records, engine.training_mapper(still, [test_set.name], test_set.metadata))
     batches = one_by_one(cfg, samples, [(index, index) for index in range(len(records))])
     with engine.recording(EventStorage()):  # what the model logs by itself is not training's
-        losses = validation_losses(model, batches, seed=seed, should_stop=should_stop)
-    if any(agree_on_maximum([should_stop()])):
-        raise EvaluationStopped
-    return losses
+        return validation_losses(model, until_stopped(batches), seed=seed, should_stop=should_stop)
 
 
 class Evaluator:

@@ -28,7 +28,8 @@ class Prefetcher(Iterator[Batch]):
 
     :meth:`prefetch`, called when the kernels of an iteration are queued, takes the next batch from the loader
     and copies it on a stream of its own: the host waits for the loader, and the copy runs, while the device is
-    busy. The source's tensors should be in pinned memory, or the copies are not asynchronous.
+    busy. The source's tensors should be in pinned memory, or the copies are not asynchronous. On any device it so
+    shows at the end of an iteration, where the model can be saved, that there is no next batch.
 
     The source may so be one batch ahead of the training. A resumed run is not told by it: it counts the
     iterations done.
@@ -40,6 +41,7 @@ class Prefetcher(Iterator[Batch]):
 
     Attributes:
         waited: seconds that the last batch took to come from the source, all told.
+        failure: why :meth:`prefetch` got no batch; the next one that is asked for raises it.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
@@ -48,13 +50,13 @@ class Prefetcher(Iterator[Batch]):
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: Batch | None = None
-        self._failure: BaseException | None = None
+        self.failure: Exception | None = None
         self._waited_ahead = 0.0
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
             raise failure
         batch, self._ahead = self._ahead, None
         if batch is None:
@@ -70,14 +72,14 @@ class Prefetcher(Iterator[Batch]):
         return batch
 
     def prefetch(self) -> None:
-        """Take the next batch and start copying it; nothing on a device that is not CUDA."""
-        if self._stream is None or self._ahead is not None or self._failure is not None:
+        """Take the next batch and start copying it, unless that has been done."""
+        if self._ahead is not None or self.failure is not None:
             return
         start = time.perf_counter()
         try:
             self._ahead = self._on_device(next(self._batches))
         except Exception as error:  # it belongs to the next iteration
-            self._failure = error
+            self.failure = error
         self._waited_ahead = time.perf_counter() - start
 
     def _on_device(self, batch: Batch) -> Batch:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from zenith_det.config import LoadedConfig, settle_files
-from zenith_det.engines.batches import build_train_loader, started
-from zenith_det.engines.engine import Engine
+from zenith_det.engines.batches import build_train_loader
+from zenith_det.engines.engine import Batch, Engine
 from zenith_det.engines.lr_range_test import CYCLE, lr_setter
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.trainer import Progress, Trainer
@@ -16,6 +16,7 @@ from zenith_det.solver import build_lr_scheduler, build_optimizer, train_mode
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
 from zenith_det.training.course.seeding import seed_all
+from zenith_det.training.processes.loader_wait import WatchedBatches
 
 __all__ = ["iteration_of", "lr_probe", "make_trainer"]
 
@@ -68,7 +69,9 @@ def make_trainer(engine: Engine, loaded: LoadedConfig, fixed_batches: int = 0) -
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     mapper = engine.training_mapper(cfg, data.names, data.metadata)
-    batches = started(build_train_loader(cfg, data, mapper, seed=seed, start=0, rank=0, world_size=1))
+    batches: Iterator[Batch] = WatchedBatches(
+        build_train_loader(cfg, data, mapper, seed=seed, start=0, rank=0, world_size=1)
+    )
     if fixed_batches:
         batches = itertools.cycle([next(batches) for _ in range(fixed_batches)])
     checkpointer = Checkpointer(Path(cfg.OUTPUT_DIR))

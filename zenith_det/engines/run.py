@@ -14,7 +14,7 @@ from torch import nn
 
 from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, settle_files
 from zenith_det.data.statistics import find_sets_again
-from zenith_det.engines.batches import build_train_loader, started
+from zenith_det.engines.batches import build_train_loader
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.device import apply_torch_settings, resolve_device
 from zenith_det.engines.engine import Batch, Engine, TrainingSet, load_engine
@@ -64,6 +64,7 @@ from zenith_det.training.processes.distributed import (
     is_main_process,
     process_line,
 )
+from zenith_det.training.processes.loader_wait import WatchedBatches
 from zenith_det.training.processes.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ class Attempt:
     def batches(self, start: int) -> Iterator[Batch]:
         """This rank's training batches from number ``start`` on."""
         mapper = self.engine.training_mapper(self.cfg, self.data.names, self.data.metadata)
-        return started(
+        return WatchedBatches(
             build_train_loader(
                 self.cfg,
                 self.data,

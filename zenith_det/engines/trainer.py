@@ -20,7 +20,7 @@ from zenith_det.config import CfgNode
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
 from zenith_det.engines.engine import Batch
 from zenith_det.engines.prefetch import Prefetcher
-from zenith_det.errors import RunStopped
+from zenith_det.errors import RunStopped, UserError
 from zenith_det.solver import eval_mode, train_mode
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.averaging import WeightAverage
@@ -35,13 +35,14 @@ from zenith_det.training.failures.recovery import Diverged
 from zenith_det.training.logs.events import EventStorage, Writer
 from zenith_det.training.logs.progress import ConsoleWriter
 from zenith_det.training.logs.zenith_metrics import effective_lr, optimizer_scalars
-from zenith_det.training.processes.agreement import check_steps_agree
+from zenith_det.training.processes.agreement import AgreedError, check_steps_agree, raise_together
 from zenith_det.training.processes.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
     is_main_process,
 )
+from zenith_det.training.processes.loader_wait import WaitStopped
 from zenith_det.training.processes.stopping import EvaluationStopped, StopRequest, describe_stop
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ class Trainer:
             if evaluate_first:
                 results = self._evaluate(stop)
             ended = self._follow(stop)
+            self._take_first_batch(stop)
             while self.progress.iteration < self.max_iter and not ended:
                 started = time.perf_counter()
                 self.iterate()
@@ -174,17 +176,19 @@ class Trainer:
                 last = done == self.max_iter
                 if done % LOG_PERIOD == 0 or last:
                     self._write()
-                why = self._agree(stop)
+                why, no_batch = self._agree(stop)
                 if self.evaluation_due():
                     self.before_evaluation()
                 if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
                     self.save(f"model_{done - 1:07d}", stop)
                 elif last:
                     self.save(FINAL_NAME, stop)
-                elif why:
+                elif why or no_batch:
                     self.save(f"model_{done - 1:07d}", stop)
                 if why:
                     self._stop(why)
+                if no_batch:
+                    self._tell_why_no_batch()
                 if self.evaluation_due():
                     results, evaluated = self._evaluate(stop), True
                     ended = not last and self._follow(stop)
@@ -197,6 +201,31 @@ class Trainer:
             for writer in self.writers:
                 writer.close()
         return results
+
+    def _take_first_batch(self, stop: StopRequest) -> None:
+        """See that there is one, before anything waits for this rank's gradients."""
+        if self.progress.iteration >= self.max_iter:
+            return
+        self.batches.prefetch()
+        why, no_batch = self._agree(stop)
+        if no_batch and why:
+            raise RunStopped(
+                f"before iteration {self.progress.iteration}: {describe_stop(why)} while it waited for a batch; "
+                "no step was taken: start it again"
+            )
+        if no_batch:
+            raise_together(self.batches.failure)
+
+    def _tell_why_no_batch(self) -> None:
+        """End all ranks for what the loader of one, or of several, has failed with."""
+        failure = self.batches.failure
+        if isinstance(failure, UserError):
+            where = self.checkpointer.output_dir
+            failure = UserError(
+                f"after iteration {self.progress.iteration - 1}: {failure}; everything is saved in {where}: go on with "
+                "--resume"
+            )
+        raise_together(failure)
 
     def _follow(self, stop: StopRequest) -> bool:
         """Do what the evaluations so far ask for; whether they end the run."""
@@ -304,17 +333,24 @@ class Trainer:
                     self.storage.put_scalar(name, value, iteration=iteration)
             self.watch.add(total)
 
-    def _agree(self, stop: StopRequest) -> int:
-        """All ranks come to one decision: 0 to go on, or the code to stop with.
+    def _agree(self, stop: StopRequest) -> tuple[int, int]:
+        """All ranks come to one decision: 0 to go on, or the code to stop with; and whether any has no next batch.
 
         Raises:
             Diverged: any rank found that training can't go on.
         """
-        why, lost = agree_on_maximum([stop.code(), int(self._lost() is not None)])
+        failure = self.batches.failure
+        why, lost, no_batch = agree_on_maximum(
+            [
+                stop.code(waiting=isinstance(failure, WaitStopped)),
+                int(self._lost() is not None),
+                int(failure is not None),
+            ]
+        )
         if lost:
             reason = next(r for r in all_gather_objects(self._lost()) if r)
             raise Diverged(self.progress.iteration - 1, reason, effective_lr(self.optimizer))
-        return why
+        return why, no_batch
 
     def _lost(self) -> str | None:
         return self.guard.verdict() or self.watch.verdict()
@@ -351,6 +387,12 @@ class Trainer:
             self._save_here(stop)
             (why,) = agree_on_maximum([stop.code()])
             self._stop(why)
+        except AgreedError as error:
+            self._save_here(stop)
+            raise AgreedError(
+                f"in the evaluation after iteration {self.progress.iteration - 1}: {error}; everything is saved in "
+                f"{self.checkpointer.output_dir}: go on with --resume"
+            ) from error
         finally:
             self.model.train()
             train_mode(self.optimizer)

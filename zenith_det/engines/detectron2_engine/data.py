@@ -42,8 +42,8 @@ from zenith_det.engines.detectron2_engine.models import HAS_MASK
 from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets, reading_test_sets
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.course.validation_loss import without_augmentation
+from zenith_det.training.processes.loader_wait import WatchedBatches, begin_worker, until_stopped
 from zenith_det.training.processes.stopping import stop_code
-from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
 
 logger = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ class _UnstoppedInWorkers:
     def __call__(self, record: Mapping[str, Any]) -> Any:
         if get_worker_info() is not None:
             # Detectron2's test loader has no worker_init_fn, and takes none.
-            ignore_stop_signals()
+            begin_worker()
         return self._mapper(record)
 
 
@@ -329,9 +329,7 @@ class _Stoppable:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        with starting_workers():
-            batches = iter(self._loader)
-        for batch in batches:
+        for batch in until_stopped(WatchedBatches(self._loader)):
             yield batch
             if stop_code():
                 return

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zenith_det.training.course.seeding import derived_seed, seeded
+from zenith_det.training.processes.agreement import agreeing
 from zenith_det.training.processes.distributed import all_gather_objects
 
 #: What the scalars are logged under: ``validation/total_loss``, ``validation/loss_cls`` …
@@ -45,15 +46,18 @@ def validation_losses(
     Args:
         model: not wrapped by DDP; called with a batch it returns a dict of scalar losses when it trains.
         batches: this rank's, of one image each.
-        should_stop: asked after each; anything but 0 breaks off, and what is there so far is returned.
+        should_stop: asked after each; anything but 0 breaks off.
 
     Returns:
         ``validation/total_loss`` and ``validation/`` + each loss; empty where there was no batch.
+
+    Raises:
+        EvaluationStopped, AgreedError: see :func:`~zenith_det.training.processes.agreement.agreeing`.
     """
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = {}
     count = 0
-    with _as_in_training(model), _kept_random_state(device):
+    with _as_in_training(model), _kept_random_state(device), agreeing(should_stop):
         for number, batch in enumerate(batches):
             _seed_device(device, derived_seed(seed, number))
             for name, loss in model(batch).items():

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy
 import torch
 
-from zenith_det.errors import RanksDisagreeError
-from zenith_det.training.processes.distributed import all_gather_objects, get_world_size
+from zenith_det.errors import RanksDisagreeError, UserError
+from zenith_det.training.processes.distributed import (
+    agree_on_maximum,
+    all_gather_objects,
+    barrier,
+    get_world_size,
+)
+from zenith_det.training.processes.stopping import EvaluationStopped
 
 MOST_SHOWN = 3
 COMPARED = ("lr", "zenith/ratio", "zenith/zenith")
@@ -39,6 +46,49 @@ def fingerprint(records: Iterable[Mapping[str, Any]]) -> str:
         boxes = [(a["category_id"], *map(float, a["bbox"])) for a in record.get("annotations", ())]
         digest.update(repr((record["image_id"], record["height"], record["width"], boxes)).encode())
     return f"{count} images, {digest.hexdigest()[:16]}"
+
+
+class AgreedError(UserError):
+    """What some process of a run could not go on after, raised on all of them, at the same point."""
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise what has failed on some process on all; all call it, with a ``failure`` on one at least.
+
+    Raises:
+        AgreedError: with the message of the first process whose failure is a ``UserError``.
+        Exception: ``failure`` itself, where none is.
+    """
+    own = None if failure is None else str(failure) if isinstance(failure, UserError) else ""
+    told = [one for one in all_gather_objects(own) if one is not None]
+    if message := next(filter(None, told), ""):
+        raise AgreedError(message) from failure
+    if failure is not None:
+        raise failure
+    barrier()  # ends with the process that raises
+
+
+@contextlib.contextmanager
+def agreeing(should_stop: Callable[[], int]) -> Iterator[None]:
+    """Around an evaluation's loop on each rank: what ends it on one ends it on all.
+
+    Args:
+        should_stop: anything but 0: the run has to end.
+
+    Raises:
+        EvaluationStopped: any rank was told to stop; raised on all.
+        AgreedError: any rank has failed; raised on all.
+    """
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    stopped, failed = agree_on_maximum([should_stop(), int(failure is not None)])
+    if failed:
+        raise_together(failure)
+    if stopped:
+        raise EvaluationStopped
 
 
 def check_same_on_all_ranks(facts: Mapping[str, Any]) -> None:

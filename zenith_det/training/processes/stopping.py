@@ -1,6 +1,7 @@
 """Ending a run before its time, with everything saved: on a signal, or when its time is up.
 
-Schedulers send SIGTERM or SIGUSR1 before they take a machine away, a person sends SIGINT (Ctrl-C).
+Schedulers send SIGTERM or SIGUSR1 before they take a machine away, a person sends SIGINT (Ctrl-C), and a terminal
+that is closed (a dropped ssh) SIGHUP.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zenith_det.training.logs import terminal
 
 #: Signals that end a run after its iteration; each a second time, at once.
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 )
 #: What :meth:`StopRequest.code` gives when the time is up; other codes are signal numbers.
 TIME_IS_UP = 1000
@@ -34,9 +35,9 @@ _open: StopRequest | None = None  # the one that is open in this process
 _launcher: Any = None  # shared memory in which a launcher tells its processes of the signals that it got
 
 
-def stop_code() -> int:
+def stop_code(*, waiting: bool = False) -> int:
     """What the open :class:`StopRequest` says; 0 where none is open."""
-    return _open.code() if _open is not None else 0
+    return _open.code(waiting=waiting) if _open is not None else 0
 
 
 class EvaluationStopped(Exception):
@@ -80,6 +81,8 @@ class _CatchesSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
+                if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # by nohup: the run is to outlive its terminal
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -108,8 +111,10 @@ class StopRequest(_CatchesSignals):
     """
 
     def __init__(self, deadline: float | None = None, *, main: bool = True) -> None:
-        self._deadline = deadline if main else None
         super().__init__()
+        self._deadline = deadline
+        self._main = main
+        self._time_is_up = False
         self._received = 0
         self._slowest = 0.0
         self._save_seconds = SAVE_SECONDS
@@ -126,17 +131,20 @@ class StopRequest(_CatchesSignals):
         _open = None
         super().__exit__(kind, error, trace)
 
-    def code(self) -> int:
-        """0: go on; else why to stop: a signal's number, or :data:`TIME_IS_UP`."""
+    def code(self, *, waiting: bool = False) -> int:
+        """0: go on; else why to stop: a signal's number, or :data:`TIME_IS_UP`.
+
+        Args:
+            waiting: for what may never come: then this process's clock counts, whichever it is.
+        """
         if self._received:
             return self._received
         if _launcher is not None and _launcher.value:
             return int(_launcher.value)
-        if self._deadline is not None:
+        if self._deadline is not None and (self._main or waiting):
             needed = self._slowest + SAVE_MARGIN * self._save_seconds
-            if time.time() + needed >= self._deadline:
-                return TIME_IS_UP
-        return 0
+            self._time_is_up |= time.time() + needed >= self._deadline
+        return TIME_IS_UP if self._time_is_up else 0
 
     def note_iteration(self, seconds: float) -> None:
         """How long an iteration took: the deadline leaves room for one more like the slowest."""

@@ -40,7 +40,7 @@ def ignore_stop_signals() -> None:
     if _listening == os.getpid():
         return
     _listening = os.getpid()
-    for name in ("SIGINT", "SIGUSR1"):  # Windows lacks one
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):  # Windows lacks some
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
