@@ -17,9 +17,10 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 * ``"stop_in_evaluation"``: SIGTERM to the process itself, at so manieth image.
 * ``"explode"``: from this iteration on, the loss is multiplied by 1e6 for as long as the LR is above ``"above"``.
 * ``"config"``: ["KEY", "VALUE"], for that rank alone.
+* ``"kill_at"``: SIGKILL at the call of this name in ``zenith_det.engines.run``.
 * ``"kill_worker"``: the iteration after which a loader worker gets SIGKILL.
-* ``"stall"``: a loader worker hangs at the image of this number that it reads. When the checkpoint of the iteration
-  ``"signal_after"`` is there, it sends its parent SIGTERM.
+* ``"stall"``: each loader worker hangs at the image of this number that it reads. When the file ``"signal_after"`` is
+  there, the first sends its parent SIGTERM.
 * ``"drift"``: the iteration after which the rank's ZENITH history is changed behind its back.
 """
 
@@ -37,11 +38,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import get_worker_info
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.reliability.kill_runs import attempt, before_call, train_net  # noqa: E402
+from tests.reliability.kill_runs import attempt, before_call, kill_me, train_net  # noqa: E402
 from tests.reliability.ranks import ranks  # noqa: E402
 from zenith_det import cli  # noqa: E402
 from zenith_det.engines import batches, evaluating, run  # noqa: E402
@@ -107,6 +109,8 @@ class Faults:
                     os.kill(os.getpid(), signal.SIGTERM)
 
             before_call(evaluating.EvaluationProgress, "update", stop)
+        if "kill_at" in self.faults:
+            before_call(run, self.faults["kill_at"], kill_me)
         if "stall" in self.faults:
             self.stall()
         self.handles: list[Any] = []
@@ -121,7 +125,8 @@ class Faults:
         def hang() -> None:
             if next(images) < self.faults["stall"]:
                 return
-            if "signal_after" in self.faults:
+            worker = get_worker_info()
+            if "signal_after" in self.faults and worker is not None and worker.id == 0:
                 while not Path(self.faults["signal_after"]).exists():
                     time.sleep(0.05)
                 os.kill(os.getppid(), signal.SIGTERM)

@@ -21,6 +21,7 @@ from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.selection import select_engine
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError
+from zenith_det.files import write_whole
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -74,12 +75,13 @@ def main(argv: list[str] | None = None) -> int:
         loaded, partial(lr_probe, engine), lrs=(min_lr, max_lr), iterations=args.iterations
     )
     curve = args.output / lr_range_test.CURVE_FILE
-    found = lr_range_test.choose_and_draw(test, curve)
+    found, png = lr_range_test.draw(test, curve)
+    write_whole(curve, png)
     record = {
         "lr": found.lr, "too_high": found.edge, "batch": loaded.cfg.SOLVER.IMS_PER_BATCH,
         "lrs": test.lrs.tolist(), "losses": [float(x) if x == x else None for x in test.losses],
     }  # fmt: skip
-    curve.with_suffix(".json").write_text(json.dumps(record))
+    write_whole(curve.with_suffix(".json"), json.dumps(record))
     print(
         f"SOLVER.BASE_LR {found.lr:g} for {loaded.cfg.SOLVER.IMS_PER_BATCH} images a batch: "
         f"{found.reason}; curve: {curve}"

@@ -63,16 +63,21 @@ class DataDescription:
                 )
         return lines
 
-    def tell(self, output_dir: Path) -> None:
-        """Log the table and what is worth knowing; keep both in ``OUTPUT_DIR/datasets.json``.
-
-        Raises:
-            UserError: that can't be written.
-        """
+    def tell(self) -> None:
+        """Log the table and what is worth knowing."""
         if not self._sets:
             return
         lines = notes(self._sets)
         logger.info("Data:\n%s", overview_table(self._sets, short=True))
         for line in lines:
             logger.log(logging.WARNING if line.warning else logging.INFO, "%s", line.text)
-        write_whole(output_dir / STATISTICS_FILE, to_json(self._sets, [line.text for line in lines]))
+
+    def keep(self, output_dir: Path) -> None:
+        """Write both to ``OUTPUT_DIR/datasets.json``.
+
+        Raises:
+            UserError: it can't be written.
+        """
+        if self._sets:
+            lines = [line.text for line in notes(self._sets)]
+            write_whole(output_dir / STATISTICS_FILE, to_json(self._sets, lines))

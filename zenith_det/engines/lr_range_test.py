@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +17,13 @@ import torch
 from zenith_det import cli
 from zenith_det.config import LoadedConfig
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS
-from zenith_det.errors import ConfigError, UserError
+from zenith_det.errors import ConfigError, RunStopped, UserError
 from zenith_det.files import write_whole
 from zenith_det.training.course.resuming import scaled_lr
 from zenith_det.training.course.starting import Start
 from zenith_det.training.processes.distributed import get_world_size
+from zenith_det.training.processes.loader_wait import WaitStopped
+from zenith_det.training.processes.stopping import describe_stop, stop_code
 
 logger = logging.getLogger(__name__)
 
@@ -70,24 +71,31 @@ class RangeTest:
     adamw: bool = False
 
 
-def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, make_probe: MakeProbe) -> None:
+def set_base_lr(
+    loaded: LoadedConfig, start: Start | None, output_dir: Path, make_probe: MakeProbe
+) -> bytes | None:
     """Do what ``SOLVER.ZENITH.AUTO_LR`` asks for: put η₀ in its place.
 
-    A new run tests and leaves the curve in ``OUTPUT_DIR``. A resumed run keeps its own η₀; where
-    ``SOLVER.IMS_PER_BATCH`` has changed, see :func:`~zenith_det.training.course.resuming.scaled_lr`.
+    A new run tests. Where no LR is found the curve goes into ``OUTPUT_DIR`` at once. A resumed run keeps its own
+    η₀; where ``SOLVER.IMS_PER_BATCH`` has changed, see :func:`~zenith_det.training.course.resuming.scaled_lr`.
 
     Args:
         loaded: with the device resolved; ``SOLVER.BASE_LR`` is set, ``AUTO_LR`` turned off.
         start: what the run goes on from.
         make_probe: see :func:`measure`.
 
+    Returns:
+        The curve as PNG, for :data:`CURVE_FILE` in ``OUTPUT_DIR`` once the run has begun; ``None`` without a test.
+
     Raises:
         ConfigError: in a run of several processes.
         NoLRFoundError: see :func:`choose`.
+        RunStopped: see :func:`measure`.
     """
     solver = loaded.cfg.SOLVER
+    curve: bytes | None = None
     if not solver.ZENITH.AUTO_LR:
-        return
+        return curve
     saved = start.state.get("config", {}) if start else {}
     if "SOLVER.BASE_LR" in saved:
         before = int(saved.get("SOLVER.IMS_PER_BATCH", solver.IMS_PER_BATCH))
@@ -112,10 +120,12 @@ def set_base_lr(loaded: LoadedConfig, start: Start | None, output_dir: Path, mak
         )
         with _sets_told_already():
             test = measure(loaded, make_probe)
-        lr = choose_and_draw(test, output_dir / CURVE_FILE).lr
+        choice, curve = draw(test, output_dir / CURVE_FILE)
+        lr = choice.lr
         logger.info("SOLVER.ZENITH.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
     loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
     loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+    return curve
 
 
 @contextlib.contextmanager
@@ -150,8 +160,8 @@ def lr_setter(optimizer: torch.optim.Optimizer, base_lr: float) -> Callable[[flo
     return set_lr
 
 
-def choose_and_draw(test: RangeTest, path: Path) -> Choice:
-    """:func:`choose`, with the curve drawn to ``path``, also where there is nothing to choose.
+def draw(test: RangeTest, path: Path) -> tuple[Choice, bytes]:
+    """:func:`choose`, and the curve as PNG; where there is nothing to choose, the curve is written to ``path``.
 
     Raises:
         NoLRFoundError: see :func:`choose`.
@@ -164,8 +174,7 @@ def choose_and_draw(test: RangeTest, path: Path) -> Choice:
     except NoLRFoundError as error:
         write_whole(path, lr_curve(test.lrs, test.losses).png)
         raise NoLRFoundError(f"{error} (curve: {path})") from None
-    write_whole(path, lr_curve(test.lrs, test.losses, choice.smooth, chosen=choice.lr, edge=choice.edge).png)
-    return choice
+    return choice, lr_curve(test.lrs, test.losses, choice.smooth, chosen=choice.lr, edge=choice.edge).png
 
 
 def measure(
@@ -178,7 +187,7 @@ def measure(
     """Train a copy of the run that ``loaded`` describes while its LR grows.
 
     Everything is made anew from the configuration and its seed, and thrown away: the run itself starts as if
-    there had been no test. The LR schedule and ZENITH's ratio play no part.
+    there had been no test. Nothing is written. The LR schedule and ZENITH's ratio play no part.
 
     Args:
         loaded: with the device resolved; left as it is.
@@ -188,34 +197,38 @@ def measure(
 
     Raises:
         UserError: what a run of ``loaded`` would raise.
+        RunStopped: the run was asked to end.
     """
     steps = np.geomspace(*(lrs or lrs_of(loaded)), iterations)
     losses: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="zenith_det_lr_") as folder, _quiet():
-        copy = replace(loaded, cfg=loaded.cfg.clone(), sources=dict(loaded.sources))
-        copy.cfg.defrost()
-        for key, value in {
-            "OUTPUT_DIR": folder,
-            "DATASETS.TEST": (),
-            "DATASETS.VAL_JSON": "",
-            "DATASETS.VAL_IMAGES": "",
-            "TEST.EVAL_PERIOD": 0,
-            "TEST.EARLY_STOPPING": "",
-            "LOGGERS": (),  # a service would show the test as a run
-            "SOLVER.MAX_ITER": _NEVER,
-            "SOLVER.CHECKPOINT_PERIOD": _NEVER,
-            "SOLVER.AVERAGE.KIND": "",
-            "SOLVER.ZENITH.MIN_RATIO": 1.0,
-            "SOLVER.ZENITH.UNTIL_SETTLED": False,
-        }.items():
-            copy.override(key, value, "the LR range test")
+    copy = replace(loaded, cfg=loaded.cfg.clone(), sources=dict(loaded.sources))
+    copy.cfg.defrost()
+    for key, value in {
+        "DATASETS.TEST": (),
+        "DATASETS.VAL_JSON": "",
+        "DATASETS.VAL_IMAGES": "",
+        "TEST.EVAL_PERIOD": 0,
+        "TEST.EARLY_STOPPING": "",
+        "LOGGERS": (),  # a service would show the test as a run
+        "SOLVER.MAX_ITER": _NEVER,
+        "SOLVER.CHECKPOINT_PERIOD": _NEVER,
+        "SOLVER.AVERAGE.KIND": "",
+        "SOLVER.ZENITH.MIN_RATIO": 1.0,
+        "SOLVER.ZENITH.UNTIL_SETTLED": False,
+    }.items():
+        copy.override(key, value, "the LR range test")
+    with _quiet(), contextlib.suppress(WaitStopped):
         probe = make_probe(copy)
         for lr in steps:
+            if stop_code():
+                break
             losses.append(probe(float(lr)))
             if not math.isfinite(losses[-1]) or losses[-1] > _DIVERGED * float(np.nanmax(losses[:10])):
                 break
         del probe
     gc.collect()
+    if why := stop_code(waiting=True):
+        raise RunStopped(f"in the LR range test: {describe_stop(why)}; nothing has begun: start it again")
     tried = steps[: len(losses)].astype(np.float64)
     return RangeTest(tried, np.array(losses), len(losses) < iterations, _is_adamw(loaded))
 

@@ -84,9 +84,9 @@ def make_trainer(engine: Engine, loaded: LoadedConfig, fixed_batches: int = 0) -
         Progress(0, seed),
         checkpointer,
         BestCheckpoint(checkpointer, "", resumed=False),
-        [],
         lambda should_stop, averaged: {},
     )
+    trainer.guard.output_dir = None  # a probe leaves nothing
     model.train()
     train_mode(optimizer)
     return trainer

@@ -19,7 +19,7 @@ from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.device import apply_torch_settings, resolve_device
 from zenith_det.engines.engine import Batch, Engine, TrainingSet, load_engine
 from zenith_det.engines.evaluating import Evaluator
-from zenith_det.engines.lr_range_test import set_base_lr
+from zenith_det.engines.lr_range_test import CURVE_FILE, set_base_lr
 from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.probe import lr_probe
@@ -30,14 +30,16 @@ from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_f
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.evaluation import check_expected
+from zenith_det.files import write_whole
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.averaging import WeightAverage
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
-from zenith_det.training.course.earlier_run import EarlierRun
+from zenith_det.training.course.earlier_run import give_way, undo_unfinished_move
 from zenith_det.training.course.evaluations import Evaluations
-from zenith_det.training.course.resume_report import config_facts, log_changes
+from zenith_det.training.course.output_lock import OutputLock
+from zenith_det.training.course.resume_report import TRAINING_SET, config_facts, log_changes
 from zenith_det.training.course.resuming import (
     batches_done,
     configured_groups,
@@ -45,18 +47,25 @@ from zenith_det.training.course.resuming import (
     reapply,
     shares_state,
 )
-from zenith_det.training.course.run_record import evaluated, log_start, prepare_output_dir, write_config
+from zenith_det.training.course.run_record import (
+    evaluated,
+    forget_pending,
+    log_start,
+    prepare_output_dir,
+    write_config,
+)
 from zenith_det.training.course.seeding import seed_all
 from zenith_det.training.course.starting import Start, choose_seed, find_start
 from zenith_det.training.failures.bad_steps import guard_forward
 from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.logs.events import JsonWriter, TensorBoardWriter, Writer
-from zenith_det.training.logs.loggers import build_loggers
+from zenith_det.training.logs.loggers import build_loggers, check_loggers
 from zenith_det.training.logs.logging_setup import setup_logging
 from zenith_det.training.logs.progress import ConsoleWriter
 from zenith_det.training.processes.agreement import check_same_on_all_ranks, fingerprint, versions
 from zenith_det.training.processes.ddp import data_parallel, settle_buckets
 from zenith_det.training.processes.distributed import (
+    barrier,
     broadcast_object,
     get_local_rank,
     get_rank,
@@ -90,24 +99,28 @@ def run(engine_name: str, loaded: LoadedConfig, options: RunOptions) -> dict[str
     resolve_device(loaded)
     engine.prepare(loaded)
     output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
-    setup_logging(output_dir, get_rank(), more=engine.loggers)
-    find_sets_again(output_dir)
-    hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
-    if get_world_size() > 1:
-        logger.info(process_line())
-    apply_torch_settings(loaded.cfg)
-    if options.eval_only:
-        return evaluate_only(engine, loaded, options, output_dir)
-    with EarlierRun(output_dir) as earlier:
-        return train(engine, loaded, options, output_dir, earlier)
+    with OutputLock(output_dir):
+        setup_logging(output_dir, get_rank(), more=engine.loggers)
+        undo_unfinished_move(output_dir)
+        barrier()
+        find_sets_again(output_dir)
+        hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
+        if get_world_size() > 1:
+            logger.info(process_line())
+        apply_torch_settings(loaded.cfg)
+        if options.eval_only:
+            return evaluate_only(engine, loaded, options, output_dir)
+        try:
+            return train(engine, loaded, options, output_dir)
+        finally:
+            if is_main_process():
+                forget_pending(output_dir)
 
 
 # ---- training
 
 
-def train(
-    engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir: Path, earlier: EarlierRun
-) -> dict[str, float]:
+def train(engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir: Path) -> dict[str, float]:
     """Train to the end, evaluating and saving on the way; then draw the curves and predictions.
 
     Raises:
@@ -123,7 +136,7 @@ def train(
         warn_of_missing_flip_pairs(cfg, metadata)
     with reading_test_sets(cfg):
         test_sets = engine.test_sets(loaded, metadata.thing_classes if metadata else None, description)
-    description.tell(output_dir)
+    description.tell()
     if options.epochs is not None:
         iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
         loaded.override("SOLVER.MAX_ITER", iterations, "--epochs")
@@ -131,7 +144,8 @@ def train(
     checkpointer = Checkpointer(output_dir, keep=cfg.CHECKPOINT.KEEP or None)
     run_id, start = find_start(checkpointer, resume=options.resume)
     check_engine(engine, start)
-    set_base_lr(loaded, start, output_dir, lambda copy: lr_probe(engine, copy))
+    with StopRequest(options.deadline, main=is_main_process()):
+        curve = set_base_lr(loaded, start, output_dir, lambda copy: lr_probe(engine, copy))
     seed = int(start.state["seed"]) if start else choose_seed(cfg.SEED)
     recovery = Recovery.of(cfg, start.state.get("recovery") if start else None)
     run_facts: dict[str, Any] = {
@@ -140,6 +154,7 @@ def train(
         "processes": get_world_size(),
         "run_id": run_id,
         "config": config_facts(cfg),
+        TRAINING_SET: fingerprint(training_set.records),
     }
     if metadata is not None:
         # Enough to use the model without its training set.
@@ -152,7 +167,7 @@ def train(
         }
         | versions()
         | {
-            "the training set": fingerprint(training_set.records) if get_world_size() > 1 else "",
+            TRAINING_SET: run_facts[TRAINING_SET],
             "the first iteration": start.iteration if start else 0,
         }
     )
@@ -171,14 +186,18 @@ def train(
             seed=seed,
             iteration=start.iteration,
             processes=(start.state.get("processes", get_world_size()), get_world_size()),
+            training_set=(start.state.get(TRAINING_SET), run_facts[TRAINING_SET]),
         )
     evaluator = Evaluator(engine, test_sets, output_dir)
     with StopRequest(options.deadline, main=is_main_process()) as stop:
 
         def begin() -> None:
-            earlier.give_way(anew=start is None, weights=cfg.MODEL.WEIGHTS)
+            give_way(output_dir, weights=cfg.MODEL.WEIGHTS)
             if is_main_process():
                 write_config(output_dir, cfg)
+                description.keep(output_dir)
+                if curve is not None:
+                    write_whole(output_dir / CURVE_FILE, curve)
 
         while True:
             progress = start_progress(cfg, start, seed, run_facts | {"recovery": recovery.to_dict()})
@@ -231,6 +250,10 @@ class Attempt:
             resume(trainer, self.start)
         evaluate_first = self.start is not None and self._evaluation_missing() and trainer.evaluation_due()
         begin()
+        if is_main_process():
+            trainer.write_to(
+                build_writers(self.cfg, self.checkpointer.output_dir, self.progress, len(self.data.records))
+            )
         with self.engine.recording(trainer.storage):
             return trainer.train(stop, evaluate_first=evaluate_first)
 
@@ -239,6 +262,8 @@ class Attempt:
         cfg, engine, progress = self.cfg, self.engine, self.progress
         output_dir = self.checkpointer.output_dir
         seed_all(progress.seed)
+        if is_main_process():
+            check_loggers(cfg)
         model: nn.Module = engine.build_model(cfg)
         weights = None if self.start else engine.load_weights(cfg, model)
         compile_backbone(cfg, model)
@@ -280,7 +305,6 @@ class Attempt:
                 cfg.CHECKPOINT.BEST if main else "",
                 resumed=self.start is not None or progress.facts["recovery"]["rollbacks"] > 0,
             ),
-            build_writers(cfg, output_dir, progress, len(self.data.records)) if main else [],
             evaluate,
             average,
             Evaluations(cfg, output_dir, progress.iteration) if main else None,

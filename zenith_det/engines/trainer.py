@@ -82,7 +82,6 @@ class Trainer:
         progress: where the run stands.
         checkpointer: of the output directory.
         best: of the output directory.
-        writers: of the main process; none on the others.
         evaluate: runs an evaluation and returns scalars; called on every rank with a function that says
             whether to break it off, upon which it raises ``EvaluationStopped``, and whether the model has
             its averaged weights.
@@ -102,7 +101,6 @@ class Trainer:
         progress: Progress,
         checkpointer: Checkpointer,
         best: BestCheckpoint,
-        writers: list[Writer],
         evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
         average: WeightAverage | None = None,
         evaluations: Evaluations | None = None,
@@ -118,7 +116,7 @@ class Trainer:
         self.progress = progress
         self.checkpointer = checkpointer
         self.best = best
-        self.writers = writers
+        self.writers: list[Writer] = []
         self.evaluate = evaluate
         self.average = average
         self.evaluations = evaluations
@@ -143,6 +141,11 @@ class Trainer:
         self.watch = LossWatch(cfg.RECOVERY.DIVERGENCE_FACTOR)
         self._last_good: str | None = None
         self._losses: list[tuple[int, dict[str, Tensor]]] = []
+        self._console: ConsoleWriter | None = None
+
+    def write_to(self, writers: list[Writer]) -> None:
+        """Give these, on the main process, what is there to be written; :meth:`train` closes them."""
+        self.writers = writers
         self._console = next((w for w in writers if isinstance(w, ConsoleWriter)), None)
 
     def train(self, stop: StopRequest, *, evaluate_first: bool = False) -> dict[str, float]:

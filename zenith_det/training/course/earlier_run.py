@@ -2,100 +2,104 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 
 from zenith_det.data.statistics import STATISTICS_FILE
 from zenith_det.errors import UserError
-from zenith_det.files import write_whole
+from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.checkpoint import LAST_FILE, SUFFIX
-from zenith_det.training.course.run_record import CONFIG_FILE
+from zenith_det.training.course.run_record import CONFIG_FILE, PENDING_ID_FILE, RUN_ID_FILE
+from zenith_det.training.logs.loggers import ID_FILES
 from zenith_det.training.processes.distributed import is_main_process
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "earlier_run_{}"
-#: Files that say what a run is, in place before it begins to train.
-DESCRIPTIONS = (CONFIG_FILE, STATISTICS_FILE)
+#: Of the folder's name while files are on their way into it.
+_MOVING = ".moving"
+_MODELS = f"model_*{SUFFIX}"
+#: What says that a run has begun here.
+_EVIDENCE = (_MODELS, RUN_ID_FILE, "metrics.json")
+#: All that is of one run. ``log.txt`` goes on: it is the folder's diary.
+_OF_A_RUN = (
+    *_EVIDENCE, LAST_FILE, CONFIG_FILE, STATISTICS_FILE, "metrics.superseded.json", "bad_steps.jsonl",
+    "events.out.tfevents.*", *ID_FILES, averaging.FOLDER, "inference", "inference_TTA", "curves.png",
+    "predictions.png", "train_batch.png", "lr_range_test.png", "report.html",
+)  # fmt: skip
 
 
-class EarlierRun:
-    """The checkpoints and descriptions (:data:`DESCRIPTIONS`) of an earlier run, around all of a new one::
+def undo_unfinished_move(output_dir: Path) -> None:
+    """Put back what a process that was killed had begun to move aside; by the main process, before anything is read.
 
-        with EarlierRun(output_dir) as earlier:
-            ...  # all that a mistake can end
-            earlier.give_way(anew=True)
-            ...  # train
-
-    Left before it gave way, the descriptions are put back as they were: the folder still holds the earlier run, whose
-    models they describe. The main process alone acts.
-
-    Args:
-        output_dir: of the new run.
+    Raises:
+        UserError: it can't be moved.
     """
-
-    def __init__(self, output_dir: Path) -> None:
-        self._folder = output_dir
-        self._before: dict[str, bytes] = {}
-        self._gone = not is_main_process()
-
-    def __enter__(self) -> EarlierRun:
-        for name in DESCRIPTIONS:
-            with contextlib.suppress(OSError):
-                self._before[name] = (self._folder / name).read_bytes()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._gone and self._before:
-            for name in DESCRIPTIONS:
-                with contextlib.suppress(OSError, UserError):
-                    if name in self._before:
-                        write_whole(self._folder / name, self._before[name])
-                    else:
-                        (self._folder / name).unlink(missing_ok=True)
-
-    def give_way(self, *, anew: bool, weights: str = "") -> None:
-        """The new run begins to train. Of no effect when called again.
-
-        Args:
-            anew: it starts at iteration 0: the checkpoints and descriptions of the earlier one are moved to a folder
-                beside.
-            weights: a file that may be needed where it is; it is copied.
-
-        Raises:
-            UserError: they can't be moved.
-        """
-        if self._gone:
-            return
-        self._gone = True
-        models = sorted(self._folder.glob(f"model_*{SUFFIX}"))
-        if not anew or not models:
-            return
-        aside = next(path for n in count(1) if not (path := self._folder / FOLDER.format(n)).exists())
+    if not is_main_process():
+        return
+    for aside in output_dir.glob(FOLDER.format("*") + _MOVING):
         try:
-            aside.mkdir()
-            for path in (*models, self._folder / LAST_FILE):
-                if not path.exists():
-                    continue
-                if weights and os.path.realpath(weights) == os.path.realpath(path):
-                    shutil.copy2(path, aside)
-                else:
-                    os.replace(path, aside / path.name)
-            for name, content in self._before.items():
-                (aside / name).write_bytes(content)
+            for path in list(aside.iterdir()):
+                os.replace(path, output_dir / path.name)
+            aside.rmdir()
         except OSError as error:
             raise UserError(
-                f"{self._folder} holds the checkpoints of an earlier run, which can't be moved to {aside.name}: "
-                f"{error.strerror or error}; choose another OUTPUT_DIR"
+                f"{aside} holds an earlier run of {output_dir}, which can't be moved back: {error.strerror or error}"
             ) from error
+        logger.info("%s: what had begun to be moved aside is back", output_dir)
+
+
+def give_way(output_dir: Path, weights: str = "") -> None:
+    """The run begins to train: if it is a new one, what an earlier one left is moved to a folder beside.
+
+    The main process alone acts. Killed on the way, it has moved nothing: see :func:`undo_unfinished_move`. Of no
+    effect in a run that goes on, nor when called again.
+
+    Args:
+        output_dir: of the run; it is a new one where :func:`~zenith_det.training.course.run_record.begin_run` says so.
+        weights: a file that may be needed where it is; it is copied.
+
+    Raises:
+        UserError: they can't be moved.
+    """
+    pending = output_dir / PENDING_ID_FILE
+    if not is_main_process() or not pending.exists():
+        return
+    try:
+        if any(_found(output_dir, _EVIDENCE)):
+            _move_aside(output_dir, weights)
+        os.replace(pending, output_dir / RUN_ID_FILE)
+    except OSError as error:
+        raise UserError(
+            f"{output_dir} holds an earlier run, which can't be moved aside: {error.strerror or error}; choose another "
+            "OUTPUT_DIR"
+        ) from error
+
+
+def _move_aside(output_dir: Path, weights: str) -> None:
+    models = len(_found(output_dir, (_MODELS,)))
+    aside = next(path for n in count(1) if not (path := output_dir / FOLDER.format(n)).exists())
+    moving = aside.with_name(aside.name + _MOVING)
+    moving.mkdir()
+    for path in _found(output_dir, _OF_A_RUN):
+        if weights and os.path.realpath(weights) == os.path.realpath(path):
+            shutil.copy2(path, moving)
+        else:
+            os.replace(path, moving / path.name)
+    os.replace(moving, aside)
+    if models:
         logger.warning(
             "%s held an earlier run, which --resume would have gone on with: its %d checkpoints are in %s now",
-            self._folder, len(models), aside,
+            output_dir, models, aside,
         )  # fmt: skip
+    else:
+        logger.warning(
+            "%s held what an earlier run had left, without a checkpoint: it is in %s now", output_dir, aside
+        )
+
+
+def _found(output_dir: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in output_dir.glob(pattern)})

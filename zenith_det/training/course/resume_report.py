@@ -13,6 +13,8 @@ from zenith_det.training.course.resuming import scaled_lr, shares_state
 logger = logging.getLogger(__name__)
 
 APPLIED = "applied"
+#: The key of the training set's :func:`~zenith_det.training.processes.agreement.fingerprint` in a checkpoint.
+TRAINING_SET = "the training set"
 
 
 def config_facts(cfg: Any) -> dict[str, Any]:
@@ -83,7 +85,13 @@ def outcome(
 
 
 def log_changes(
-    saved: Mapping[str, Any] | None, cfg: Any, *, seed: int, iteration: int, processes: tuple[int, int]
+    saved: Mapping[str, Any] | None,
+    cfg: Any,
+    *,
+    seed: int,
+    iteration: int,
+    processes: tuple[int, int],
+    training_set: tuple[str | None, str] = (None, ""),
 ) -> None:
     """Log a table with a line per changed key; nothing when nothing has changed.
 
@@ -91,7 +99,15 @@ def log_changes(
         saved: the checkpoint's configuration; ``None``: it has none.
         cfg: the present one.
         processes: how many there were, and are.
+        training_set: its fingerprint then, ``None`` where the checkpoint doesn't tell, and now.
     """
+    before, now = training_set
+    if before is not None and before != now:
+        logger.warning(
+            "the training set has changed since the checkpoint (%s; now %s): other images come from here on, and the "
+            "run ends otherwise than one that was not stopped",
+            before, now,
+        )  # fmt: skip
     if saved is None:
         logger.info("the checkpoint doesn't hold its configuration: changed keys can't be told")
         return
@@ -105,13 +121,13 @@ def log_changes(
         )
         for key, (old, new) in changed_keys(saved, cfg).items()
     ]
-    before, now = processes
-    if before != now:
+    were, are = processes
+    if were != are:
         rows.append(
             (
                 "number of processes",
-                str(before),
-                str(now),
+                str(were),
+                str(are),
                 f"applied; the batch stays {cfg.SOLVER.IMS_PER_BATCH} images, so LR and window stay; random "
                 "choices differ",
             )

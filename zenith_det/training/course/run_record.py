@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ CONFIG_HEADING = (
     "# In a Detectron2 script: zenith_det.add_zenith_config(cfg) before cfg.merge_from_file(this file)\n"
 )
 RUN_ID_FILE = "run_id"
+#: The name of a new run that has not begun to train.
+PENDING_ID_FILE = "run_id.pending"
 # Their LR after the warm-up is BASE_LR; the others lower it within the run, the warm-up included.
 _CONSTANT_SCHEDULES = ("WarmupZenithLR", "WarmupConstantLR", "WarmupPlateauLR")
 
@@ -61,12 +64,13 @@ def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
 
     Args:
         output_dir: where it is kept, in the file ``run_id``.
-        anew: make a new one, since a new run begins; otherwise the one that is there, if any.
+        anew: make a new one, since a new run begins. It is in ``run_id.pending`` until that run trains: an earlier
+            one's stays where it is. Otherwise the one that is there, if any.
 
     Raises:
         UserError: it cannot be read or written.
     """
-    path = Path(output_dir) / RUN_ID_FILE
+    path = Path(output_dir) / (PENDING_ID_FILE if anew else RUN_ID_FILE)
     try:
         if not anew and path.exists():
             return path.read_text(encoding="utf-8", errors="replace").strip()[:64]
@@ -75,6 +79,12 @@ def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
     run_id = secrets.token_hex(8)
     write_whole(path, run_id)
     return run_id
+
+
+def forget_pending(output_dir: str | os.PathLike[str]) -> None:
+    """A run that was to begin here doesn't."""
+    with contextlib.suppress(OSError):
+        (Path(output_dir) / PENDING_ID_FILE).unlink()
 
 
 def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:

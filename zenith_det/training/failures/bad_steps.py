@@ -129,11 +129,12 @@ class StepGuard:
         model: whose parameters are named in reports; maybe wrapped.
         optimizer: any.
         scaler: the ``GradScaler``, enabled or not; ``None``: none.
-        output_dir: where :data:`FILE_NAME` goes.
+        output_dir: see the attribute.
         limit: ``SOLVER.ZENITH.MAX_NONFINITE_STEPS``.
         last_good: the file of the newest good checkpoint, for reports.
 
     Attributes:
+        output_dir: where :data:`FILE_NAME` goes; ``None``: nothing is reported.
         streak: bad steps in a row up to now.
         skipped: bad steps of the run.
     """
@@ -154,7 +155,7 @@ class StepGuard:
         self.streak = 0
         self.skipped = 0
         self.limit = limit
-        self._output_dir = output_dir
+        self.output_dir: Path | None = output_dir
         self._last_good = last_good
         self._recent: deque[_Step] = deque(maxlen=REMEMBERED_STEPS + 1)
         self._flag = _LateFlag()
@@ -245,7 +246,8 @@ class StepGuard:
             return
         self.streak += 1
         self.skipped += 1
-        self._report()
+        if self.output_dir is not None:
+            self._report(self.output_dir)
 
     def verdict(self) -> str | None:
         """Why training can't go on: too many bad steps in a row; ``None`` while it can."""
@@ -267,7 +269,7 @@ class StepGuard:
 
     # The report.
 
-    def _report(self) -> None:
+    def _report(self, output_dir: Path) -> None:
         *before, bad = self._recent
         own = {
             "losses": {name: float(loss) for name, loss in bad.losses.items()},
@@ -287,7 +289,7 @@ class StepGuard:
         if not is_main_process():
             return
         note_event(
-            self._output_dir,
+            output_dir,
             "skipped step",
             iteration=bad.iteration,
             in_a_row=self.streak,
@@ -304,7 +306,7 @@ class StepGuard:
         ids = [str(image[0]) for rank in ranks for image in rank["images"]]
         logger.warning(
             "iteration %d: step skipped (%d in a row): %s; images %s; %s; details in %s",
-            bad.iteration, self.streak, what, ", ".join(ids), evidence, self._output_dir / FILE_NAME,
+            bad.iteration, self.streak, what, ", ".join(ids), evidence, output_dir / FILE_NAME,
         )  # fmt: skip
 
     def _bad_parameters(self) -> list[str]:

@@ -23,7 +23,18 @@ logger = logging.getLogger(__name__)
 #: Names in LOGGERS, and the packages they need.
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 PROJECT = "zenith_det"
-_WANDB_ID, _MLFLOW_ID = "wandb_run_id", "mlflow_run_id"
+#: The run's id at each service, in ``OUTPUT_DIR``: a resumed run goes on there.
+ID_FILES = _WANDB_ID, _MLFLOW_ID = "wandb_run_id", "mlflow_run_id"
+
+
+def check_loggers(cfg: Any) -> None:
+    """See that the packages are there which ``LOGGERS`` needs.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for name in cfg.LOGGERS:
+        _import(name)
 
 
 def build_loggers(cfg: Any, output_dir: str | os.PathLike[str]) -> list[ServiceWriter]:
