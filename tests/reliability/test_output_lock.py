@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -33,16 +34,14 @@ def test_a_second_run_is_told_and_changes_nothing(engine: str, data: Path, tmp_p
 
 
 def test_of_two_started_together_one_trains_and_the_other_is_told(data: Path, tmp_path: Path) -> None:
-    # The one that is first waits with all that it has until the other has ended.
     words = runs.arguments("torchvision", data, tmp_path, SOLVER__MAX_ITER=2000, TEST__EVAL_PERIOD=0)
     both = [runs.start(words) for _ in range(2)]
-    second = next(
-        one for one in iter(lambda: next((p for p in both if p.poll() is not None), None), object()) if one
-    )
+    while all(one.poll() is None for one in both):
+        time.sleep(0.1)
+    first, second = sorted(both, key=lambda one: one.poll() is not None)
     code, printed = runs.finish(second)
     assert code == 2, printed
     assert "belongs to another run that is still going" in printed
-    (first,) = [one for one in both if one is not second]
     runs.wait_for(first, "iter: 19")
     first.send_signal(signal.SIGTERM)
     code, printed = runs.finish(first)
