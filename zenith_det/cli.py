@@ -136,10 +136,12 @@ def run(main: Callable[[], int | None]) -> None:
     ``… | head``, ends with 141, as the shell's own do. Anything else that escapes is a bug of ours and keeps its
     traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # replaced, or closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     told = ""
     try:
         code: int | str | None = main() or 0
-        sys.stdout.flush()
     except UserError as error:
         told, code = f"{error.label}: {error}", error.exit_code
     except KeyboardInterrupt:
@@ -148,21 +150,36 @@ def run(main: Callable[[], int | None]) -> None:
         code = EXIT_READER_GONE
     except SystemExit as leaving:  # argparse's
         code = leaving.code
-    _end_output(sys.stdout, "")
-    _end_output(sys.stderr, f"{told}\n" if told else "")
+    lost = _end_output(sys.stdout)
+    if isinstance(lost, BrokenPipeError):
+        code = code or EXIT_READER_GONE
+    elif lost is not None and not told:
+        told, code = f"error: standard output: cannot be written: {lost.strerror or lost}", 2
+    tell(told)
     raise SystemExit(code)
 
 
-def _end_output(stream: TextIO, text: str) -> None:
-    """Write the last of a stream; where its reader has gone, Python would complain of it when it ends."""
+def tell(line: str) -> None:
+    """Write a line on standard error, if anybody is there to read it."""
+    with contextlib.suppress(OSError, ValueError):
+        if line:
+            sys.stderr.write(f"{line}\n")
+    _end_output(sys.stderr)
+
+
+def _end_output(stream: TextIO) -> OSError | None:
+    """Flush a stream; why that failed. Python would complain of it, and end with 120, when it flushes again."""
     try:
-        stream.write(text)
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         forget_reader(stream)
+        return error
+    except ValueError:  # closed
+        pass
+    return None
 
 
 def forget_reader(stream: TextIO) -> None:
     """What is written to a stream from now on goes nowhere: whoever read it (``… | head``) has gone."""
-    with contextlib.suppress(OSError):  # it has no file behind it
+    with contextlib.suppress(OSError, ValueError):  # it has no file behind it
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

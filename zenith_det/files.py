@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from zenith_det.errors import UserError
 
-__all__ = ["LEFT_OVERS", "write_whole"]
+__all__ = ["LEFT_OVERS", "append_whole", "write_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,27 @@ def write_whole(
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target
+
+
+def append_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Add text, in UTF-8, to the end of a file, all of it or nothing; the file is made if it isn't there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    rest = memoryview(text.encode(errors="replace"))
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _sync_folder(folder: Path) -> None:

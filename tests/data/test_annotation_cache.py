@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import pwd
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,33 @@ def test_an_entry_of_another_form_is_told(
     assert "is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("what", ["entry", "folder"])
+def test_what_others_can_write_to_is_not_used(
+    what: str, tmp_path: Path, folder: Path, parsed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write(tmp_path, content())
+    first = read(source)
+    (entry,) = folder.iterdir()
+    (entry if what == "entry" else folder).chmod(0o777)
+    assert read(source) == first
+    assert len(parsed) == 2
+    assert f"others can write to {folder}: it is not used" in caplog.text
+
+
+def test_a_user_without_a_home_goes_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed: list[str]
+) -> None:
+    def unknown(user: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for name in (annotation_cache.FOLDER_VARIABLE, "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    source = write(tmp_path, content())
+    assert read(source) == read(source)
+    assert len(parsed) == 2
+
+
 @pytest.mark.skipif(
     os.geteuid() == 0, reason="root may write everywhere: a file in the folder's place stands in"
 )
@@ -241,7 +269,7 @@ def read_often(source: tuple[str, str]) -> None:
     expected = json.dumps(load_coco_dataset(source).records)
     for _ in range(20):
         assert json.dumps(read(source).records) == expected
-        for path in annotation_cache.cache_folder().rglob("*.json"):
+        for path in Path(os.environ[annotation_cache.FOLDER_VARIABLE]).rglob("*.json"):
             path.unlink(missing_ok=True)
 
 

@@ -17,6 +17,8 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 * ``"stop_in_evaluation"``: SIGTERM to the process itself, at so manieth image.
 * ``"explode"``: from this iteration on, the loss is multiplied by 1e6 for as long as the LR is above ``"above"``.
 * ``"config"``: ["KEY", "VALUE"], for that rank alone.
+* ``"fill"``: [folder, when]: its file system is filled after the iteration, or before the call of the function of this
+  name in ``zenith_det.engines.run``.
 * ``"kill_at"``: SIGKILL at the call of this name in ``zenith_det.engines.run``.
 * ``"kill_worker"``: the iteration after which a loader worker gets SIGKILL.
 * ``"stall"``: each loader worker hangs at the image of this number that it reads. When the file ``"signal_after"`` is
@@ -26,6 +28,7 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -109,6 +112,8 @@ class Faults:
                     os.kill(os.getpid(), signal.SIGTERM)
 
             before_call(evaluating.EvaluationProgress, "update", stop)
+        if isinstance(when := self.faults.get("fill", [None, None])[1], str):
+            before_call(run, when, self.fill)
         if "kill_at" in self.faults:
             before_call(run, self.faults["kill_at"], kill_me)
         if "stall" in self.faults:
@@ -117,6 +122,15 @@ class Faults:
         bad_steps.StepGuard.before_forward = next_iteration  # type: ignore[method-assign]
         bad_steps.StepGuard.step = counted_step  # type: ignore[method-assign]
         run.guard_forward = with_faults  # type: ignore[attr-defined]
+
+    def fill(self) -> None:
+        """Leave no room where the run writes."""
+        with contextlib.suppress(OSError), open(Path(self.faults["fill"][0]) / "other", "wb", 0) as file:
+            while True:
+                file.write(bytes(2**20))
+        with contextlib.suppress(OSError), open(Path(self.faults["fill"][0]) / "others", "wb", 0) as file:
+            while True:
+                file.write(b"1")
 
     def stall(self) -> None:
         """Let a worker hang."""
@@ -152,6 +166,8 @@ class Faults:
         if number is not None and restart_count() == 0:
             for _ in range(2 if self.faults.get("kill_twice") else 1):
                 os.kill(os.getpid(), int(number))
+        if self.faults.get("fill", [None, None])[1] == iteration:
+            self.fill()
         if self.faults.get("kill_worker") == iteration:
             worker = multiprocessing.active_children()[0]
             worker.kill()

@@ -56,12 +56,15 @@ def arguments(
     return [*words[:first_key], *flags, *words[first_key:], *more]
 
 
-def start(words: list[str], faults: dict[str, Any] | None = None, launcher: list[str] | None = None) -> Any:
-    """Start a run; its standard output and error go into one stream."""
+def start(
+    words: list[str], faults: dict[str, Any] | None = None, launcher: list[str] | None = None, **streams: Any
+) -> Any:
+    """Start a run; its standard output and error go into one stream, or where ``streams`` says."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | streams
     script = [str(HERE / "faulty_run.py"), json.dumps(faults or {})]
     return subprocess.Popen(
         [*(launcher or [sys.executable]), *script, *words],
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env=environment(), text=True, **streams,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full when a checkpoint is to be saved: a real file system of a few MB."""
+"""A disk that fills up at some moment of a run: a real file system of a few MB."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.reliability import runs
 
@@ -53,3 +54,52 @@ def test_a_full_disk_stops_the_run_and_the_last_checkpoint_stays_whole(
     (small_disk / "other").unlink()
     code, printed = runs.run(runs.arguments(engine, data, output, resume=True, SOLVER__MAX_ITER=8, **common))
     assert code == 0, printed
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_metrics_on_a_full_disk_are_one_line(
+    engine: str, data: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    runs.need(engine)
+    output = small_disk / "run"
+    words = runs.arguments(engine, data, output, TEST__EVAL_PERIOD=0, SOLVER__CHECKPOINT_PERIOD=100)
+    code, printed = runs.run(words, {"fill": [str(small_disk), 5]})
+    assert code == 2, printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "metrics.json: cannot be written: No space left on device" in line
+    assert "Traceback" not in printed
+    assert not (output / "metrics.json").read_text()
+    assert yaml.safe_load((output / "config.yaml").read_text())["SOLVER"]["CHECKPOINT_PERIOD"] == 100
+
+
+@pytest.mark.parametrize(
+    ("when", "what"), [("write_config", "config.yaml"), ("build_writers", "metrics.json")]
+)
+def test_a_disk_that_is_full_at_the_start_is_one_line_and_the_files_are_as_they_were(
+    when: str, what: str, data: Path, small_disk: Path
+) -> None:
+    output = small_disk / "run"
+    few = {"SOLVER__MAX_ITER": 2, "TEST__EVAL_PERIOD": 0}
+    code, printed = runs.run(runs.arguments("torchvision", data, output, **few))
+    assert code == 0, printed
+    before = {name: (output / name).read_bytes() for name in ("config.yaml", "metrics.json")}
+    more = runs.arguments(
+        "torchvision", data, output, resume=True, **{**few, "SOLVER__MAX_ITER": 3, "SEED": 9}
+    )
+    code, printed = runs.run(more, {"fill": [str(small_disk), when]})
+    assert code == 2, printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in line
+    assert "Traceback" not in printed
+    assert (output / what).read_bytes() == before[what]
+    assert not list(output.glob("*.tmp")) + list(output.glob(".*.tmp"))
+
+
+def test_pictures_on_a_full_disk_do_not_make_a_finished_run_a_failed_one(
+    data: Path, small_disk: Path
+) -> None:
+    words = runs.arguments("torchvision", data, small_disk / "run", SOLVER__MAX_ITER=2)
+    code, printed = runs.run(words, {"fill": [str(small_disk), "draw"]})
+    assert code == 0, printed
+    assert "not all pictures are drawn: " in printed
+    assert "Traceback" not in printed

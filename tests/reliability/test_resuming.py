@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,3 +157,18 @@ def test_a_worse_evaluation_after_resuming_does_not_replace_the_best_model(
     assert code == 0, printed
     assert "the best so far is 99.000" in printed
     assert torch.load(output / "model_best.pth", weights_only=True)["best"]["value"] == 99.0
+
+
+def test_a_training_set_that_has_changed_is_told(data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "set")
+    output = tmp_path / "run"
+    code, printed = resumed("torchvision", copy, output)
+    assert code == 0, printed
+    assert "the training set has changed" not in printed
+    (file,) = (copy / "annotations").glob("*train*.json")
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][1:]
+    file.write_text(json.dumps(content))
+    code, printed = resumed("torchvision", copy, output, SOLVER__MAX_ITER=9)
+    assert code == 0, printed
+    assert "the training set has changed since the checkpoint (" in printed

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from tests.reliability import runs
 from zenith_det.errors import ConfigError
-from zenith_det.training.processes.stopping import parse_duration
+from zenith_det.training.processes.stopping import StopRequest, parse_duration
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
@@ -25,8 +28,10 @@ def test_a_signal_saves_ends_with_75_and_the_resumed_run_is_the_whole_one(
     runs.assert_same_result(whole, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGHUP"])
 def test_other_signals_do_the_same(name: str, data: Path, tmp_path: Path) -> None:
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, as under nohup")
     expect_stop("torchvision", name, data, tmp_path)
 
 
@@ -61,6 +66,48 @@ def test_a_run_whose_time_is_up_saves_and_goes_on_later(
     code, printed = runs.run(runs.arguments(engine, data, tmp_path, "--max-time", "3h30m", resume=True))
     assert code == 0, printed
     runs.assert_same_result(whole, tmp_path)
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.code() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_ends_the_run_saved(data: Path, tmp_path: Path) -> None:
+    terminal, shown = pty.openpty()
+    words = runs.arguments("torchvision", data, tmp_path, SOLVER__MAX_ITER=3000)
+    process = runs.start(words, stdout=shown, stderr=shown)
+    os.close(shown)
+    read = b""
+    while b"saved " not in read:
+        read += os.read(terminal, 4096)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(runs.LIMIT) == 75
+    log = (tmp_path / "log.txt").read_text()
+    saved = (tmp_path / "last_checkpoint").read_text()
+    assert f"saved {tmp_path / saved}" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_the_clock_counts_in_a_range_test_which_leaves_nothing(
+    engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    words = runs.arguments(engine, data, tmp_path / "run", "--auto-lr", "--max-time", "1s")
+    temporary = {path.name for path in Path(tempfile.gettempdir()).iterdir()}
+    code, printed = runs.run(words)
+    assert code == 75, printed
+    assert "stopped: in the LR range test: its time (--max-time) is up; nothing has begun" in printed
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
+    left = {path.name for path in Path(tempfile.gettempdir()).iterdir()} - temporary
+    assert not [name for name in left if name.startswith("zenith_det")]
 
 
 def test_durations() -> None:

@@ -3,7 +3,8 @@
 Reading a file of hundreds of megabytes takes most of a start. Its outcome depends on nothing but the file's
 bytes, where its images are, and this package's checks: those are the key, and a changed file is another one.
 
-An entry is JSON behind a checksum. It can hold no code, and whatever is wrong with it makes it count as absent.
+An entry is JSON behind a checksum. It can hold no code, and whatever is wrong with it makes it count as absent; so does
+an entry, or a folder, that somebody else could have written. A user without a folder of their own goes without.
 """
 
 from __future__ import annotations
@@ -34,12 +35,25 @@ _STALE = 24 * 3600.0  # seconds, of a file that was being written
 _DIGEST = hashlib.blake2b().digest_size
 
 
-def cache_folder() -> Path:
-    """``$ZENITH_DET_CACHE``, or else ``zenith_det`` in the user's folder of caches."""
+def cache_folder() -> Path | None:
+    """``$ZENITH_DET_CACHE``, or else ``zenith_det`` in the user's folder of caches; ``None`` where there is no such."""
     chosen = os.environ.get(FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zenith_det"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "zenith_det"
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in many containers
+        return None
+
+
+def _ours(status: os.stat_result) -> bool:
+    """Whether nobody else can have written what this is of."""
+    return os.name == "nt" or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+
+
+@functools.cache
+def _warn_of(folder: Path) -> None:
+    logger.warning("cache of annotation files: others can write to %s: it is not used", folder)
 
 
 @functools.cache
@@ -85,12 +99,19 @@ class Entry:
         key = hashlib.blake2b(digest)
         key.update(_code())
         key.update(repr(circumstances).encode("utf-8", "backslashreplace"))
-        self.path = cache_folder() / "annotations" / f"{key.hexdigest()[:40]}.json"
+        folder = cache_folder()
+        self.path = None if folder is None else folder / "annotations" / f"{key.hexdigest()[:40]}.json"
 
     def read(self) -> Any:
         """What :meth:`write` was given; ``None`` where there is nothing, or nothing whole."""
+        if self.path is None:
+            return None
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                if not _ours(os.fstat(file.fileno())) or not _ours(self.path.parent.stat()):
+                    _warn_of(self.path.parent)
+                    return None
+                content = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -117,6 +138,8 @@ class Entry:
 
         Several processes may do so at once. Where it can't be kept the run goes on without.
         """
+        if self.path is None:
+            return
         try:
             body = orjson.dumps(outcome, default=_bytes_as_list)
         except (orjson.JSONEncodeError, MemoryError) as error:

@@ -28,7 +28,7 @@ from zenith_det.engines.trained_model import remembered_classes
 from zenith_det.engines.trainer import Progress, Trainer, unwrap
 from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
 from zenith_det.engines.val_share import hold_out
-from zenith_det.errors import CheckpointError, ConfigError
+from zenith_det.errors import CheckpointError, ConfigError, UserError
 from zenith_det.evaluation import check_expected
 from zenith_det.files import write_whole
 from zenith_det.solver import build_lr_scheduler, build_optimizer
@@ -453,6 +453,9 @@ def evaluate_only(
 
 
 def draw(evaluator: Evaluator, cfg: CfgNode) -> None:
-    """The run's curves, and the predictions of its last evaluation."""
+    """The run's curves, and the predictions of its last evaluation; the run is done, drawn or not."""
     dataset = evaluator.test_sets[0].dataset if evaluator.results is not None else None
-    draw_run(evaluator.output_dir, dataset, evaluator.results or [], cfg.TEST.MAX_IMAGES)
+    try:
+        draw_run(evaluator.output_dir, dataset, evaluator.results or [], cfg.TEST.MAX_IMAGES)
+    except UserError as error:
+        logger.warning("not all pictures are drawn: %s", error)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,6 +133,37 @@ def test_a_full_disk_is_one_line() -> None:
     with pytest.raises(UserError, match="No space left"):
         writer.write(storage)
     writer.close()
+
+
+FILLS_THE_DISK = """
+import resource, sys
+from zenith_det import cli
+from zenith_det.training.logs.events import EventStorage, TensorBoardWriter
+
+def main():
+    writer = TensorBoardWriter(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    storage = EventStorage()
+    for storage.iter in range(1000):
+        storage.put_scalar("total_loss", 1.0)
+        try:
+            writer.write(storage)
+        except BaseException:
+            writer.close()
+            raise
+
+cli.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files by setrlimit")
+def test_tensorboard_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FILLS_THE_DISK, str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"error: {tmp_path}: TensorBoard events cannot be written: File too large\n"
 
 
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:

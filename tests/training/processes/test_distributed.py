@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -41,6 +42,16 @@ def talk(folder: Path) -> None:
     assert found == (rank == 1)
     (folder / f"said{rank}").write_text(distributed.process_line())
     (folder / f"starts{rank}").write_text(multiprocessing.get_start_method())
+
+
+def talk_among_themselves(folder: Path) -> None:
+    talk(folder)
+    for process in (psutil.Process(), psutil.Process().parent()):  # the parent keeps the store
+        sockets = getattr(process, "net_connections", process.connections)("tcp")
+        listening = [one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN]
+        assert listening
+        assert set(listening) <= {"127.0.0.1", "::1"}
+    distributed.barrier()
 
 
 def fail(folder: Path, kind: str) -> None:
@@ -96,7 +107,7 @@ def gone(folder: Path) -> bool:
 
 
 def test_two_processes_talk_and_end_well(tmp_path: Path) -> None:
-    distributed.launch(talk, 2, args=(tmp_path,), device="cpu")
+    distributed.launch(talk_among_themselves, 2, args=(tmp_path,), device="cpu")
     assert (tmp_path / "said0").read_text().startswith("process 0 of 2 on ")
     assert (tmp_path / "said1").read_text().endswith("(gloo)")
     # A loader's workers, if spawned as the ranks are, would import everything at each start.

@@ -99,7 +99,7 @@ def locate_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> Path
     """
     scheme = urlsplit(name).scheme if "://" in name else ""
     if scheme in ("", "file"):
-        path = Path(unquote(urlsplit(name).path) if scheme else name).expanduser()
+        path = Path(os.path.expanduser(unquote(urlsplit(name).path) if scheme else name))
         if not path.exists():
             raise CheckpointError(f"MODEL.WEIGHTS: {name!r} does not exist (looked for {path.absolute()})")
         return path
@@ -107,7 +107,7 @@ def locate_weights(name: str, *, timeout: float = FETCH_TIMEOUT_SECONDS) -> Path
         relative = name.removeprefix("detectron2://").split("?")[0]
         url = DETECTRON2_URL + relative
         # Where Detectron2 itself keeps what it has fetched (iopath), for people who use both.
-        iopath = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
+        iopath = Path(os.path.expanduser(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")))
         known = [iopath / "detectron2" / _safe_relative(relative, name)]
     elif scheme in ("https", "http"):
         url = name.split("?")[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zenith_det import cli
-from zenith_det.errors import UserError
+from zenith_det.files import append_whole
 from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, global_norm, zenith_of
 from zenith_det.training.logs.zenith_metrics import effective_lr
 from zenith_det.training.processes.distributed import all_gather_objects, is_main_process
@@ -327,12 +327,9 @@ def note_event(output_dir: Path, event: str, **facts: Any) -> None:
     """
     if not is_main_process():
         return
-    path = output_dir / FILE_NAME
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_without_nan({"event": event, **facts}), allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    append_whole(
+        output_dir / FILE_NAME, json.dumps(_without_nan({"event": event, **facts}), allow_nan=False) + "\n"
+    )
 
 
 def explain(

@@ -11,14 +11,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from fvcore.common.history_buffer import HistoryBuffer
 
 from zenith_det.errors import UserError
-from zenith_det.files import write_whole
+from zenith_det.files import append_whole, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -180,9 +181,9 @@ class JsonWriter:
         try:
             if start_iter is not None and self.path.exists():
                 self._supersede(start_iter)
-            self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        append_whole(self.path, "")  # told now, not in twenty iterations
 
     def _supersede(self, start_iter: int) -> None:
         kept: list[str] = []
@@ -198,8 +199,7 @@ class JsonWriter:
                 (kept if holds else superseded).append(line if line.endswith("\n") else line + "\n")
         if superseded:
             aside = self.path.with_name(f"{self.path.stem}.superseded{self.path.suffix}")
-            with aside.open("a", encoding="utf-8") as file:
-                file.writelines(superseded)
+            append_whole(aside, "".join(superseded))
             logger.info(
                 "%s: %d lines of an earlier attempt, from iteration %d on, moved to %s",
                 self.path, len(superseded), start_iter, aside.name,
@@ -213,19 +213,11 @@ class JsonWriter:
             UserError: the disk is full or the file cannot be written.
         """
         lines = [json_line({**scalars, "iteration": at}) for at, scalars in self._new.take(storage).items()]
-        if not lines:
-            return
-        try:
-            self._file.write("\n".join(lines) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        if lines:
+            append_whole(self.path, "\n".join(lines) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
-        # A failure was said when the write failed; closing tries to flush the same bytes again.
-        with contextlib.suppress(OSError):
-            self._file.close()
+        """Nothing is open."""
 
 
 class TensorBoardWriter:
@@ -252,13 +244,21 @@ class TensorBoardWriter:
                 f"TensorBoard events need the package 'tensorboard' ({error}): pip install tensorboard"
             ) from error
         self._new = NewScalars()
-        try:
+        self._log_dir = log_dir
+        _quieten_threads()
+        with self._told():
             self._writer = SummaryWriter(os.fspath(log_dir), purge_step=start_iter or None)
-        except OSError as error:
-            raise UserError(f"{log_dir}: cannot be written: {error.strerror or error}") from error
 
     def write(self, storage: EventStorage) -> None:
-        """Add the scalars not written yet, each at its own iteration."""
+        """Add the scalars not written yet, each at its own iteration.
+
+        Raises:
+            UserError: the disk is full or the file cannot be written.
+        """
+        with self._told():
+            self._write(storage)
+
+    def _write(self, storage: EventStorage) -> None:
         for at, scalars in self._new.take(storage).items():
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, at)
@@ -270,4 +270,29 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        with contextlib.suppress(OSError):  # told when it was written to
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._log_dir}: TensorBoard events cannot be written: {error.strerror or error}"
+            ) from error
+
+
+def _quieten_threads() -> None:
+    """Let the thread that writes TensorBoard's events fail without a traceback: the next write raises the same."""
+    global _hook
+    if threading.excepthook is not _without_writers:
+        _hook, threading.excepthook = threading.excepthook, _without_writers
+
+
+def _without_writers(args: threading.ExceptHookArgs) -> None:
+    if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+        _hook(args)
+
+
+_hook: Callable[[threading.ExceptHookArgs], Any] = threading.excepthook

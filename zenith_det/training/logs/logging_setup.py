@@ -57,8 +57,12 @@ class ConsoleHandler(logging.Handler):
                     line = _ansi(line, record.levelno)
                 stream.write(line + "\n")
                 stream.flush()
-        except BrokenPipeError:
-            cli.forget_reader(stream)  # `… | head`: training goes on, and so may other libraries' lines
+        except OSError as error:
+            # Training goes on, and so may other libraries' lines: `… | head`, a terminal that is gone, a full disk.
+            terminal.DISPLAY.abandon()
+            cli.forget_reader(stream)
+            if not isinstance(error, BrokenPipeError):
+                cli.tell(f"standard output: lines are lost: {error.strerror or error}")
         except Exception:
             self.handleError(record)
 
@@ -79,7 +83,7 @@ class LogFileHandler(logging.FileHandler):
             super().handleError(record)
         elif not self._failed:
             self._failed = True
-            print(f"{self.baseFilename}: log lines are lost: {error.strerror or error}", file=sys.stderr)
+            cli.tell(f"{self.baseFilename}: log lines are lost: {error.strerror or error}")
 
 
 def setup_logging(

@@ -7,6 +7,7 @@ forked while such a thread held the terminal's lock would wait for it for ever.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import time
@@ -87,7 +88,10 @@ class Display:
         clock = time.monotonic()
         if now or clock - self._drawn >= REFRESH_SECONDS:
             self._drawn = clock
-            self._bars.refresh()
+            try:
+                self._bars.refresh()
+            except OSError:  # the terminal is gone
+                self.abandon()
 
     def remove(self, bar: TaskID, *, keep: bool) -> None:
         """Take a bar off the display; with ``keep`` the last one's state stays above what comes."""
@@ -111,6 +115,11 @@ class Display:
             bars.live.transient = not keep
             bars.stop()
 
+    def abandon(self) -> None:
+        """Draw no more: what was drawn on is gone."""
+        with contextlib.suppress(OSError):
+            self.close()
+
     def leave_to_parent(self) -> None:
         """In a forked child: the bars are the parent's; write to the plain streams."""
         if self._bars is not None:
@@ -119,6 +128,6 @@ class Display:
 
 
 DISPLAY = Display()
-atexit.register(DISPLAY.close)
+atexit.register(DISPLAY.abandon)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=DISPLAY.leave_to_parent)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -40,6 +41,7 @@ JOIN_TIMEOUT = datetime.timedelta(minutes=5)
 # From the first process that fails to the others being ended: a moment for their own reports.
 GRACE_SECONDS = 1.0
 KILL_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
 
 
 def _initialized() -> bool:
@@ -197,9 +199,10 @@ def launch(
     if world_size == 1:
         return main(*args)
     if num_machines == 1 and dist_url == "auto":
-        # This process keeps the meeting point: no port that another program takes in the meantime.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        host, port, hosted = "127.0.0.1", store.port, True
+        # This process keeps the meeting point: no port that another program takes in the meantime, and, since
+        # objects travel pickled, none that another machine can reach.
+        store = _own_store()
+        host, port, hosted = LOOPBACK, store.port, True
     else:
         host, port = _parse_url(dist_url, num_machines)
         hosted = False
@@ -214,6 +217,22 @@ def launch(
         context = mp.start_processes(_worker, (plan,), num_processes, join=False, start_method="spawn")
         with SignalRelay(plan.signalled, context.processes):
             _watch(context, plan)
+    return None
+
+
+def _own_store() -> Any:
+    """A store on the loopback interface alone; of itself torch's listens on all."""
+    listening = socket.create_server((LOOPBACK, 0))
+    port = listening.getsockname()[1]
+    return dist.TCPStore(
+        LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
+
+
+def _loopback_interface() -> str | None:
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == LOOPBACK for address in addresses):
+            return name
     return None
 
 
@@ -286,6 +305,8 @@ def _worker(local_rank: int, plan: _Plan) -> None:
     rank = plan.first_rank + local_rank
     # The environment is the one place that code without our helpers (loggers, libraries) looks at.
     os.environ.update(LOCAL_RANK=str(local_rank), LOCAL_WORLD_SIZE=str(plan.local_size))
+    if plan.hosted and (interface := _loopback_interface()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo, too, listens where others can reach it
     # A spawned process would spawn its loader's workers, too, and each of them imports everything again.
     multiprocessing.set_start_method(plan.start_method, force=True)
     listen_to_launcher(plan.signalled)
