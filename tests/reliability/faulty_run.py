@@ -11,7 +11,8 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 
 * ``"poison"``: {iteration: kind}; "gradient": NaN or infinity in one parameter's gradient, before ranks exchange
   it; "loss": one part of the loss is NaN though all gradients are finite; "forward": the forward pass raises
-  ``FloatingPointError``, as Detectron2's does.
+  ``FloatingPointError``, as Detectron2's does; "memory": it asks for more memory than there can be.
+* ``"memory"``: it does so at so manieth image that is evaluated.
 * ``"kill"``: {iteration: signal number} sent to the process itself, in torchrun's first attempt only;
   with ``"kill_twice"`` two of them.
 * ``"stop_in_evaluation"``: SIGTERM to the process itself, at so manieth image.
@@ -71,11 +72,14 @@ class Faults:
         def with_faults(module: torch.nn.Module) -> None:
             forward = module.forward
             parameters = [p for p in module.parameters() if p.requires_grad]
+            evaluated = itertools.count(1)
 
             def faulty(*args: Any, **kwargs: Any) -> Any:
                 kind = self.poison() if module.training else None
                 if kind == "forward":
                     raise FloatingPointError("Predicted boxes or scores contain Inf/NaN")
+                if kind == "memory" or (not module.training and next(evaluated) == self.faults.get("memory")):
+                    torch.empty(2**60, dtype=torch.uint8)
                 losses = forward(*args, **kwargs)
                 if kind == "loss":
                     name = next(iter(losses))

@@ -30,6 +30,7 @@ from zenith_det.evaluation import (
 )
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.course.validation_loss import validation_losses, without_augmentation
+from zenith_det.training.failures.out_of_memory import telling_of_memory
 from zenith_det.training.logs.events import EventStorage
 from zenith_det.training.logs.progress import EvaluationProgress
 from zenith_det.training.processes.agreement import agreeing
@@ -92,13 +93,15 @@ def predict(
     # As Detectron2 does: evaluation is in float32, whatever SOLVER.AMP says.
     autocast = torch.autocast(cfg.MODEL.DEVICE.split(":")[0], enabled=False)
     results: list[dict[str, Any]] = []
+    device = torch.device(cfg.MODEL.DEVICE)
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
     samples = TestDataset(records, engine.test_mapper(cfg, [test_set.name]))
     batches = one_by_one(cfg, samples, range(len(records)))
     with EvaluationProgress(total, test_set.label) as progress, autocast, agreeing(should_stop):
         for batch in until_stopped(batches):
-            for sample, output in zip(batch, model(batch)):
-                found = engine.detections(output)
+            with telling_of_memory("evaluation", batch, device, training=False):
+                outputs = [engine.detections(output) for output in model(batch)]
+            for sample, found in zip(batch, outputs):
                 results += detections_to_results(
                     sample["image_id"],
                     found["boxes"],

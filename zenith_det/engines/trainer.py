@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from zenith_det.training.course.evaluations import Evaluations, follow_evaluatio
 from zenith_det.training.course.seeding import seed_step
 from zenith_det.training.failures.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.failures.divergence import LossWatch
+from zenith_det.training.failures.out_of_memory import OutOfMemoryError, telling_of_memory
 from zenith_det.training.failures.recovery import Diverged
 from zenith_det.training.logs.events import EventStorage, Writer
 from zenith_det.training.logs.progress import ConsoleWriter
@@ -40,6 +42,7 @@ from zenith_det.training.processes.distributed import (
     agree_on_maximum,
     all_gather_objects,
     barrier,
+    get_world_size,
     is_main_process,
 )
 from zenith_det.training.processes.loader_wait import WaitStopped
@@ -141,6 +144,7 @@ class Trainer:
         self.watch = LossWatch(cfg.RECOVERY.DIVERGENCE_FACTOR)
         self._last_good: str | None = None
         self._losses: list[tuple[int, dict[str, Tensor]]] = []
+        self._whole = True  # the model: not in the middle of an optimizer's step
         self._console: ConsoleWriter | None = None
 
     def write_to(self, writers: list[Writer]) -> None:
@@ -173,7 +177,10 @@ class Trainer:
             self._take_first_batch(stop)
             while self.progress.iteration < self.max_iter and not ended:
                 started = time.perf_counter()
-                self.iterate()
+                try:
+                    self.iterate()
+                except OutOfMemoryError as error:
+                    raise self._saved_after(error, stop) from None
                 stop.note_iteration(time.perf_counter() - started)
                 done = self.progress.iteration
                 last = done == self.max_iter
@@ -230,6 +237,16 @@ class Trainer:
             )
         raise_together(failure)
 
+    def _saved_after(self, error: OutOfMemoryError, stop: StopRequest) -> UserError:
+        """The error, with what can be saved saved: of several processes the others wait for this one's gradients."""
+        if get_world_size() > 1 or not self._whole or self.progress.iteration == 0:
+            return error
+        self.optimizer.zero_grad(set_to_none=True)
+        self._save_here(stop)
+        return OutOfMemoryError(
+            f"{error}; everything is saved in {self.checkpointer.output_dir}: go on with --resume"
+        )
+
     def _follow(self, stop: StopRequest) -> bool:
         """Do what the evaluations so far ask for; whether they end the run."""
         reason = follow_evaluations(self.evaluations, self.scheduler)
@@ -270,6 +287,23 @@ class Trainer:
     def _step(self, batch: Batch, iteration: int) -> None:
         totals: dict[str, Tensor] = {}
         self.guard.before_forward()
+        telling = partial(telling_of_memory, f"iteration {iteration}", batch, self.device, training=True)
+        with telling():
+            self._add_gradients(batch, totals)
+        images = [(sample.get("image_id", -1), str(sample.get("file_name", ""))) for sample in batch]
+        with telling():
+            self._whole = False
+            self.guard.step(iteration, images, totals)
+            self._whole = True
+        self._losses.append((iteration, totals))
+        if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.max_iter:
+            # Before the scheduler moves on: these are the figures of the step just taken.
+            self.storage.put_scalars(smoothing=False, **optimizer_scalars(self.optimizer))
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+
+    def _add_gradients(self, batch: Batch, totals: dict[str, Tensor]) -> None:
         for number, part in enumerate(split_batch(batch, self.parts)):
             with self._sync_last(number), self._autocast():
                 losses = self.model(part)
@@ -286,15 +320,6 @@ class Trainer:
             for name, loss in losses.items():
                 share = loss.detach() / self.parts
                 totals[name] = totals[name] + share if name in totals else share
-        images = [(sample.get("image_id", -1), str(sample.get("file_name", ""))) for sample in batch]
-        self.guard.step(iteration, images, totals)
-        self._losses.append((iteration, totals))
-        if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.max_iter:
-            # Before the scheduler moves on: these are the figures of the step just taken.
-            self.storage.put_scalars(smoothing=False, **optimizer_scalars(self.optimizer))
-        self.scheduler.step()
-        if self.average is not None:
-            self.average.update()
 
     def _autocast(self) -> torch.autocast:
         # A dtype that the device does not know is a warning, even where autocast is off.

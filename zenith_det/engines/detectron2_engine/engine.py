@@ -44,7 +44,11 @@ from zenith_det.engines.detectron2_engine.data import (
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, unless_stopped
 from zenith_det.engines.detectron2_engine.foreign_data import reading_foreign_datasets
 from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
-from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
+from zenith_det.engines.detectron2_engine.models import (
+    connect_top_level,
+    match_in_bounded_memory,
+    skip_missing_masks,
+)
 from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
 from zenith_det.engines.model_format import use_channels_last
@@ -149,6 +153,7 @@ class Detectron2Engine:
         theirs = to_detectron2(cfg)
         model: nn.Module = build_detectron2_model(theirs)
         connect_top_level(model)
+        match_in_bounded_memory(model)
         skip_missing_masks(model)
         use_channels_last(theirs, model)
         if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":

@@ -1,4 +1,4 @@
-"""What Detectron2's models need for configurations that the built-in engine trains, too."""
+"""What Detectron2's models need for configurations and data that the built-in engine trains, too."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
-from torch import nn
+from detectron2.modeling.proposal_generator.rpn import RPN
+from detectron2.structures import Boxes, pairwise_iou
+from torch import Tensor, nn
 
-__all__ = ["HAS_MASK", "connect_top_level", "skip_missing_masks"]
+from zenith_det.engines.matching import MOST_PAIRS, match_in_parts
+
+__all__ = ["HAS_MASK", "connect_top_level", "match_in_bounded_memory", "skip_missing_masks"]
 
 #: Field of training instances, bool ``(N,)``: whether the mask is the object's own, and not its box in place of one.
 HAS_MASK = "gt_has_mask"
@@ -48,3 +52,46 @@ def _with_masks(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | N
     if isinstance(features, torch.Tensor):  # of all objects, one after the other; others are of whole images
         features = features[torch.cat(keep)]
     return features, [each[kept] for each, kept in zip(instances, keep, strict=True)]
+
+
+def match_in_bounded_memory(model: nn.Module) -> None:
+    """Let an RPN compare anchors in parts with the objects of an image that has too many of them.
+
+    Detectron2 makes do on the host where a GPU has no room; 2,000 objects want 14 GB there.
+    """
+    for module in model.modules():
+        if type(module) is RPN:
+            module.__class__ = _BoundedRPN
+
+
+class _BoundedRPN(RPN):  # type: ignore[misc]
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Any]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        count = sum(len(level) for level in anchors)
+        labels: list[Tensor] = []
+        matched: list[Tensor] = []
+        for image in gt_instances:
+            if len(image) * count <= MOST_PAIRS or list(self.anchor_matcher.labels) != [0, -1, 1]:
+                label, match = super().label_and_sample_anchors(anchors, [image])
+                labels += label
+                matched += match
+                continue
+            everywhere = Boxes.cat(anchors)
+            boxes = image.gt_boxes.tensor
+            _, low, high, _ = self.anchor_matcher.thresholds
+            index, kind = match_in_parts(
+                boxes, everywhere.tensor, _iou, low, high,
+                keep_best=self.anchor_matcher.allow_low_quality_matches, most_pairs=MOST_PAIRS,
+            )  # fmt: skip
+            if self.anchor_boundary_thresh >= 0:
+                kind[~everywhere.inside_box(image.image_size, self.anchor_boundary_thresh)] = -1
+            labels.append(self._subsample_labels(kind))
+            matched.append(boxes[index])
+        return labels, matched
+
+
+def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    iou: Tensor = pairwise_iou(Boxes(boxes), Boxes(anchors))
+    return iou

@@ -84,8 +84,16 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
         height, width: of the image.
 
     Returns:
-        bool ``(N, height, width)``.
+        bool ``(N, height, width)``; on the host, where the device of ``masks`` has no room for them.
     """
+    try:
+        return _paste_masks(masks, boxes, height, width, threshold)
+    except torch.OutOfMemoryError:
+        pass
+    return _paste_masks(masks.cpu(), boxes.cpu(), height, width, threshold)
+
+
+def _paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
     pasted = torch.zeros((len(masks), height, width), dtype=torch.bool, device=masks.device)
     if masks.device.type == "cpu":
         for i, box in enumerate(boxes.tolist()):

@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import boxes as box_ops
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.matching import MOST_PAIRS, match_in_parts
 from zenith_det.engines.torchvision_engine.box_regression import box_regression_loss
 
 
@@ -176,6 +177,27 @@ class RPN(RegionProposalNetwork):
             best = box_ops.batched_nms(candidates, scores, level, self.nms_thresh)
             selected.append(candidates[best[: self.post_nms_top_n()]])
         return selected
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """torchvision's; in parts where an image has more objects than all anchors can be compared with at once."""
+        labels, matched = [], []
+        for own, target in zip(anchors, targets):
+            boxes = target["boxes"]
+            if len(boxes) * len(own) <= MOST_PAIRS:
+                label, match = super().assign_targets_to_anchors([own], [target])
+                labels += label
+                matched += match
+            else:
+                matcher = self.proposal_matcher
+                index, kind = match_in_parts(
+                    boxes, own, self.box_similarity, matcher.low_threshold, matcher.high_threshold,
+                    keep_best=matcher.allow_low_quality_matches, most_pairs=MOST_PAIRS,
+                )  # fmt: skip
+                labels.append(kind.to(own.dtype))
+                matched.append(boxes[index])
+        return labels, matched
 
     def losses(self, raw: list[Tensor], anchors: list[Tensor], gt_boxes: list[Tensor]) -> dict[str, Tensor]:
         """``loss_rpn_cls`` and ``loss_rpn_loc``, scalars; see Detectron2's ``RPN.losses``."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zenith_det.training.course.seeding import derived_seed, seeded
+from zenith_det.training.failures.out_of_memory import telling_of_memory
 from zenith_det.training.processes.agreement import agreeing
 from zenith_det.training.processes.distributed import all_gather_objects
 
@@ -60,7 +61,9 @@ def validation_losses(
     with _as_in_training(model), _kept_random_state(device), agreeing(should_stop):
         for number, batch in enumerate(batches):
             _seed_device(device, derived_seed(seed, number))
-            for name, loss in model(batch).items():
+            with telling_of_memory("validation loss", batch, device, training=False):
+                losses = model(batch)
+            for name, loss in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + loss.detach().float()
             count += 1
             if should_stop():

@@ -1,0 +1,58 @@
+"""Memory that runs out in a step or an evaluation: one line, and what was trained is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.reliability import runs
+
+
+def error_line(printed: str) -> str:
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_step_that_does_not_fit_is_told_in_one_line_and_the_run_can_go_on(
+    engine: str, data: Path, tmp_path: Path, undisturbed: Callable[[str], Path]
+) -> None:
+    whole = undisturbed(engine)
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path), {"poison": {"6": "memory"}})
+    assert code == 2, printed
+    line = error_line(printed)
+    assert line.startswith("error: iteration 6, images ")
+    assert line.count(" x ") == 2  # the sizes of two images
+    assert "out of memory on cpu" in line
+    assert "GiB is free now" in line
+    for key in (
+        "SOLVER.IMS_PER_BATCH",
+        "SOLVER.GRADIENT_ACCUMULATION",
+        "SOLVER.AMP.ENABLED",
+        "INPUT.MIN_SIZE_TRAIN",
+    ):
+        assert key in line
+    assert line.endswith(f"everything is saved in {tmp_path}: go on with --resume")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path, resume=True))
+    assert code == 0, printed
+    runs.assert_same_result(whole, tmp_path)
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_that_does_not_fit_is_told_in_one_line_and_saved(
+    engine: str, processes: int, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    words = runs.arguments(engine, data, tmp_path, TEST__EVAL_PERIOD=3)
+    faults = {"memory": 2, "rank": processes - 1}
+    code, printed = runs.run(words, faults, processes=processes)
+    assert code == 2, printed
+    line = error_line(printed)
+    assert line.startswith("error: in the evaluation after iteration 2: evaluation, image ")
+    assert "INPUT.MIN_SIZE_TEST" in line
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
