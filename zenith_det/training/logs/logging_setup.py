@@ -59,7 +59,7 @@ class ConsoleHandler(logging.Handler):
                 stream.flush()
         except OSError as error:
             # Training goes on, and so may other libraries' lines: `… | head`, a terminal that is gone, a full disk.
-            terminal.DISPLAY.abandon()
+            terminal.DISPLAY.close()
             cli.forget_reader(stream)
             if not isinstance(error, BrokenPipeError):
                 cli.tell(f"standard output: lines are lost: {error.strerror or error}")

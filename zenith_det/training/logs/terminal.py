@@ -91,7 +91,7 @@ class Display:
             try:
                 self._bars.refresh()
             except OSError:  # the terminal is gone
-                self.abandon()
+                self.close()
 
     def remove(self, bar: TaskID, *, keep: bool) -> None:
         """Take a bar off the display; with ``keep`` the last one's state stays above what comes."""
@@ -113,12 +113,8 @@ class Display:
         if self._bars is not None and self.active:
             bars, self._bars = self._bars, None
             bars.live.transient = not keep
-            bars.stop()
-
-    def abandon(self) -> None:
-        """Draw no more: what was drawn on is gone."""
-        with contextlib.suppress(OSError):
-            self.close()
+            with contextlib.suppress(OSError):  # it may be gone
+                bars.stop()
 
     def leave_to_parent(self) -> None:
         """In a forked child: the bars are the parent's; write to the plain streams."""
@@ -128,6 +124,6 @@ class Display:
 
 
 DISPLAY = Display()
-atexit.register(DISPLAY.abandon)
+atexit.register(DISPLAY.close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=DISPLAY.leave_to_parent)
