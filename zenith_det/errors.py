@@ -10,6 +10,8 @@ from collections.abc import Sequence
 MAX_MESSAGE = 2000
 # Control characters, halves of surrogate pairs, line and paragraph separators.
 _UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
+# Characters that turn the order of those around them: a line would read otherwise than it is. (Marks don't.)
+_TURNING = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 # What torch makes a loader worker's error anew from, calling its class with this one text: a heading and the
 # traceback, which ends with the error's class and its message.
 _FROM_WORKER = re.compile(
@@ -18,15 +20,19 @@ _FROM_WORKER = re.compile(
 
 
 def is_printable(text: str) -> bool:
-    """Whether text can be printed and logged as part of a line: no terminal codes, no line breaks."""
-    return text.isprintable() or not any(unicodedata.category(c) in _UNPRINTABLE for c in text)
+    """Whether text can be printed and logged as part of a line: no terminal codes, no line breaks, no turned order."""
+    return text.isprintable() or not any(map(_is_unprintable, text))
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in _UNPRINTABLE or unicodedata.bidirectional(character) in _TURNING
 
 
 def one_line(value: object, limit: int = 160) -> str:
     """Text from a file, safe to print: no line breaks, no terminal codes, not endless."""
     text = value[: limit * 4] if isinstance(value, str) else _repr(value)[: limit * 4]
     if not text.isprintable():
-        text = "".join(" " if unicodedata.category(c) in _UNPRINTABLE else c for c in text)
+        text = "".join(" " if _is_unprintable(c) else c for c in text)
     text = text.strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

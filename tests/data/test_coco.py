@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +358,11 @@ def test_examine_returns_what_load_refuses(tmp_path: Path) -> None:
     assert dataset.report.counts[("missing file", "dropped")] == 1
     with pytest.raises(DatasetError, match="strict"):
         load_coco_dataset(source, max_bad_images=1, strict=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_an_annotation_file_without_an_end_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    for name in ("/dev/zero", str(tmp_path / "pipe.json")):
+        with pytest.raises(DatasetError, match="is a device or a pipe, not a file"):
+            load_coco_dataset((name, str(tmp_path)))

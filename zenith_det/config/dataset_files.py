@@ -35,7 +35,8 @@ def settle_files(loaded: LoadedConfig) -> None:
             if json_file == training[0] and images != training[1]:
                 name += f" ({images})"  # Detectron2 knows a set by its name, and this is another
             loaded.override(f"DATASETS.{kind}", (name,), f"DATASETS.{prefix}_JSON")
-    cfg.OUTPUT_DIR = absolute(cfg.OUTPUT_DIR)
+    if cfg.OUTPUT_DIR.strip():  # none at all is not the current folder
+        cfg.OUTPUT_DIR = absolute(cfg.OUTPUT_DIR)
     # A name in a model zoo, a URL and "" are no files.
     if os.path.isfile(os.path.expanduser(cfg.MODEL.WEIGHTS)):
         cfg.MODEL.WEIGHTS = absolute(cfg.MODEL.WEIGHTS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ def read_annotation_file(json_file: str) -> dict[str, Any]:
 
 def read_bytes(json_file: str) -> bytes:
     try:
+        kind = os.stat(json_file).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            # It may have no end, or wait for somebody to write.
+            raise DatasetError(f"annotation file {json_file} is a device or a pipe, not a file")
         return Path(json_file).read_bytes()
     except FileNotFoundError:
         raise DatasetError(f"annotation file {json_file} does not exist") from None

@@ -52,6 +52,7 @@ from zenith_det.training.course.run_record import (
     forget_pending,
     log_start,
     prepare_output_dir,
+    remove_left_overs,
     write_config,
 )
 from zenith_det.training.course.seeding import seed_all
@@ -194,6 +195,7 @@ def train(engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir:
         def begin() -> None:
             give_way(output_dir, weights=cfg.MODEL.WEIGHTS)
             if is_main_process():
+                remove_left_overs(output_dir)
                 write_config(output_dir, cfg)
                 description.keep(output_dir)
                 if curve is not None:

@@ -109,6 +109,35 @@ def test_left_overs_of_a_crash_are_cleared(tmp_path: Path) -> None:
     assert ".model_0000009.pth.4242.tmp" not in names(tmp_path)
 
 
+def test_the_newest_stays_when_the_clock_was_set_back(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    for iteration in (9, 19):
+        path = checkpointer.save(f"model_{iteration:07d}", state(iteration))
+        os.utime(path, (4e9 + iteration, 4e9 + iteration))  # the year 2096
+    for iteration in (29, 39):
+        checkpointer.save(f"model_{iteration:07d}", state(iteration))
+    assert names(tmp_path) == {"model_0000029.pth", "model_0000039.pth", "last_checkpoint"}
+    (tmp_path / "last_checkpoint").unlink()
+    last = checkpointer.last()
+    assert last is not None
+    assert last.name == "model_0000039.pth"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_folders_under_the_names_of_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    saved = checkpointer.save("model_0000009", state(9))
+    (tmp_path / "last_checkpoint").unlink()
+    os.mkfifo(tmp_path / "last_checkpoint")
+    os.mkfifo(tmp_path / "model_0000019.pth")
+    (tmp_path / "model_final.pth").mkdir()
+    assert checkpointer.last() == saved
+    with pytest.raises(
+        CheckpointError, match=r"model_final.pth: cannot be written: Is a directory; see to it"
+    ):
+        checkpointer.save("model_final", state(29))
+
+
 class Level(enum.IntEnum):
     HIGH = 3
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-from zenith_det.config import load_config
+from zenith_det.config import load_config, settle_files
 from zenith_det.errors import UserError
 from zenith_det.optim import ZENITH
 from zenith_det.solver import build_lr_scheduler
 from zenith_det.training.course.run_record import (
     log_start,
     prepare_output_dir,
+    remove_left_overs,
     short_run_lines,
     start_line,
     unused_keys_line,
@@ -33,6 +34,20 @@ def test_the_config_is_written_whole(tmp_path: Path) -> None:
     folder = prepare_output_dir(tmp_path / "a" / "b")
     assert yaml.safe_load(write_config(folder, Config()).read_text()) == {"A": 1}
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_an_output_directory_without_a_name_is_not_the_current_folder() -> None:
+    loaded = load_config(None, ["OUTPUT_DIR", ""])
+    settle_files(loaded)
+    with pytest.raises(UserError, match="OUTPUT_DIR is empty"):
+        prepare_output_dir(loaded.cfg.OUTPUT_DIR)
+
+
+def test_what_a_killed_run_was_writing_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".config.yaml.4242.tmp", ".notes.tmp", "mine.4242.tmp", "config.yaml"):
+        (tmp_path / name).touch()
+    remove_left_overs(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".notes.tmp", "mine.4242.tmp", "config.yaml"}
 
 
 def test_an_output_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -70,14 +72,24 @@ class Checkpointer:
                 self.mark_last(path)
         except UserError as error:
             good = self._named()
+            full = getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            mend = "free some space" if full else "see to it"
             rest = (
-                f"{good.name} is whole: free some space and go on with --resume"
+                f"{good.name} is whole: {mend} and go on with --resume"
                 if good is not None and good.exists()
-                else "free some space, or choose another OUTPUT_DIR"
+                else f"{mend}, or choose another OUTPUT_DIR"
             )
             raise CheckpointError(f"{error}; {rest}") from error
+        self._make_newest(path)
         self._remove_old(path, plain)
         return path
+
+    def _make_newest(self, saved: Path) -> None:
+        """Let it be the newest by time, too, where the clock has been set back."""
+        with contextlib.suppress(OSError):
+            newest = max((path.stat().st_mtime_ns for path in self._resumable() if path != saved), default=0)
+            if saved.stat().st_mtime_ns <= newest:
+                os.utime(saved, ns=(newest + 1, newest + 1))
 
     def last(self, run_id: str | None = None) -> Path | None:
         """The checkpoint that a resumed run takes, ``None`` in a directory without one.
@@ -94,7 +106,7 @@ class Checkpointer:
         named = self._named()
         tried = 0
         for path in self._candidates():
-            if not path.exists():
+            if not path.is_file():
                 logger.warning("%s names %s, which is not there", self.output_dir / LAST_FILE, path.name)
                 continue
             tried += 1
@@ -159,8 +171,10 @@ class Checkpointer:
         return ([named] if named is not None else []) + others
 
     def _named(self) -> Path | None:
+        marker = self.output_dir / LAST_FILE
         try:
-            name = (self.output_dir / LAST_FILE).read_text(encoding="utf-8", errors="replace").strip()
+            # A pipe would be waited for.
+            name = marker.read_text(encoding="utf-8", errors="replace").strip() if marker.is_file() else ""
         except OSError:
             return None
         # A basename, whatever the file says: a run reads checkpoints from its own directory alone.
@@ -173,7 +187,7 @@ class Checkpointer:
         try:
             for path in self.output_dir.iterdir():
                 match = _PERIODIC.fullmatch(path.name)
-                if match or path.name == _FINAL:
+                if (match or path.name == _FINAL) and path.is_file():
                     iteration = int(match[1]) if match else 0
                     # At equal times the final one is the newer.
                     found.append((path.stat().st_mtime_ns, match is None, iteration, path))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from zenith_det.config import zenith_unused_keys
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
-from zenith_det.files import write_whole
+from zenith_det.files import LEFT_OVERS, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ CONFIG_HEADING = (
     "# In a Detectron2 script: zenith_det.add_zenith_config(cfg) before cfg.merge_from_file(this file)\n"
 )
 RUN_ID_FILE = "run_id"
+_LEFT_OVER = re.compile(r"\..+\.\d+\.tmp")
 #: The name of a new run that has not begun to train.
 PENDING_ID_FILE = "run_id.pending"
 # Their LR after the warm-up is BASE_LR; the others lower it within the run, the warm-up included.
@@ -35,8 +37,10 @@ def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
     """Make the directory of a run and see that files can be written there.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it has no name, or cannot be made or written to.
     """
+    if not os.fspath(output_dir).strip():
+        raise UserError("OUTPUT_DIR is empty: give a folder for the run's files")
     path = Path(output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,14 @@ def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
             f"OUTPUT_DIR {path}: cannot be written: {error.strerror or error}; choose another OUTPUT_DIR"
         ) from error
     return path
+
+
+def remove_left_overs(output_dir: Path) -> None:
+    """Clear what a run that was killed has left of a file that it was writing; nobody else writes here."""
+    for path in output_dir.glob(LEFT_OVERS.format("*")):
+        if _LEFT_OVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
