@@ -50,6 +50,8 @@ def _resolve(source: Source, name: str | None) -> tuple[str, str, str]:
         hint = f" ({ROOT_VARIABLE} is {datasets_root()!r}; datasets/README.md shows the layout)"
     if os.path.isdir(json_file):
         raise DatasetError(f"dataset {name}: {json_file} is no annotation file: {name_of_folder(json_file)}")
+    if os.path.exists(json_file) and not os.path.isfile(json_file):
+        raise DatasetError(f"dataset {name}: annotation file {json_file} is a device or a pipe, not a file")
     if not os.path.isfile(json_file):
         raise MissingDatasetError(f"dataset {name}: annotation file {json_file} does not exist{hint}")
     if os.path.isfile(image_root):
