@@ -5,7 +5,7 @@
 
 The second form imports once and forks a process for each line of its standard input, a JSON object with
 ``"arguments"``, ``"faults"``, ``"logs"`` (files for its standard output and error), ``"limit"``
-(seconds, after which SIGALRM ends it) and ``"processes"``; it answers with the exit code.
+(seconds, after which it is ended) and ``"processes"``; it answers with the exit code.
 
 FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every rank):
 
@@ -22,8 +22,8 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
   name in ``zenith_det.engines.run``.
 * ``"kill_at"``: SIGKILL at the call of this name in ``zenith_det.engines.run``.
 * ``"kill_worker"``: the iteration after which a loader worker gets SIGKILL.
-* ``"stall"``: each loader worker hangs at the image of this number that it reads. When the file ``"signal_after"`` is
-  there, the first sends its parent SIGTERM.
+* ``"stall"``: each loader worker, or the run without any, hangs at the image of this number that it reads. When the
+  file ``"signal_after"`` is there, the first sends the run SIGTERM.
 * ``"drift"``: the iteration after which the rank's ZENITH history is changed behind its back.
 """
 
@@ -144,10 +144,10 @@ class Faults:
             if next(images) < self.faults["stall"]:
                 return
             worker = get_worker_info()
-            if "signal_after" in self.faults and worker is not None and worker.id == 0:
+            if "signal_after" in self.faults and (worker is None or worker.id == 0):
                 while not Path(self.faults["signal_after"]).exists():
                     time.sleep(0.05)
-                os.kill(os.getppid(), signal.SIGTERM)
+                os.kill(os.getpid() if worker is None else os.getppid(), signal.SIGTERM)
             time.sleep(1000)
 
         before_call(batches.TrainingDataset, "__getitem__", hang)
@@ -201,14 +201,13 @@ def serve() -> None:
         load_engine(engine_of(wanted["arguments"]))
 
         def faulty(wanted: dict[str, Any] = wanted) -> int | None:
-            signal.alarm(wanted["limit"])
             return ranks(wanted["processes"], run)
 
         def run(wanted: dict[str, Any] = wanted) -> int | None:
             code: int | None = module.main(put_in(wanted["faults"], wanted["arguments"]))
             return code
 
-        print(attempt(faulty, *map(Path, wanted["logs"])), flush=True)
+        print(attempt(faulty, *map(Path, wanted["logs"]), limit=wanted["limit"]), flush=True)
 
 
 def main() -> None:

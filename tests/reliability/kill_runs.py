@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import functools
 import importlib
 import importlib.util
@@ -21,6 +22,7 @@ import random
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -178,21 +180,44 @@ def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def attempt(main: Callable[[], int | None], log: Path, error_log: Path | None = None) -> int:
-    """Run a command in a forked process group; its exit code, or minus the signal that ended it."""
+def attempt(
+    main: Callable[[], int | None], log: Path, error_log: Path | None = None, limit: float | None = None
+) -> int:
+    """Run a command in a forked process group; its exit code, or minus the signal that ended it.
+
+    Args:
+        log, error_log: for its standard output and error; both in ``log`` without the other.
+        limit: seconds; then all its processes write the stacks of their threads and are ended, as if by SIGALRM.
+    """
 
     def in_its_group() -> int | None:
         os.setsid()
         with log.open("a") as out, (error_log or log).open("a") as err:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
+        faulthandler.register(signal.SIGUSR2)  # loader workers and ranks inherit it
         return main()
 
     child = fork(in_its_group)
-    code = exit_code(child)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # loader workers that have lost their parent
-    return code
+    try:
+        if limit is not None and not ended_within(child, limit):
+            os.killpg(child, signal.SIGUSR2)
+            time.sleep(5)
+            return -signal.SIGALRM
+        return exit_code(child)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # loader workers that have lost their parent
+
+
+def ended_within(child: int, seconds: float) -> bool:
+    """Wait so long at most; the process is left to be waited for."""
+    deadline = time.monotonic() + seconds
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def same(one: Any, other: Any) -> bool:

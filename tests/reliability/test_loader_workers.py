@@ -55,16 +55,19 @@ def test_a_killed_worker_ends_the_run_saved_and_it_goes_on(
     runs.assert_same_result(whole, tmp_path)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 2), (1, 0)])
 def test_a_signal_ends_a_wait_for_a_batch_that_never_comes(
-    processes: int, data: Path, tmp_path: Path
+    processes: int, workers: int, data: Path, tmp_path: Path
 ) -> None:
-    # Two workers take turns, with two images a batch, or one for each of two processes.
-    stalled = 1 + 3 * (2 // processes)
+    # Batch 6 never comes. Two workers take turns; a batch is of two images, or of one for each of two processes.
+    stalled = 1 + 6 // max(workers, 1) * (2 // processes)
     faults = {
         "rank": processes - 1, "stall": stalled, "signal_after": str(tmp_path / "model_0000004.pth"),
     }  # fmt: skip
-    words = runs.arguments("torchvision", data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, CHECKPOINT__KEEP=0)
+    words = runs.arguments(
+        "torchvision", data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, CHECKPOINT__KEEP=0,
+        DATALOADER__NUM_WORKERS=workers,
+    )  # fmt: skip
     code, printed = runs.run(words, faults, processes=processes)
     assert code == 75, printed
     assert "stopped: after iteration 5: it received SIGTERM; everything is saved" in printed

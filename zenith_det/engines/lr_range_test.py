@@ -22,8 +22,7 @@ from zenith_det.files import write_whole
 from zenith_det.training.course.resuming import scaled_lr
 from zenith_det.training.course.starting import Start
 from zenith_det.training.processes.distributed import get_world_size
-from zenith_det.training.processes.loader_wait import WaitStopped
-from zenith_det.training.processes.stopping import describe_stop, stop_code
+from zenith_det.training.processes.stopping import WaitStopped, describe_stop, stop_code
 
 logger = logging.getLogger(__name__)
 

@@ -45,8 +45,7 @@ from zenith_det.training.processes.distributed import (
     get_world_size,
     is_main_process,
 )
-from zenith_det.training.processes.loader_wait import WaitStopped
-from zenith_det.training.processes.stopping import EvaluationStopped, StopRequest, describe_stop
+from zenith_det.training.processes.stopping import EvaluationStopped, StopRequest, WaitStopped, describe_stop
 
 logger = logging.getLogger(__name__)
 

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing.queues import Queue
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, get_worker_info
 
 from zenith_det.errors import UserError, one_line
 from zenith_det.training.logs.memory import memory_left
-from zenith_det.training.processes.stopping import stop_code
+from zenith_det.training.processes.stopping import WaitStopped, interruptible, stop_code
 from zenith_det.training.processes.worker_signals import ignore_stop_signals, starting_workers
 
-__all__ = ["LoaderError", "WaitStopped", "WatchedBatches", "begin_worker", "until_stopped"]
+__all__ = ["LoaderError", "WatchedBatches", "begin_worker", "until_stopped"]
 
 #: How long a stop request, or a worker's death, may go unseen.
 POLL_SECONDS = 1
 _SHARED = Path("/dev/shm")
 _FIRST = "set DATALOADER.NUM_WORKERS 0 (the run's own process loads, without shared memory)"
 
+#: Seconds of a wait after which it is told.
+_TOLD_AFTER = (60, 600)
+
+logger = logging.getLogger(__name__)
+
+_started: weakref.WeakSet[Any] = weakref.WeakSet()
+_killing = 0  # the process that kills its workers when it ends
 _waiting: WatchedBatches | None = None
 _before: Any = None  # what handled SIGCHLD before a loader of ours was started
 
 
 class LoaderError(UserError):
     """Loader workers that were ended, or can't hand over what they have read."""
-
-
-class WaitStopped(Exception):
-    """The run was asked to end while it waited for a batch."""
 
 
 class WatchedBatches(Iterator[list[Any]]):
@@ -59,6 +68,9 @@ class WatchedBatches(Iterator[list[Any]]):
     def __init__(self, loader: DataLoader[Any]) -> None:
         if loader.num_workers:
             loader.timeout = POLL_SECONDS
+            if "cv2" in sys.modules:
+                # A worker forked from a process whose OpenCV has threads would wait for them, and there are none.
+                sys.modules["cv2"].setNumThreads(0)
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         with starting_workers():
@@ -66,15 +78,18 @@ class WatchedBatches(Iterator[list[Any]]):
         self._workers = [one for one in multiprocessing.active_children() if one not in others]
         if self._workers:
             _be_told_of_deaths(before)
+            _end_with_this_process(self._workers)
 
     def __next__(self) -> list[Any]:
         global _waiting
+        waited = 0
         while True:
             try:
-                _waiting = self
-                self.check()
-                batch: list[Any] = next(self._iterator)
-                return batch
+                with interruptible():
+                    _waiting = self
+                    self.check()
+                    batch: list[Any] = next(self._iterator)
+                    return batch
             except RuntimeError as error:
                 _waiting = None
                 self.check()
@@ -82,6 +97,9 @@ class WatchedBatches(Iterator[list[Any]]):
                 if reason.startswith("DataLoader timed out"):
                     if stop_code(waiting=True):
                         raise WaitStopped from None
+                    waited += POLL_SECONDS
+                    if waited in _TOLD_AFTER or waited % 3600 == 0:
+                        logger.warning("no batch for %d s: %s", waited, self._what_they_do())
                 elif "Too many open files" in reason or "ancdata" in reason:
                     raise LoaderError(
                         "too many open files: the loader's workers hand over each tensor as one: raise the limit "
@@ -91,6 +109,16 @@ class WatchedBatches(Iterator[list[Any]]):
                     raise
             finally:
                 _waiting = None
+
+    def _what_they_do(self) -> str:
+        told = []
+        for worker in self._workers:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(worker.pid)
+                told.append(
+                    f"{worker.pid} {process.status()}, {sum(process.cpu_times()[:2]):.1f} s of CPU time"
+                )
+        return f"a file system that hangs, or very slow images? the loader's workers: {'; '.join(told)}"
 
     def check(self) -> None:
         """See that all workers are alive, or have ended as they should.
@@ -138,6 +166,21 @@ def _be_told_of_deaths(before: Any) -> None:
     ):
         _before = before
     signal.signal(signal.SIGCHLD, _on_death)
+
+
+def _end_with_this_process(workers: list[Any]) -> None:
+    """Python ends by waiting for its children, for ever if one doesn't heed being asked to end."""
+    global _killing
+    _started.update(workers)
+    if _killing != os.getpid():
+        _killing = os.getpid()
+        Finalize(None, _kill_workers, exitpriority=100)
+
+
+def _kill_workers() -> None:
+    for worker in list(_started):
+        with contextlib.suppress(OSError, ValueError, AssertionError):  # ended, or another process's
+            worker.kill()
 
 
 def _on_death(number: int, frame: FrameType | None) -> None:

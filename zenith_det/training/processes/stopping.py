@@ -6,12 +6,13 @@ that is closed (a dropped ssh) SIGHUP.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ SAVE_SECONDS = 10.0
 SAVE_MARGIN = 2.0
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+_interruptible = False
 _open: StopRequest | None = None  # the one that is open in this process
 _launcher: Any = None  # shared memory in which a launcher tells its processes of the signals that it got
 
@@ -42,6 +44,25 @@ def stop_code(*, waiting: bool = False) -> int:
 
 class EvaluationStopped(Exception):
     """An evaluation that was broken off, on all ranks together, because the run has to end."""
+
+
+class WaitStopped(Exception):
+    """The run was asked to end while it waited for a batch."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Around a wait that changes nothing: a stop signal to this process ends it at once.
+
+    Raises:
+        WaitStopped: from the signal's handler.
+    """
+    global _interruptible
+    _interruptible = True
+    try:
+        yield
+    finally:
+        _interruptible = False
 
 
 def parse_duration(text: str) -> float:
@@ -159,6 +180,8 @@ class StopRequest(_CatchesSignals):
             terminal.DISPLAY.close()  # the cursor is the shell's again
             end_by(number)
         self._received = number
+        if _interruptible:
+            raise WaitStopped
 
 
 def end_by(number: int) -> None:
