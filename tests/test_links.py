@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from markdown import Markdown
 
 from tests.conftest import ROOT
@@ -89,6 +90,18 @@ def test_every_markdown_file_is_looked_at() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout: the list of its files is git's")
     assert set(listed.stdout.split()) <= set(DOCUMENTS)
+
+
+def test_every_document_has_a_place_in_the_site() -> None:
+    entries = [yaml.safe_load((ROOT / "properdocs.yml").read_text(encoding="utf-8"))["nav"]]
+    pages = []
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, str):
+            pages.append(entry)
+        else:
+            entries += entry.values() if isinstance(entry, dict) else entry
+    assert sorted(pages) == DOCUMENTS, "the menu (nav) of properdocs.yml"
 
 
 def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path) -> None:
