@@ -176,6 +176,8 @@ def test_min_ratio_1_is_torch_adamw_bit_for_bit(options: dict[str, Any], dtype: 
 
 def assert_bit_equal(kind: Any, torchs: Any, dtype: torch.dtype, options: dict[str, Any]) -> None:
     """100 steps of ours with its adaptation off, and of torch's."""
+    if dtype.itemsize == 2 and torch.__version__ < (2, 14):
+        pytest.skip("torch's fused CPU kernel is wrong for half precision before 2.14")
     torch.manual_seed(0)
     ours = nn.ParameterList(torch.randn(shape).to(dtype) for shape in [(33, 65), (129,), (4, 3, 3, 3), ()])
     theirs = copy.deepcopy(ours)

@@ -166,4 +166,6 @@ def worker(rank: int, folder: str, names: list[str]) -> None:
     "names", [["ddp"], ["norm_of_dtensors", "fsdp", "fsdp_adamw"]], ids=["DDP", "sharded parameters"]
 )
 def test_two_processes(names: list[str], tmp_path: Path) -> None:
+    if "fsdp" in names and not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("FSDP2 runs on the CPU from torch 2.7 on")
     torch.multiprocessing.spawn(worker, args=(str(tmp_path), names), nprocs=2)

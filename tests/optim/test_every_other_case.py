@@ -533,6 +533,24 @@ def test_mixed_dtypes_update_once_each(momentum: float) -> None:
         torch.testing.assert_close(p.to(q.dtype), q, rtol=rel, atol=rel)
 
 
+WRONG_HALF_KERNEL = "torch's fused CPU kernel is wrong for half precision before 2.14"
+
+
+@pytest.mark.skipif(torch.__version__ >= (2, 14), reason="torch's fused CPU kernel is right from 2.14 on")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_wrong_kernel_is_not_taken_and_refused_by_name(dtype: torch.dtype) -> None:
+    params = [nn.Parameter(torch.linspace(-2, 2, 500).to(dtype)) for _ in range(3)]
+    optimizers = [ZENITH([p], 0.1, window=2, fused=f) for p, f in zip(params, (None, False, True))]
+    for p in params:
+        p.grad = torch.ones(500, dtype=dtype)
+    optimizers[0].step()
+    optimizers[1].step()
+    assert torch.equal(params[0], params[1])
+    with pytest.raises(ValueError, match="fused must be None or False"):
+        optimizers[2].step()
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 14), reason=WRONG_HALF_KERNEL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_parameters_are_updated_in_float32_by_both_paths(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

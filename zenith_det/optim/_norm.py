@@ -51,7 +51,7 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     norms = [_bucket_norms(bucket) for bucket in by_device_and_dtype(tensors)] + _sharded_norms(sharded)
     if not norms:
         return torch.zeros((), dtype=torch.float64, device="cpu")
-    home = next((n.device for n in norms if n.device.type != "cpu"), norms[0].device)
+    home = [*(n.device for n in norms if n.device.type != "cpu"), norms[0].device][0]
     dtype = accumulate_dtype(home)
     if len(norms) > 1:
         norms = [torch.cat([n.to(home, dtype, non_blocking=True) for n in norms])]
@@ -70,6 +70,15 @@ def by_device_and_dtype(*lists: Sequence[Tensor]) -> Iterator[Any]:
         The part of the list (of each list, if there are several) that is on one device and of one type.
     """
     if not lists[0]:
+        return
+    if torch.compiler.is_compiling():  # older versions can't trace torch's own
+        groups: dict[Any, list[list[Tensor]]] = {}
+        for row in zip(*lists):
+            parts = groups.setdefault((row[0].device, row[0].dtype), [[] for _ in lists])
+            for part, tensor in zip(parts, row):
+                part.append(tensor)
+        for parts in groups.values():
+            yield parts if len(lists) > 1 else parts[0]
         return
     # torch's own, in C++: hashing hundreds of devices in Python takes longer than a GPU takes for the step.
     for parts, _ in _group_tensors_by_device_and_dtype([list(one) for one in lists]).values():

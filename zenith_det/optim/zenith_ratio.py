@@ -459,9 +459,14 @@ def _step_of(step: Callable[..., Any]) -> Callable[..., Any]:
     # Wraps: GradScaler reads the signature, torch's schedulers what they have left on a step before.
     @functools.wraps(step)
     def step_at_the_ratio(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        return vars(optimizer)[_ATTRIBUTE]._step(args, kwargs)
+        return _uncompiled_step(vars(optimizer)[_ATTRIBUTE], args, kwargs)
 
-    return torch.compiler.disable(step_at_the_ratio)  # type: ignore[no-any-return, unused-ignore]
+    return step_at_the_ratio
+
+
+@torch.compiler.disable
+def _uncompiled_step(ratio: ZenithRatio, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return ratio._step(args, kwargs)
 
 
 def _with_gradients(
