@@ -31,7 +31,7 @@ OPTIMIZERS = (
     "SOLVER.ZENITH.WINDOW", "10", "SOLVER.ZENITH.MIN_RATIO", "0.1", "SOLVER.ZENITH.RECORD_AFTER", "2",
     "SOLVER.ZENITH.NORM_SOURCE", "momentum",
     # These two count under any.
-    "SOLVER.ZENITH.MAX_NONFINITE_STEPS", "7", "SOLVER.ZENITH.AUTO_LR", "True",
+    "SOLVER.MAX_NONFINITE_STEPS", "7", "SOLVER.AUTO_LR", "True",
 )  # fmt: skip
 RATIO = ["ZENITH.MIN_RATIO", "ZENITH.NORM_SOURCE", "ZENITH.RECORD_AFTER", "ZENITH.WINDOW"]
 
@@ -87,9 +87,9 @@ def test_a_runs_own_config_names_only_what_it_was_given(optimizer: str, tmp_path
 
 def test_an_lr_range_test_turned_off_again_was_used() -> None:
     loaded = load_config(None, ["SOLVER.OPTIMIZER", "AdamW", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"])
-    loaded.override("SOLVER.ZENITH.AUTO_LR", True, "--auto-lr")
+    loaded.override("SOLVER.AUTO_LR", True, "--auto-lr")
     loaded.override("SOLVER.BASE_LR", 0.01, "the LR range test")
-    loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+    loaded.override("SOLVER.AUTO_LR", False, "the LR range test")
     assert zenith_unused_keys(loaded.sources, loaded.cfg) == []
 
 

@@ -123,7 +123,7 @@ def test_the_lrs_are_those_of_the_optimizer(name: str, rises_to: float) -> None:
 
 @pytest.mark.parametrize(("name", "factor"), [("zenith", 4.0), ("zenith_adamw", 2.0)])
 def test_a_resumed_run_with_another_batch_scales_its_lr(name: str, factor: float, tmp_path: Path) -> None:
-    keys = ["SOLVER.ZENITH.AUTO_LR", "True", "SOLVER.IMS_PER_BATCH", "8"]
+    keys = ["SOLVER.AUTO_LR", "True", "SOLVER.IMS_PER_BATCH", "8"]
     loaded = load_config(f"configs/quickstart/mask_rcnn_{name}.yaml", keys)
     before = {"iteration": 99, "config": {"SOLVER.BASE_LR": 0.0007, "SOLVER.IMS_PER_BATCH": 2}}
     start = Start(tmp_path / "model_0000099.pth", before)
@@ -176,8 +176,8 @@ def test_a_run_after_the_test_is_one_that_was_given_the_lr(engine: str, data: Pa
     code, printed = runs.run(runs.arguments(engine, data, tmp_path / "auto", "--auto-lr", **keys))
     assert code == 0, printed
     config = load_config(str(tmp_path / "auto" / "config.yaml")).cfg
-    assert not config.SOLVER.ZENITH.AUTO_LR
-    assert f"SOLVER.ZENITH.AUTO_LR: eta0 = {config.SOLVER.BASE_LR:g}" in printed
+    assert not config.SOLVER.AUTO_LR
+    assert f"SOLVER.AUTO_LR: eta0 = {config.SOLVER.BASE_LR:g}" in printed
     assert config.SOLVER.BASE_LR != 0.02
     assert printed.count(": 24 images (") == 1  # what the check found is said once
     assert (tmp_path / "auto" / "lr_range_test.png").exists()

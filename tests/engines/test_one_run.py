@@ -156,7 +156,7 @@ def test_the_range_test_is_deterministic_where_the_run_is(
     loaded = small_config(
         "mask", DATASETS__TRAIN_JSON=str(train_json), DATASETS__TRAIN_IMAGES=str(train_images),
         DATASETS__VAL_JSON=str(val_json), DATASETS__VAL_IMAGES=str(val_images), OUTPUT_DIR=str(tmp_path),
-        DETERMINISTIC=True, SOLVER__ZENITH__AUTO_LR=True,
+        DETERMINISTIC=True, SOLVER__AUTO_LR=True,
     )  # fmt: skip
     try:
         with pytest.raises(TestStarts):

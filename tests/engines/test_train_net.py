@@ -350,5 +350,5 @@ def test_mistake_weights_that_cannot_be_fetched(shapes: SmallSet, tmp_path: Path
 
 def test_a_diverging_run_says_why(shapes: SmallSet, tmp_path: Path) -> None:
     flags = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
-    done = small_run(shapes, "faster", tmp_path, 80, *flags, "SOLVER.ZENITH.MAX_NONFINITE_STEPS", "3")
+    done = small_run(shapes, "faster", tmp_path, 80, *flags, "SOLVER.MAX_NONFINITE_STEPS", "3")
     expect_one_line(done, "diverged", "SOLVER.BASE_LR", code=3)

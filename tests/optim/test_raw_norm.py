@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, measure_after_backward
-from zenith_det.training.processes.distributed import launch
+from zenith_det.training.processes.launching import launch
 
 STEPS = 20
 

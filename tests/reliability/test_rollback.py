@@ -56,7 +56,7 @@ def test_nonfinite_steps_in_a_row_roll_back_three_times_then_stop_with_a_diagnos
 ) -> None:
     runs.need(engine)
     poison = dict.fromkeys(range(4, 60), "gradient")
-    words = runs.arguments(engine, data, tmp_path, SOLVER__ZENITH__MAX_NONFINITE_STEPS=3, **COMMON)
+    words = runs.arguments(engine, data, tmp_path, SOLVER__MAX_NONFINITE_STEPS=3, **COMMON)
     code, printed = runs.run(words, {"poison": poison})
     assert code == 3, printed
     assert "Traceback" not in printed

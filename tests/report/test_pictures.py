@@ -326,7 +326,7 @@ def test_sheet_errors_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image to draw"):
         prediction_sheet([], TWO, tmp_path / "sheet.png")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the picture"):
+    with pytest.raises(UserError, match="cannot be written"):
         prediction_sheet([(plain(), nothing(), nothing())], TWO, tmp_path / "file" / "sheet.png")
 
 

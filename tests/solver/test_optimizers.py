@@ -131,7 +131,7 @@ def test_zenith_gets_the_configs_settings() -> None:
         ZENITH__MIN_RATIO=0.25,
         ZENITH__NORM_SOURCE="momentum",
         ZENITH__RECORD_AFTER=3,
-        ZENITH__MAX_NONFINITE_STEPS=4,
+        MAX_NONFINITE_STEPS=4,
         CLIP_GRADIENTS__ENABLED=True,
         CLIP_GRADIENTS__CLIP_TYPE="full_model",
         CLIP_GRADIENTS__CLIP_VALUE=3.0,

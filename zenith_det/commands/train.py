@@ -14,7 +14,8 @@ from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.selection import EngineChoice, select_engine
 from zenith_det.errors import ConfigError
-from zenith_det.training.processes.distributed import launch, restart_count
+from zenith_det.training.processes.distributed import restart_count
+from zenith_det.training.processes.launching import launch
 from zenith_det.training.processes.stopping import parse_duration
 
 EPILOG = """
@@ -132,7 +133,7 @@ def run_engine(choice: EngineChoice, args: argparse.Namespace, deadline: float |
     if args.num_gpus == 0:
         loaded.override("MODEL.DEVICE", "cpu", "--num-gpus 0")
     if args.auto_lr:
-        loaded.override("SOLVER.ZENITH.AUTO_LR", True, "--auto-lr")
+        loaded.override("SOLVER.AUTO_LR", True, "--auto-lr")
     if args.until_settled:
         loaded.override("SOLVER.ZENITH.UNTIL_SETTLED", True, "--until-settled")
     validate_config(loaded.cfg, loaded.sources)

@@ -53,7 +53,7 @@ class Arm:
     @property
     def finds_lr(self) -> bool:
         """Whether a range test before the run chooses η₀, whatever is asked for."""
-        return bool(self.overrides.get("SOLVER.ZENITH.AUTO_LR"))
+        return bool(self.overrides.get("SOLVER.AUTO_LR"))
 
     def lr_text(self, lr: float) -> str:
         """``lr``, its η₀, for a table."""
@@ -93,7 +93,7 @@ BUILT_IN: tuple[Arm, ...] = (
     Arm(
         "zenith_auto_lr",
         "ZENITH tail-averaged, η₀ by range test",
-        _ZENITH | _TAIL | {"SOLVER.ZENITH.AUTO_LR": True},
+        _ZENITH | _TAIL | {"SOLVER.AUTO_LR": True},
         averaged=True,
     ),
     Arm("zenith_momentum", "ZENITH momentum norm", _ZENITH | {"SOLVER.ZENITH.NORM_SOURCE": "momentum"}),
@@ -110,7 +110,7 @@ BUILT_IN: tuple[Arm, ...] = (
     Arm(
         "zenith_adamw_auto_lr",
         "ZENITH AdamW tail-averaged, η₀ by range test",
-        _ZENITH_ADAMW | _TAIL | {"SOLVER.ZENITH.AUTO_LR": True},
+        _ZENITH_ADAMW | _TAIL | {"SOLVER.AUTO_LR": True},
         lr=ADAMW_LR,
         averaged=True,
     ),

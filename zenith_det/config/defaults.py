@@ -289,6 +289,12 @@ RENAMED_KEYS: dict[str, str] = {
     "TEST.AUG_FLIP": "TEST.AUG.FLIP",
 }
 
+# Of our own: what concerns every optimizer, and once stood in ZENITH's section. Both names work.
+MOVED_KEYS: dict[str, str] = {
+    "SOLVER.ZENITH.AUTO_LR": "SOLVER.AUTO_LR",
+    "SOLVER.ZENITH.MAX_NONFINITE_STEPS": "SOLVER.MAX_NONFINITE_STEPS",
+}
+
 ZENITH_DEFAULTS: dict[str, Any] = {
     "MODEL": {
         # True: weights of another shape (heads for other classes) are left out, not an error.
@@ -311,6 +317,8 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     },
     "SOLVER": {
         "OPTIMIZER": "ZENITH",  # a name in OPTIMIZER_REGISTRY
+        "AUTO_LR": False,  # True: BASE_LR comes from an LR range test before the run
+        "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run goes back, or stops
         "AMP": {
             "DTYPE": "float16",  # or "bfloat16", which needs no loss scaling and works on the CPU, too
         },
@@ -323,10 +331,8 @@ ZENITH_DEFAULTS: dict[str, Any] = {
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
             "KEEP_HISTORY": False,  # True: also where a run is resumed with another batch size
             "OVER_OWN_OPTIMIZER": True,  # the ratio goes over what a project's own build_optimizer makes
-            "AUTO_LR": False,  # True: BASE_LR comes from an LR range test before the run
             # True: end when ratio and AP have settled over 2 x TEST.PATIENCE evaluations; MAX_ITER is the cap
             "UNTIL_SETTLED": False,
-            "MAX_NONFINITE_STEPS": 50,  # skipped in a row before the run goes back, or stops; of any optimizer
         },
         # Averaged weights, evaluated and saved beside the trained ones (one more copy of the weights).
         "AVERAGE": {
@@ -385,6 +391,10 @@ def add_zenith_config(cfg: FvcoreCfgNode) -> None:
     if cfg.is_frozen():
         raise AttributeError("the configuration is frozen: call add_zenith_config before freeze()")
     _add_missing(cfg, ZENITH_DEFAULTS)
+    if not hasattr(cfg, "assign"):
+        # Detectron2's nodes merge files and overrides by themselves, and refuse what they don't have. None: not set.
+        for old in MOVED_KEYS:
+            cfg.SOLVER.ZENITH.setdefault(old.rpartition(".")[2], None)
 
 
 def _add_missing(node: FvcoreCfgNode, defaults: dict[str, Any]) -> None:

@@ -34,8 +34,8 @@ class LoadedConfig:
         Raises:
             ConfigError: see :meth:`zenith_det.config.CfgNode.assign`.
         """
-        if self.cfg.assign(key, value, source):
-            self.sources[key] = source
+        if name := self.cfg.assign(key, value, source):
+            self.sources[name] = source
 
 
 def get_cfg() -> CfgNode:
@@ -64,8 +64,8 @@ def load_config(config_file: str | None, opts: Sequence[Any] = ()) -> LoadedConf
     if config_file is not None:
         found = find_config_file(config_file)
         for entry in read_entries(found.path):
-            if loaded.cfg.merge_entry(entry):
-                loaded.sources[entry.key] = entry.file
+            if name := loaded.cfg.merge_entry(entry):
+                loaded.sources[name] = entry.file
         if found.origin == "zoo":
             loaded.override("SOLVER.OPTIMIZER", "SGD", source=f"the recipe of {config_file}")
     for key, value in pairs(opts):

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode as FvcoreCfgNode
 
+from zenith_det.config.defaults import DETECTRON2_DEFAULTS, MOVED_KEYS, ZENITH_DEFAULTS
 from zenith_det.config.keys import did_you_mean, leaves, sections
+from zenith_det.config.old_names import present_name
 from zenith_det.config.yaml_files import Entry, read_entries
 from zenith_det.errors import ConfigError, is_printable, one_line, quote
 
@@ -54,7 +56,7 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
             if isinstance(child, CfgNode):
                 child.close(_join(path, name))
 
-    def assign(self, key: str, value: Any, source: str) -> bool:
+    def assign(self, key: str, value: Any, source: str) -> str:
         """Set one key, as a config file or the command line would.
 
         Args:
@@ -63,14 +65,18 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
             source: where it comes from, for the error: a file, ``"command line"``.
 
         Returns:
-            Whether it was set; a deprecated key is not, which a warning says.
+            The name of the key that was set: the present one where ``key`` is an old one, which is told once; ``""``
+            for a deprecated key, which is not set and warned of.
 
         Raises:
             ConfigError: the key is unknown, renamed or a section, or the value has the wrong type.
         """
         if key in self.__dict__[self.DEPRECATED_KEYS]:
             logger.warning("%s: %s is deprecated and ignored", source, key)
-            return False
+            return ""
+        if key in MOVED_KEYS and value is None:
+            return ""  # as a Detectron2 configuration writes an old name that was not used
+        key = present_name(key)
         if key in self.__dict__[self.RENAMED_KEYS]:
             new_name = self.__dict__[self.RENAMED_KEYS][key]
             hint = f" ({new_name[1]})" if isinstance(new_name, tuple) else ""
@@ -89,7 +95,7 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
             node[name] = _checked(_decoded(value), key, source)
         else:
             raise self._unknown(key, source)
-        return True
+        return key
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Set every key that a YAML file and its ``_BASE_`` files hold.
@@ -102,11 +108,11 @@ class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has
         for entry in read_entries(cfg_filename):
             self.merge_entry(entry)
 
-    def merge_entry(self, entry: Entry) -> bool:
+    def merge_entry(self, entry: Entry) -> str:
         """Set what one place in a config file says; see :meth:`assign`."""
         if entry.empty_section:
             self._descend(entry.key.split("."), entry.key, entry.where)
-            return False
+            return ""
         return self.assign(entry.key, entry.value, entry.where)
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
@@ -211,8 +217,6 @@ def _join(path: str, name: str) -> str:
 
 
 def _known_keys() -> list[str]:
-    from zenith_det.config.defaults import DETECTRON2_DEFAULTS, ZENITH_DEFAULTS
-
     return [key for defaults in (DETECTRON2_DEFAULTS, ZENITH_DEFAULTS) for key, _ in leaves(defaults)]
 
 
@@ -220,8 +224,6 @@ def _known_keys() -> list[str]:
 def _never_none() -> frozenset[str]:
     """The keys that ``None`` says nothing about: all with another default but Detectron2's norms, where it is no
     norm, like ``""``. What an add-on's key may hold isn't known here."""
-    from zenith_det.config.defaults import DETECTRON2_DEFAULTS, ZENITH_DEFAULTS
-
     both = (*leaves(DETECTRON2_DEFAULTS), *leaves(ZENITH_DEFAULTS))
     return frozenset(key for key, default in both if default is not None and not key.endswith(".NORM"))
 

@@ -20,7 +20,6 @@ _SCHEDULE_KEYS: dict[str, frozenset[str]] = {
     "WarmupStepWithFixedGammaLR": _WARMUP | {"RESCALE_INTERVAL", "GAMMA", "NUM_DECAYS"},
 }
 
-# Of SOLVER.ZENITH. The section's others, AUTO_LR and MAX_NONFINITE_STEPS, count under every optimizer.
 _RATIO = frozenset(
     f"ZENITH.{key}"
     for key in ("WINDOW", "MIN_RATIO", "NORM_SOURCE", "RECORD_AFTER", "KEEP_HISTORY", "UNTIL_SETTLED")

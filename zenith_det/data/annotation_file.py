@@ -15,16 +15,6 @@ from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.errors import DatasetError, one_line
 
 
-def read_annotation_file(json_file: str) -> dict[str, Any]:
-    """Read a COCO annotation file: a JSON object with lists ``images`` and ``categories``.
-
-    Raises:
-        DatasetError: missing, unreadable, not JSON (with the position), not of this form, or too large for the
-            machine's memory.
-    """
-    return parse(read_bytes(json_file), json_file)
-
-
 def read_bytes(json_file: str) -> bytes:
     try:
         kind = os.stat(json_file).st_mode

@@ -73,7 +73,7 @@ class RangeTest:
 def set_base_lr(
     loaded: LoadedConfig, start: Start | None, output_dir: Path, make_probe: MakeProbe
 ) -> bytes | None:
-    """Do what ``SOLVER.ZENITH.AUTO_LR`` asks for: put η₀ in its place.
+    """Do what ``SOLVER.AUTO_LR`` asks for: put η₀ in its place.
 
     A new run tests. Where no LR is found the curve goes into ``OUTPUT_DIR`` at once. A resumed run keeps its own
     η₀; where ``SOLVER.IMS_PER_BATCH`` has changed, see :func:`~zenith_det.training.course.resuming.scaled_lr`.
@@ -93,7 +93,7 @@ def set_base_lr(
     """
     solver = loaded.cfg.SOLVER
     curve: bytes | None = None
-    if not solver.ZENITH.AUTO_LR:
+    if not solver.AUTO_LR:
         return curve
     saved = start.state.get("config", {}) if start else {}
     if "SOLVER.BASE_LR" in saved:
@@ -104,16 +104,16 @@ def set_base_lr(
             if before == solver.IMS_PER_BATCH
             else f", for {solver.IMS_PER_BATCH} images a batch, was {before}"
         )
-        logger.info("SOLVER.ZENITH.AUTO_LR: the run goes on with its eta0 = %g%s", lr, scaled)
+        logger.info("SOLVER.AUTO_LR: the run goes on with its eta0 = %g%s", lr, scaled)
     elif get_world_size() > 1:
         raise ConfigError(
-            f"SOLVER.ZENITH.AUTO_LR tests in one process: run {cli.command('find-lr')} with this config on one device "
+            f"SOLVER.AUTO_LR tests in one process: run {cli.command('find-lr')} with this config on one device "
             f"(with SOLVER.GRADIENT_ACCUMULATION {get_world_size()} it takes the batch in parts), then give "
             "SOLVER.BASE_LR"
         )
     else:
         logger.info(
-            "SOLVER.ZENITH.AUTO_LR: LR range test, up to %d iterations from %g to %g",
+            "SOLVER.AUTO_LR: LR range test, up to %d iterations from %g to %g",
             ITERATIONS,
             *lrs_of(loaded),
         )
@@ -121,9 +121,9 @@ def set_base_lr(
             test = measure(loaded, make_probe)
         choice, curve = draw(test, output_dir / CURVE_FILE)
         lr = choice.lr
-        logger.info("SOLVER.ZENITH.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
+        logger.info("SOLVER.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
     loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
-    loaded.override("SOLVER.ZENITH.AUTO_LR", False, "the LR range test")
+    loaded.override("SOLVER.AUTO_LR", False, "the LR range test")
     return curve
 
 

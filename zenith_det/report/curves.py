@@ -22,6 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.report.fonts import fitting_fonts
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.course import validation_loss
@@ -445,16 +446,11 @@ def _render(panels: Sequence[Panel], heading: str, path: Path, *, empty: str) ->
         for axes in drawn:
             axes.set_xlim(-0.01 * (last or 1), 1.02 * (last or 1))
         figure.suptitle(heading, x=0.01, ha="left", fontsize=13, weight="bold", color=BLACK)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Beside the target and renamed over it: whoever looks while a run draws sees a whole picture.
-            beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-            with fitting_fonts(figure):
-                figure.savefig(beside)
-            os.replace(beside, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot write the picture: {error.strerror or error}") from error
-    return path
+        kind = path.suffix[1:].lower() or "png"
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise UserError(f"{path}: curves are not drawn as {path.suffix}; give .png, .svg or .pdf")
+        with fitting_fonts(figure):
+            return write_whole(path, lambda file: figure.savefig(file, format=kind))
 
 
 def _short_number(value: float) -> str:

@@ -21,12 +21,11 @@ from PIL import Image, ImageDraw
 
 from zenith_det import opencv as cv2
 from zenith_det.errors import UserError
+from zenith_det.files import write_whole
 from zenith_det.report.fonts import Lettering, drawable, tell_undrawable
 
 if TYPE_CHECKING:
     from zenith_det.data.metadata import DatasetMetadata
-
-PREDICTIONS_FILE = "predictions.png"
 
 ByteImage = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]  # RGB
@@ -343,15 +342,10 @@ def labelled_sheet(
 
 
 def _save(sheet: Image.Image, target: Path) -> Path:
-    """Write a picture, whole or not at all."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix or '.png'}")
-        sheet.save(beside)
-        os.replace(beside, target)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{target}: cannot write the picture: {error}") from error
-    return target
+    kind = Image.registered_extensions().get(target.suffix.lower() or ".png")
+    if kind is None:
+        raise UserError(f"{target}: pictures are not written as {target.suffix}; give .png or .jpg")
+    return write_whole(target, lambda file: sheet.save(file, kind))
 
 
 def _below_threshold(found: Instances, kept: Instances, threshold: float) -> str:

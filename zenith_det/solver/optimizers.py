@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zenith_det.config.old_names import moved_value
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH as ZenithOptimizer
 from zenith_det.optim import ZENITHAdamW as ZenithAdamWOptimizer
@@ -144,7 +145,7 @@ def _make_zenith(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: A
         min_ratio=zenith.MIN_RATIO,
         record_after=zenith.RECORD_AFTER,
         norm_source=zenith.NORM_SOURCE,
-        max_nonfinite_steps=zenith.MAX_NONFINITE_STEPS,
+        max_nonfinite_steps=moved_value(cfg, "SOLVER.MAX_NONFINITE_STEPS"),
         # Either way ZENITH records the norm first, so that clipping doesn't change the LR.
         max_norm=clip.CLIP_VALUE if clipper and full_model else None,
         clip=None if full_model else clipper,

@@ -26,7 +26,7 @@ from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file, register_checked_dataset
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.engine import join_machine
-from zenith_det.training.processes import distributed
+from zenith_det.training.processes.launching import launch as launch_ranks
 
 
 def main(data: str, output: str, iterations: int, keys: list[str]) -> None:
@@ -58,7 +58,7 @@ def run(data: str, wanted: dict[str, Any]) -> None:
     Path(output).mkdir(exist_ok=True)
     args = (data, output, wanted["iterations"], wanted["keys"])
     code = exit_code(
-        fork(lambda: ranks(wanted["processes"], lambda: distributed.launch(main, args=args, device="cpu")))
+        fork(lambda: ranks(wanted["processes"], lambda: launch_ranks(main, args=args, device="cpu")))
     )
     if code:
         raise SystemExit(f"the run in {output} ended with {code}")

@@ -20,7 +20,7 @@ from zenith_det.data.synthetic import split_files
 from zenith_det.engines.detectron2_engine import ZenithTrainer, load_config_file
 from zenith_det.engines.detectron2_engine.config import to_detectron2
 from zenith_det.engines.detectron2_engine.engine import join_machine
-from zenith_det.training.processes import distributed
+from zenith_det.training.processes.launching import launch as launch_ranks
 
 # Nothing is drawn at random: every anchor and proposal counts, each image has as many, and none is flipped.
 KEYS = {
@@ -78,6 +78,6 @@ def main(data: str, output: str) -> None:
 if __name__ == "__main__":
     data, output, *processes = sys.argv[1:]
     if processes == ["torchrun"]:
-        distributed.launch(main, args=(data, output))
+        launch_ranks(main, args=(data, output))
     else:
         launch(main, int(processes[0]), dist_url="auto", args=(data, output))

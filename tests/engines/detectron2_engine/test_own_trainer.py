@@ -38,7 +38,7 @@ from zenith_det.engines.detectron2_engine.own_trainer import NEVER
 from zenith_det.errors import ConfigError, TrainingDivergedError
 from zenith_det.optim import ZENITH
 from zenith_det.training.checkpoints.averaging import WeightAverage
-from zenith_det.training.processes.distributed import launch
+from zenith_det.training.processes.launching import launch
 
 pytestmark = pytest.mark.detectron2
 
@@ -373,7 +373,7 @@ def test_a_lost_run_goes_back_and_on_with_a_smaller_lr(tmp_path: Path, optimizer
         "SOLVER__OPTIMIZER": optimizer,
         "SOLVER__LR_SCHEDULER_NAME": schedule,
         "SOLVER__CHECKPOINT_PERIOD": 10,
-        "SOLVER__ZENITH__MAX_NONFINITE_STEPS": 4,
+        "SOLVER__MAX_NONFINITE_STEPS": 4,
         "SOLVER__AVERAGE__KIND": "ema",
     }
     trainer = Lost(cfg_of(tmp_path, **keys))
@@ -417,7 +417,7 @@ def test_a_run_lost_before_its_first_checkpoint_begins_anew_and_ends_when_that_d
         def build_train_loader(cls, cfg: Any) -> Any:
             return bad_batches(lambda number: number >= 3)
 
-    keys = {"SOLVER__ZENITH__MAX_NONFINITE_STEPS": 3, "RECOVERY__MAX_ROLLBACKS": 2}
+    keys = {"SOLVER__MAX_NONFINITE_STEPS": 3, "RECOVERY__MAX_ROLLBACKS": 2}
     trainer = Hopeless(cfg_of(tmp_path, **keys))
     with (
         log_lines("zenith_det", "detectron2") as lines,
@@ -444,7 +444,7 @@ def test_most_steps_skipped_is_told_and_ends_by_the_rule(tmp_path: Path) -> None
             cfg_of(
                 tmp_path / "b",
                 SOLVER__MAX_ITER=45,
-                SOLVER__ZENITH__MAX_NONFINITE_STEPS=8,
+                SOLVER__MAX_NONFINITE_STEPS=8,
                 RECOVERY__MAX_ROLLBACKS=0,
             )
         ).train()
@@ -593,7 +593,7 @@ def in_two_processes(folder: str) -> None:
         "SOLVER__IMS_PER_BATCH": 4,
         "SOLVER__MAX_ITER": 60,
         "SOLVER__CHECKPOINT_PERIOD": 10,
-        "SOLVER__ZENITH__MAX_NONFINITE_STEPS": 3,
+        "SOLVER__MAX_NONFINITE_STEPS": 3,
         "SOLVER__AVERAGE__KIND": "ema",
         "TEST__EVAL_PERIOD": 15,
         "TEST__EARLY_STOPPING": "box AP",
@@ -684,7 +684,7 @@ def test_a_list_of_own_hooks_logs_the_lr_used(tmp_path: Path, trainer_class: Any
 def test_keys_without_effect_are_named_once(tmp_path: Path) -> None:
     keys = {
         "TEST__MAX_IMAGES": 2,
-        "SOLVER__ZENITH__AUTO_LR": True,
+        "SOLVER__AUTO_LR": True,
         "DATASETS__TRAIN_JSON": "a.json",
         "TEST__VALIDATION_LOSS": True,
     }
@@ -692,7 +692,7 @@ def test_keys_without_effect_are_named_once(tmp_path: Path) -> None:
         Scored(cfg_of(tmp_path, SOLVER__MAX_ITER=2, **keys)).train()
     told = [line for line in lines if "without effect" in line]
     assert len(told) == 1
-    for name in ("TEST.MAX_IMAGES", "SOLVER.ZENITH.AUTO_LR", "DATASETS.TRAIN_JSON"):
+    for name in ("TEST.MAX_IMAGES", "SOLVER.AUTO_LR", "DATASETS.TRAIN_JSON"):
         assert name in told[0]
     assert "TEST.VALIDATION_LOSS (KnownTrainer has its own build_train_loader)" in told[0]
 

@@ -20,7 +20,6 @@ from zenith_det.training.course.run_record import (
     remove_left_overs,
     short_run_lines,
     start_line,
-    unused_keys_line,
     write_config,
 )
 
@@ -69,34 +68,25 @@ def test_an_output_directory_that_cannot_be_written_is_one_line(tmp_path: Path) 
 
 
 def test_the_start_line() -> None:
-    line = start_line(
-        num_images=5000,
-        batch_size=16,
-        max_iter=90000,
-        base_lr=0.02,
-        optimizer="ZENITH",
-        device="cuda",
-        window=100,
-    )
-    assert line == (
+    words = ["SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_ITER", 90000, "MODEL.DEVICE", "cuda"]
+    words += ["SOLVER.BASE_LR", 0.02, "SOLVER.OPTIMIZER", "ZENITH"]
+    assert start_line(load_config(None, words).cfg, num_images=5000) == (
         "5000 images, batch 16, 90000 iterations = 288 epochs, ZENITH: eta0 = 0.02, window = 100, device cuda"
     )
-    assert start_line(
-        num_images=100, batch_size=8, max_iter=10, base_lr=0.1, optimizer="SGD", device="cpu", start_iter=5,
-        num_processes=2, accumulation=2,
-    ) == (
+    words = ["SOLVER.IMS_PER_BATCH", 8, "SOLVER.MAX_ITER", 10, "MODEL.DEVICE", "cpu", "SOLVER.BASE_LR", 0.1]
+    words += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.GRADIENT_ACCUMULATION", 2]
+    assert start_line(load_config(None, words).cfg, num_images=100, start_iter=5, num_processes=2) == (
         "100 images, batch 8 (over 2 processes) (2 x 4), 10 iterations = 0.8 epochs, from iteration 5, "
         "SGD: eta0 = 0.1, device cpu"
-    )  # fmt: skip
-
-
-def test_keys_set_in_vain_are_named_with_their_place() -> None:
-    unused = [("SOLVER.GAMMA", "command line"), ("SOLVER.STEPS", "configs/x.yaml")]
-    assert unused_keys_line(unused, "ZENITH", "WarmupZenithLR") == (
-        "not used under ZENITH with WarmupZenithLR: SOLVER.GAMMA (from command line), "
-        "SOLVER.STEPS (from configs/x.yaml)"
     )
-    assert unused_keys_line([], "ZENITH", "WarmupZenithLR") is None
+
+
+def test_keys_set_in_vain_are_named_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
+    words = ["SOLVER.OPTIMIZER", "ZENITH", "SOLVER.LR_SCHEDULER_NAME", "WarmupZenithLR", "SOLVER.GAMMA", 0.5]
+    loaded = load_config(None, words)
+    log_start(loaded.cfg, loaded.sources, num_images=24, start_iter=0, num_processes=1)
+    (told,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("not used under")]
+    assert told == "not used under ZENITH with WarmupZenithLR: SOLVER.GAMMA (from command line)"
 
 
 def short(length: int, **keys: Any) -> list[str]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from zenith_det.training.processes.ddp import settle_buckets
-from zenith_det.training.processes.distributed import barrier, get_rank, launch
+from zenith_det.training.processes.distributed import barrier, get_rank
+from zenith_det.training.processes.launching import launch
 
 
 class Backwards(nn.Module):

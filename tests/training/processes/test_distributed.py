@@ -16,6 +16,7 @@ import torch
 from zenith_det import cli
 from zenith_det.errors import ConfigError, DatasetError, UserError
 from zenith_det.training.processes import distributed
+from zenith_det.training.processes.launching import launch
 
 LIMIT = 180  # seconds, for a loaded machine; a hang would be the thirty minutes of a collective
 
@@ -29,8 +30,6 @@ def talk(folder: Path) -> None:
     assert distributed.is_main_process() == (rank == 0)
     assert distributed.all_gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     assert distributed.broadcast_object(("from", rank)) == ("from", 0)
-    scalars = distributed.average_scalars({"loss": float(rank), f"only{rank}": 3.0})
-    assert scalars == {"loss": 0.5, "only0": 3.0, "only1": 3.0}
     total = torch.tensor(float(rank + 1))
     torch.distributed.all_reduce(total)
     assert total.item() == 3.0
@@ -90,7 +89,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failure(kind: str, folder: Path) -> BaseException:
     with pytest.raises((SystemExit, UserError)) as error:
-        distributed.launch(fail, 2, args=(folder, kind), device="cpu")
+        launch(fail, 2, args=(folder, kind), device="cpu")
     assert gone(folder)
     return error.value
 
@@ -107,7 +106,7 @@ def gone(folder: Path) -> bool:
 
 
 def test_two_processes_talk_and_end_well(tmp_path: Path) -> None:
-    distributed.launch(talk_among_themselves, 2, args=(tmp_path,), device="cpu")
+    launch(talk_among_themselves, 2, args=(tmp_path,), device="cpu")
     assert (tmp_path / "said0").read_text().startswith("process 0 of 2 on ")
     assert (tmp_path / "said1").read_text().endswith("(gloo)")
     # A loader's workers, if spawned as the ranks are, would import everything at each start.
@@ -190,20 +189,19 @@ def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path, backgroun
 
 
 def test_one_process_runs_here_and_returns_its_result() -> None:
-    assert distributed.launch(lambda x: x + 1, 1, args=(2,), device="cpu") == 3
+    assert launch(lambda x: x + 1, 1, args=(2,), device="cpu") == 3
     assert distributed.get_rank() == 0
     assert distributed.get_world_size() == 1
     assert distributed.get_local_rank() == 0
     assert distributed.is_main_process()
     assert distributed.all_gather_objects("x") == ["x"]
     assert distributed.broadcast_object("x") == "x"
-    assert distributed.average_scalars({"a": 2.0}) == {"a": 2.0}
     distributed.barrier()
 
 
 def test_processes_that_do_not_join_are_told_of() -> None:
     with pytest.raises(UserError, match=r"rank 0: only 1 of 2 processes joined at tcp://127\.0\.0\.1:"):
-        distributed.launch(
+        launch(
             print, 1, num_machines=2, dist_url=f"tcp://127.0.0.1:{free_port()}", device="cpu",
             join_timeout=datetime.timedelta(seconds=2),
         )  # fmt: skip
@@ -211,7 +209,7 @@ def test_processes_that_do_not_join_are_told_of() -> None:
 
 def test_a_machine_0_that_is_not_there_is_told_of() -> None:
     with pytest.raises(UserError, match="rank 1: no connection at tcp://127"):
-        distributed.launch(
+        launch(
             print, 1, num_machines=2, machine_rank=1, dist_url=f"tcp://127.0.0.1:{free_port()}", device="cpu",
             join_timeout=datetime.timedelta(seconds=2),
         )  # fmt: skip
@@ -228,20 +226,20 @@ def free_port() -> int:
 @pytest.mark.parametrize("url", ["auto", "tcp://host", "tcp://host:port", "http://host:1", "nonsense"])
 def test_an_address_that_cannot_be_used_is_told(url: str) -> None:
     with pytest.raises(ConfigError, match="give tcp://HOST:PORT of machine 0"):
-        distributed.launch(print, 2, num_machines=2, dist_url=url, device="cpu")
+        launch(print, 2, num_machines=2, dist_url=url, device="cpu")
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 0), (1, 0, 0), (1, 2, 2), (1, 1, -1)])
 def test_numbers_that_make_no_sense_are_told(numbers: tuple[int, int, int]) -> None:
     with pytest.raises(ConfigError, match="processes on machine"):
-        distributed.launch(print, *numbers, device="cpu")
+        launch(print, *numbers, device="cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_cuda_where_there_is_none_is_told() -> None:
     with pytest.raises(ConfigError, match="no CUDA device"):
-        distributed.launch(print, 2, device="cuda")
+        launch(print, 2, device="cuda")
 
 
 if __name__ == "__main__":
-    cli.run(lambda: distributed.launch(fail, 2, args=(Path(sys.argv[1]), sys.argv[2]), device="cpu"))
+    cli.run(lambda: launch(fail, 2, args=(Path(sys.argv[1]), sys.argv[2]), device="cpu"))

@@ -105,10 +105,6 @@ def split_of(parts: Sequence[str]) -> str:
     return next((SPLITS[part.lower()] for part in parts if part.lower() in SPLITS), WHOLE)
 
 
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
 def files_below(root: Path, suffixes: frozenset[str]) -> list[Path]:
     """Files below ``root`` with one of these suffixes (lower case), hidden ones left out, sorted.
 

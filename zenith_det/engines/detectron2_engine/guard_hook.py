@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class GuardSteps(HookBase):
     """Leave out steps whose loss or gradient isn't finite, report them, and go back when the run is lost.
 
-    ``SOLVER.ZENITH.MAX_NONFINITE_STEPS`` bad steps in a row, or a loss as ``RECOVERY.DIVERGENCE_FACTOR`` says, bring
+    ``SOLVER.MAX_NONFINITE_STEPS`` bad steps in a row, or a loss as ``RECOVERY.DIVERGENCE_FACTOR`` says, bring
     weights, optimizer and averaged weights back to the newest checkpoint that was saved while training went well, or
     to how the run began; all LRs are multiplied by ``RECOVERY.LR_FACTOR``. Images and iterations go on, as
     Detectron2's loop only counts forwards. After ``RECOVERY.MAX_ROLLBACKS`` of these the run ends with an error.
@@ -42,7 +42,7 @@ class GuardSteps(HookBase):
     Register it before what saves checkpoints, and after Detectron2's ``LRScheduler``.
 
     Args:
-        cfg: ``SOLVER.ZENITH.MAX_NONFINITE_STEPS``, ``RECOVERY`` and ``OUTPUT_DIR`` count.
+        cfg: ``SOLVER.MAX_NONFINITE_STEPS``, ``RECOVERY`` and ``OUTPUT_DIR`` count.
 
     Attributes:
         good: the newest checkpoint that was saved while training went well.

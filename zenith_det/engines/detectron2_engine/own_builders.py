@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.optim import Optimizer
 
+from zenith_det.config.old_names import moved_value
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZenithRatio, zenith_of
@@ -203,7 +204,7 @@ def put_zenith_over(cfg: Any, trainer: type, optimizer: Any) -> None:
             window=settings.WINDOW,
             min_ratio=settings.MIN_RATIO,
             record_after=settings.RECORD_AFTER,
-            max_nonfinite_steps=settings.MAX_NONFINITE_STEPS,
+            max_nonfinite_steps=moved_value(cfg, "SOLVER.MAX_NONFINITE_STEPS"),
         )
     except TypeError as error:
         raise ConfigError(f"{error}: SOLVER.ZENITH.OVER_OWN_OPTIMIZER False trains without it") from error

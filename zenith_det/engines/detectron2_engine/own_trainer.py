@@ -10,9 +10,10 @@ from typing import Any
 from detectron2.engine import AMPTrainer, HookBase, hooks
 from detectron2.utils import comm
 
-from zenith_det.config.defaults import ZENITH_DEFAULTS
+from zenith_det.config.defaults import MOVED_KEYS, ZENITH_DEFAULTS
 from zenith_det.config.keys import leaves
 from zenith_det.config.metric_names import VALIDATION_LOSS
+from zenith_det.config.old_names import moved_value
 from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
 from zenith_det.engines.detectron2_engine.evaluation_hook import FollowEvaluations
 from zenith_det.engines.detectron2_engine.guard_hook import GuardSteps
@@ -38,7 +39,7 @@ NEVER: dict[str, str] = {
     "DATASETS.MAX_BAD_IMAGES": _OF_THE_COMMAND,
     "DATASETS.CACHE": _OF_THE_COMMAND,
     "DATASETS.STRICT": _OF_THE_COMMAND,
-    "SOLVER.ZENITH.AUTO_LR": "tools/find_lr.py finds the LR before a run",
+    "SOLVER.AUTO_LR": "tools/find_lr.py finds the LR before a run",
     "TEST.MAX_IMAGES": "the project's evaluator takes all images",
 }
 #: Keys that an evaluation is needed for.
@@ -152,7 +153,10 @@ def without_effect(trainer: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_set(cfg: Any, key: str) -> bool:
-    value, default = cfg, dict(leaves(ZENITH_DEFAULTS))[key]
+    default = dict(leaves(ZENITH_DEFAULTS))[key]
+    if key in MOVED_KEYS.values():
+        return bool(moved_value(cfg, key) != default)
+    value = cfg
     for part in key.split("."):
         value = value[part]
     return bool(value != default)

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,65 +117,33 @@ def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
     return False
 
 
-def start_line(
-    *,
-    num_images: int,
-    batch_size: int,
-    max_iter: int,
-    base_lr: float,
-    optimizer: str,
-    device: str,
-    window: int | None = None,
-    start_iter: int = 0,
-    num_processes: int = 1,
-    accumulation: int = 1,
-) -> str:
+def start_line(cfg: Any, *, num_images: int, start_iter: int = 0, num_processes: int = 1) -> str:
     """The line that says what is about to happen.
 
     Args:
+        cfg: the configuration that the run trains with, scaled and resolved.
         num_images: that are trained on (after images without objects are left out).
-        batch_size: images per iteration, over all processes, accumulated batches included.
-        max_iter: iterations of the whole run.
-        base_lr: η₀.
-        optimizer: its name in the registry.
-        device: ``"cpu"``, ``"cuda"``.
-        window: ZENITH's, in iterations; ``None`` for other optimizers.
         start_iter: where a resumed run goes on.
         num_processes: over all machines.
-        accumulation: batches per optimizer step.
 
     Example: ``5000 images, batch 16, 90000 iterations = 288 epochs, ZENITH: eta0 = 0.02, window = 100,
     device cuda``.
     """
-    epochs = max_iter * batch_size / num_images if num_images else 0.0
+    solver = cfg.SOLVER
+    batch, accumulation = solver.IMS_PER_BATCH, solver.GRADIENT_ACCUMULATION
+    epochs = solver.MAX_ITER * batch / num_images if num_images else 0.0
     parts = [
         f"{num_images} images",
-        f"batch {batch_size}"
+        f"batch {batch}"
         + (f" (over {num_processes} processes)" if num_processes > 1 else "")
-        + (f" ({accumulation} x {batch_size / accumulation:g})" if accumulation > 1 else ""),
-        f"{max_iter} iterations = {epochs:.4g} epochs",
+        + (f" ({accumulation} x {batch / accumulation:g})" if accumulation > 1 else ""),
+        f"{solver.MAX_ITER} iterations = {epochs:.4g} epochs",
+        *([f"from iteration {start_iter}"] if start_iter else []),
+        f"{solver.OPTIMIZER}: eta0 = {solver.BASE_LR:g}",
+        *([f"window = {solver.ZENITH.WINDOW}"] if solver.OPTIMIZER in ZENITH_OPTIMIZERS else []),
+        f"device {cfg.MODEL.DEVICE}",
     ]
-    if start_iter:
-        parts.append(f"from iteration {start_iter}")
-    parts.append(f"{optimizer}: eta0 = {base_lr:g}")
-    if window is not None:
-        parts.append(f"window = {window}")
-    parts.append(f"device {device}")
     return ", ".join(parts)
-
-
-def unused_keys_line(unused: Sequence[tuple[str, str]], optimizer: str, scheduler: str) -> str | None:
-    """The line that names what the user set in vain; ``None`` when there is nothing.
-
-    Args:
-        unused: (key, where it was set), as :func:`zenith_det.config.zenith_unused_keys` gives them.
-        optimizer: its name.
-        scheduler: the LR schedule's name.
-    """
-    if not unused:
-        return None
-    listed = ", ".join(f"{key} (from {source})" for key, source in unused)
-    return f"not used under {optimizer} with {scheduler}: {listed}"
 
 
 def short_run_lines(cfg: Any, *, zenith: bool | None = None) -> list[str]:
@@ -228,24 +196,11 @@ def log_start(
         sources: :attr:`LoadedConfig.sources <zenith_det.config.LoadedConfig>`.
         num_images: see :func:`start_line`, as for the others.
     """
+    logger.info(start_line(cfg, num_images=num_images, start_iter=start_iter, num_processes=num_processes))
     solver = cfg.SOLVER
-    logger.info(
-        start_line(
-            num_images=num_images,
-            batch_size=solver.IMS_PER_BATCH,
-            max_iter=solver.MAX_ITER,
-            base_lr=solver.BASE_LR,
-            optimizer=solver.OPTIMIZER,
-            device=cfg.MODEL.DEVICE,
-            window=solver.ZENITH.WINDOW if solver.OPTIMIZER in ZENITH_OPTIMIZERS else None,
-            start_iter=start_iter,
-            num_processes=num_processes,
-            accumulation=solver.GRADIENT_ACCUMULATION,
-        )
-    )
-    idle = unused_keys_line(zenith_unused_keys(sources, cfg), solver.OPTIMIZER, solver.LR_SCHEDULER_NAME)
-    if idle:
-        logger.warning(idle)
+    if unused := zenith_unused_keys(sources, cfg):
+        listed = ", ".join(f"{key} (from {source})" for key, source in unused)
+        logger.warning("not used under %s with %s: %s", solver.OPTIMIZER, solver.LR_SCHEDULER_NAME, listed)
     if start_iter >= solver.MAX_ITER > 0:
         logger.warning(
             "the run has reached its end, SOLVER.MAX_ITER %d: nothing is left to train; to go on, --resume with more "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zenith_det import cli
+from zenith_det.config.old_names import moved_value
 from zenith_det.files import append_whole
 from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, global_norm, zenith_of
 from zenith_det.training.logs.zenith_metrics import effective_lr
@@ -51,8 +52,9 @@ def finite_or_nan(total: Tensor) -> Tensor:
 
 
 def bad_step_limit(cfg: Any) -> int:
-    """``SOLVER.ZENITH.MAX_NONFINITE_STEPS``, or half of a run too short for it: such a run has not trained."""
-    return min(int(cfg.SOLVER.ZENITH.MAX_NONFINITE_STEPS), max(int(cfg.SOLVER.MAX_ITER) // 2, 2))
+    """``SOLVER.MAX_NONFINITE_STEPS``, or half of a run too short for it: such a run has not trained."""
+    configured = int(moved_value(cfg, "SOLVER.MAX_NONFINITE_STEPS"))
+    return min(configured, max(int(cfg.SOLVER.MAX_ITER) // 2, 2))
 
 
 def guard_forward(module: nn.Module) -> Callable[[], None]:
@@ -130,7 +132,7 @@ class StepGuard:
         optimizer: any.
         scaler: the ``GradScaler``, enabled or not; ``None``: none.
         output_dir: see the attribute.
-        limit: ``SOLVER.ZENITH.MAX_NONFINITE_STEPS``.
+        limit: ``SOLVER.MAX_NONFINITE_STEPS``.
         last_good: the file of the newest good checkpoint, for reports.
 
     Attributes:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zenith_det.config.keys import leaves
 from zenith_det.errors import ConfigError, one_line
 from zenith_det.training.logs.events import EventStorage, NewScalars
 
@@ -171,12 +172,6 @@ def _mlflow(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int
     return send, lambda: client.set_terminated(run_id)
 
 
-def _flat(cfg: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(cfg: Any) -> dict[str, Any]:
     """Every key of a configuration, dotted, with plain values."""
-    flat: dict[str, Any] = {}
-    for key, value in cfg.items():
-        if hasattr(value, "items"):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in leaves(cfg)}

@@ -191,7 +191,7 @@ def end_by(number: int) -> None:
 
 
 def listen_to_launcher(flag: Any) -> None:
-    """In a process that :func:`zenith_det.training.processes.distributed.launch` started: heed the signals it got.
+    """In a process that :func:`zenith_det.training.processes.launching.launch` started: heed the signals it got.
 
     Args:
         flag: a shared integer, 0 until the launcher gets a signal, then the signal's number.
