@@ -64,7 +64,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["zenith_det", "zenith_det.*"]),
-    package_data={"zenith_det": ["py.typed"]},
+    package_data={"zenith_det": ["py.typed", "report/templates/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10",
     entry_points={"console_scripts": ["zenith-det = zenith_det.commands:main"]},
@@ -79,6 +79,8 @@ setup(
         "orjson>=3.9",  # reads annotation files three times as fast as json does
         "faster-coco-eval>=1.6",  # compiled COCO metrics
         "matplotlib>=3.7",
+        "jinja2>=3.1",  # pages; torch has it, too
+        "markupsafe>=2.0",  # Jinja2's own
         "tensorboard>=2.12",
         "rich>=13",
         "psutil>=5.9",

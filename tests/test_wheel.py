@@ -46,6 +46,8 @@ def test_it_holds_the_package_with_its_configs(unpacked: Path) -> None:
     assert files(unpacked / "zenith_det", "*.py") == files(ROOT / "zenith_det", "*.py")
     assert files(unpacked / "zenith_det/configs", "*.yaml") == files(ROOT / "configs", "*.yaml")
     assert (unpacked / "zenith_det/py.typed").is_file()
+    templates = "report/templates"
+    assert files(unpacked / "zenith_det" / templates, "*") == files(ROOT / "zenith_det" / templates, "*")
     others = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
     assert others == {"zenith_det"}, "tools, tests and configs are names that other packages have, too"
     (entry_points,) = unpacked.glob("*.dist-info/entry_points.txt")

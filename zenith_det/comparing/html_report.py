@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import escape
 
 from zenith_det.comparing.figures import MIN_BAND, figures, legend_entries
 from zenith_det.comparing.results import TASKS, Comparison, Group, Outcome
@@ -23,7 +24,6 @@ from zenith_det.report.html import (
     Page,
     bullets,
     code,
-    escape,
     figure,
     grid,
     heading,
@@ -173,7 +173,7 @@ def _interval(value: Estimate | None) -> str:
     text = f"{signed(value.mean)} ({signed(value.low)} to {signed(value.high)}, n={value.n})"
     if not value.decided:
         return text
-    return Html(f'<strong class="{"good" if value.mean > 0 else "bad"}">{escape(text)}</strong>')
+    return Html('<strong class="{}">{}</strong>').format("good" if value.mean > 0 else "bad", text)
 
 
 def _targets(comparison: Comparison) -> Html:

@@ -14,13 +14,14 @@ from zenith_det.comparing.arms import Arm
 from zenith_det.comparing.plan import Run
 from zenith_det.comparing.runner import LOG_FILE, Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
+from zenith_det.config import metric_names
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.training.course.metrics_file import Series, by_test_set, read_metrics
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"bbox": "box AP", "segm": "mask AP", "keypoints": "keypoint AP"}
+TASKS = {task: f"{name} AP" for task, name in metric_names.TASKS.items()}
 AVERAGED = "averaged/"
 #: The part of the reference arm's final AP that is timed.
 TARGET = 0.95

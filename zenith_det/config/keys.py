@@ -20,6 +20,11 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", value
 
 
+def plain(value: Any) -> Any:
+    """Lists for tuples at any depth: YAML knows lists alone, and a checkpoint gives back what it got."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def sections(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield the dotted name of each nested mapping, such as ``"SOLVER.ZENITH"``."""
     for name, value in tree.items():

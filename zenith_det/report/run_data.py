@@ -15,10 +15,8 @@ from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.crowds import Crowds
 from zenith_det.data.statistics import find_sets_again
 from zenith_det.errors import UserError
-from zenith_det.evaluation import EvaluatedWeights, noted_weights
+from zenith_det.evaluation import RESULTS_FILE, EvaluatedWeights, noted_weights
 from zenith_det.training.checkpoints import averaging
-
-RESULTS_FILE = Path("inference") / "coco_instances_results.json"
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,9 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
 
 def _results_file(below: Path, name: str) -> Path:
     """The detections in a folder, on the set of that name where there are several, else ""."""
-    path = below / name / RESULTS_FILE
+    path = below / name / "inference" / RESULTS_FILE
     # With several, the built-in engine's folder, or else Detectron2's.
-    other = below / RESULTS_FILE.parent / Path(name).stem / RESULTS_FILE.name
+    other = below / "inference" / Path(name).stem / RESULTS_FILE
     return other if other.exists() and not path.exists() else path
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zenith_det.config.metric_names import TASKS
 from zenith_det.data import read_image
 from zenith_det.data.statistics import STATISTICS_FILE, read_statistics
 from zenith_det.errors import UserError
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HTML_FILE = "report.html"
-TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 #: False positives and misses that are shown.
 SHOWN = 12
 #: The longer side of a cell, pixels.

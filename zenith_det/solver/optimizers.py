@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import torch
@@ -125,12 +126,32 @@ def eval_mode(optimizer: torch.optim.Optimizer) -> None:
 def effective_lrs(optimizer: torch.optim.Optimizer) -> list[float]:
     """Return, for each group, the LR that updates are made with; for logs, as it may wait for the device.
 
-    That is the scheduled LR times ZENITH's ratio, or times the step size that Prodigy and D-Adaptation
-    estimate.
+    Under ZENITH that is the scheduled LR times the ratio; under Prodigy and D-Adaptation ``d * lr`` with their own
+    factors (the estimate after the step, so the LR of the next one); under Schedule-Free with its warm-up; else the
+    group's LR.
     """
     if (zenith := zenith_of(optimizer)) is not None:
         return zenith.effective_lrs()
-    return [float(group["lr"]) * float(group.get("d", 1.0)) for group in optimizer.param_groups]
+    return [_group_lr(group) for group in optimizer.param_groups]
+
+
+def _group_lr(group: dict[str, Any]) -> float:
+    if "scheduled_lr" in group:
+        # Schedule-Free, set at each step. Before the first it is 0, as its warm-up starts.
+        return float(group["scheduled_lr"])
+    lr = float(group["lr"])
+    if "d" not in group:
+        return lr
+    lr *= float(group["d"])
+    if "g0_norm" in group:  # D-Adapted SGD divides by the first gradient's norm
+        first_norm = float(group["g0_norm"])
+        return lr / first_norm if first_norm > 0 else lr
+    if group.get("use_bias_correction"):
+        # Prodigy, at the step just taken (it has already counted it).
+        step = max(int(group.get("k", 0)), 1)
+        beta1, beta2 = group["betas"]
+        lr *= math.sqrt(1 - beta2**step) / (1 - beta1**step)
+    return lr
 
 
 def _make_zenith(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zenith_det.config import CfgNode, LoadedConfig, get_cfg
+from zenith_det.config.keys import leaves, plain
 from zenith_det.engines.torchvision_engine.backbone import NORM_LAYERS, RESNETS, STAGES
 from zenith_det.engines.torchvision_engine.box_regression import LOSS_TYPES
 from zenith_det.errors import ConfigError
@@ -130,14 +131,14 @@ def check_supported(loaded: LoadedConfig) -> None:
         ConfigError: naming the key, its value, the file that set it and what would honour it.
     """
     cfg = loaded.cfg
-    defaults = dict(_leaves(get_cfg()))
-    for key, value in _leaves(cfg):
+    defaults = dict(leaves(get_cfg()))
+    for key, value in leaves(cfg):
         if key in ALLOWED:
             supported = ALLOWED[key](value, cfg)
         elif key in WITHOUT_EFFECT or any(_under(key, prefix) for prefix in HONOURED):
             supported = True
         else:
-            supported = key in defaults and _plain(value) == _plain(defaults[key])
+            supported = key in defaults and plain(value) == plain(defaults[key])
         if not supported:
             source = loaded.sources.get(key, "its default")
             refusal = f"{key} = {value!r} ({source}): {REMEDY}"
@@ -173,18 +174,5 @@ def _pyramid(cfg: CfgNode) -> list[str]:
     return [*names, f"p{int(names[-1][1:]) + 1}"] if names else []
 
 
-def _plain(value: Any) -> Any:
-    """Lists for tuples at any depth: YAML knows lists alone."""
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def _under(key: str, prefix: str) -> bool:
     return key.startswith(prefix) if prefix.endswith(".") else key == prefix
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from zenith_det.config.keys import leaves
+from zenith_det.config.keys import leaves, plain
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.training.course.resuming import scaled_lr, shares_state
 
 logger = logging.getLogger(__name__)
 
-APPLIED = "applied"
 #: The key of the training set's :func:`~zenith_det.training.processes.agreement.fingerprint` in a checkpoint.
 TRAINING_SET = "the training set"
 
@@ -22,35 +21,19 @@ def config_facts(cfg: Any) -> dict[str, Any]:
     return dict(leaves(cfg))
 
 
-def changed_keys(saved: Mapping[str, Any], cfg: Any) -> dict[str, tuple[Any, Any]]:
-    """Keys whose value differs: name -> (in the checkpoint, now). Keys that only one of them has count not."""
-    now = config_facts(cfg)
-    return {
-        key: (saved[key], value)
-        for key, value in now.items()
-        if key in saved and _plain(saved[key]) != _plain(value)
-    }
-
-
 def outcome(
-    key: str,
-    old: Any,
-    new: Any,
-    *,
-    seed: int,
-    iteration: int,
-    saved: Mapping[str, Any],
-    present: Mapping[str, Any],
+    key: str, saved: Mapping[str, Any], present: Mapping[str, Any], *, seed: int, iteration: int
 ) -> str:
     """``"applied"``, with what follows from it, or ``"can't be applied, because …"``.
 
     Args:
-        key, old, new: as :func:`changed_keys` gives them.
-        seed: the run's.
-        iteration: where it goes on.
+        key: one that has changed.
         saved: the checkpoint's configuration.
         present: the one that counts now.
+        seed: the run's.
+        iteration: where it goes on.
     """
+    old, new = saved[key], present[key]
     if key.startswith("MODEL.WEIGHTS"):
         return "can't be applied, because a resumed run has its weights from the checkpoint"
     if key == "SEED":
@@ -81,7 +64,7 @@ def outcome(
         return "applied; the earlier warm-up is over"
     if key.startswith("DATASETS.") and "TRAIN" in key:
         return "applied; with other images, their order starts anew"
-    return APPLIED
+    return "applied"
 
 
 def log_changes(
@@ -112,38 +95,23 @@ def log_changes(
         logger.info("the checkpoint doesn't hold its configuration: changed keys can't be told")
         return
     present = config_facts(cfg)
-    rows = [
-        (
-            key,
-            _show(old),
-            _show(new),
-            outcome(key, old, new, seed=seed, iteration=iteration, saved=saved, present=present),
-        )
-        for key, (old, new) in changed_keys(saved, cfg).items()
-    ]
+    # Keys that only one of them has count not.
+    changed = [key for key in present if key in saved and plain(saved[key]) != plain(present[key])]
+    rows = []
+    for key in changed:
+        became = outcome(key, saved, present, seed=seed, iteration=iteration)
+        rows.append((key, _show(saved[key]), _show(present[key]), became))
     were, are = processes
     if were != are:
-        rows.append(
-            (
-                "number of processes",
-                str(were),
-                str(are),
-                f"applied; the batch stays {cfg.SOLVER.IMS_PER_BATCH} images, so LR and window stay; random "
-                "choices differ",
-            )
-        )
+        became = f"applied; the batch stays {cfg.SOLVER.IMS_PER_BATCH} images, so LR and window stay; "
+        became += "random choices differ"
+        rows.append(("number of processes", str(were), str(are), became))
     if not rows:
         return
     head = ("key", "checkpoint", "now", "")
     wide = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
-    lines = [
-        "  ".join([*(row[i].ljust(wide[i]) for i in range(3)), row[3]]).rstrip() for row in [head, *rows]
-    ]
+    lines = ["  ".join([*map(str.ljust, row, wide), row[3]]).rstrip() for row in [head, *rows]]
     logger.info("changed since the checkpoint:\n%s", "\n".join(lines))
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _show(value: Any, most: int = 40) -> str:

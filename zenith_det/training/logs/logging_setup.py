@@ -49,12 +49,12 @@ class ConsoleHandler(logging.Handler):
             stream = sys.stdout
             line = self.format(record)
             if terminal.DISPLAY.active or terminal.is_interactive(stream):
-                line = line.replace(f" {record.name}]: ", "] ", 1)
-            if terminal.DISPLAY.active:
-                terminal.DISPLAY.print_above(_styled(line, record.levelno))
+                text = Text(
+                    line.replace(f" {record.name}]: ", "] ", 1), style=_STYLES.get(record.levelno, "")
+                )
+                text.stylize("dim", 0, text.plain.find("]") + 1)
+                terminal.DISPLAY.print_above(text)
             else:
-                if terminal.is_interactive(stream) and "NO_COLOR" not in os.environ:
-                    line = _ansi(line, record.levelno)
                 stream.write(line + "\n")
                 stream.flush()
         except OSError as error:
@@ -144,17 +144,3 @@ def reset_logging() -> None:
                 logger.removeHandler(handler)
                 handler.close()
         logger.propagate = True
-
-
-def _styled(line: str, level: int) -> Text:
-    text = Text(line, style=_STYLES.get(level, ""))
-    text.stylize("dim", 0, line.find("]") + 1)
-    return text
-
-
-def _ansi(line: str, level: int) -> str:
-    end = line.find("]") + 1
-    style = {logging.WARNING: "\033[1;33m", logging.ERROR: "\033[1;31m", logging.CRITICAL: "\033[1;31m"}.get(
-        level, ""
-    )
-    return f"\033[2m{line[:end]}\033[0m{style}{line[end:]}\033[0m"

@@ -104,9 +104,9 @@ class Display:
             self._bars.refresh()
 
     def print_above(self, text: Text) -> None:
-        """Print a line above the bars, broken by the terminal alone so that it copies as one line."""
-        assert self._bars is not None
-        self._bars.console.print(text, soft_wrap=True, highlight=False)
+        """Print a line above the bars, if any, broken by the terminal alone so that it copies as one line."""
+        console = self._bars.console if self._bars is not None else Console()
+        console.print(text, soft_wrap=True, highlight=False)
 
     def close(self, *, keep: bool = True) -> None:
         """Leave the terminal as it should be: bars where they ended or gone, the cursor visible."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from zenith_det.optim import zenith_of
+from zenith_det.solver import effective_lrs
 
 ZENITH_SCALARS = ("ratio", "grad_norm", "window_mean", "zenith", "skipped_steps")
 
@@ -18,11 +16,9 @@ def optimizer_scalars(optimizer: Optimizer) -> dict[str, float]:
     """The scalars to log for ``optimizer`` after a step.
 
     Returns:
-        ``"lr"``, the LR of the update itself, not the one a schedule asked for: under ZENITH the group's LR
-        times the ratio; under Prodigy and D-Adaptation ``d * lr`` with their own factors (the estimate after
-        the step, so the LR of the next one); under Schedule-Free with its warm-up; else the group's LR.
-        Under ZENITH also ``zenith/ratio``, ``zenith/grad_norm``, ``zenith/window_mean``, ``zenith/zenith``
-        and ``zenith/skipped_steps``.
+        ``"lr"``, the LR of the update itself, not the one a schedule asked for: see
+        :func:`zenith_det.solver.effective_lrs`. Under ZENITH also ``zenith/ratio``, ``zenith/grad_norm``,
+        ``zenith/window_mean``, ``zenith/zenith`` and ``zenith/skipped_steps``.
 
     Synchronises with the device under ZENITH: call it when logging, not at every step. Put the values with
     ``smoothing=False``: they are states, not noisy samples.
@@ -35,11 +31,8 @@ def optimizer_scalars(optimizer: Optimizer) -> dict[str, float]:
 
 
 def effective_lr(optimizer: Optimizer) -> float:
-    """The LR of the update in the group that stands for all; see :func:`optimizer_scalars`."""
-    index = representative_group(optimizer)
-    if (zenith := zenith_of(optimizer)) is not None:
-        return zenith.effective_lrs()[index]
-    return _group_lr(optimizer.param_groups[index])
+    """The LR of the update in the group that stands for all; see :func:`zenith_det.solver.effective_lrs`."""
+    return effective_lrs(optimizer)[representative_group(optimizer)]
 
 
 def representative_group(optimizer: Optimizer) -> int:
@@ -54,23 +47,3 @@ def representative_group(optimizer: Optimizer) -> int:
         return next(i for i, group in enumerate(groups) if len(group["params"]) == largest)
     rates = [float(group["lr"]) for group in groups]
     return rates.index(Counter(rates).most_common(1)[0][0])
-
-
-def _group_lr(group: dict[str, Any]) -> float:
-    if "scheduled_lr" in group:
-        # Schedule-Free, set at each step. Before the first it is 0, as its warm-up starts.
-        return float(group["scheduled_lr"])
-    lr = float(group["lr"])
-    if "d" not in group:
-        return lr
-    lr *= float(group["d"])
-    if "g0_norm" in group:  # D-Adapted SGD divides by the first gradient's norm
-        first_norm = group["g0_norm"]
-        first_norm = float(first_norm.item() if isinstance(first_norm, torch.Tensor) else first_norm)
-        return lr / first_norm if first_norm > 0 else lr
-    if group.get("use_bias_correction"):
-        # Prodigy, at the step just taken (it has already counted it).
-        step = max(int(group.get("k", 0)), 1)
-        beta1, beta2 = group["betas"]
-        lr *= math.sqrt(1 - beta2**step) / (1 - beta1**step)
-    return lr

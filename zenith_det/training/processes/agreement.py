@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -147,8 +148,8 @@ def check_steps_agree(iteration: int, scalars: Mapping[str, float], tolerance: f
         others = [
             rank
             for rank, number in enumerate(numbers)
-            if not (number == reference or (number != number and reference != reference))
-            and not abs(number - reference) <= tolerance * max(abs(number), abs(reference))
+            if not math.isclose(number, reference, rel_tol=tolerance)
+            and not (math.isnan(number) and math.isnan(reference))
         ]
         if others:
             shown = ", ".join(f"rank {rank} {numbers[rank]:.9g}" for rank in others[:MOST_SHOWN])
