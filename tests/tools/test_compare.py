@@ -148,7 +148,7 @@ def test_the_page_needs_nothing_beside_it(compared: Any) -> None:
     page = (compared.output / "compare.html").read_text()
     assert_self_contained(page)
     assert "Broken on purpose" in page
-    assert "doesn&#x27;t divide by 3" in page
+    assert "doesn&#39;t divide by 3" in page
     assert "out &lt;&amp;&gt; ü" in page
     assert "out <&>" not in page
     assert page.count('role="img"') >= 6

@@ -90,7 +90,6 @@ def setup_logging(
     output_dir: str | os.PathLike[str] | None = None,
     rank: int = 0,
     *,
-    level: int = logging.INFO,
     more: Sequence[str] = (),
 ) -> logging.Logger:
     """Send the package's log to the console (rank 0 only) and to a file.
@@ -99,7 +98,6 @@ def setup_logging(
         output_dir: holds ``log.txt`` (``log.txt.rank1`` for rank 1, …), which is appended to;
             ``None``: no file.
         rank: of this process.
-        level: the lowest level that is shown.
         more: names of loggers of libraries that are treated alike.
 
     Returns:
@@ -126,7 +124,7 @@ def setup_logging(
         handler.setFormatter(formatter)
     for name in (ROOT, *more):
         logger = logging.getLogger(name)
-        logger.setLevel(level)
+        logger.setLevel(logging.INFO)
         # Libraries configure the root logger (absl by way of tensorboard): each line would come twice.
         logger.propagate = False
         for handler in handlers:

@@ -84,6 +84,8 @@ class Display:
         """Set a bar, and draw if the last drawing is old enough or this is to be seen ``now``."""
         if self._bars is None or not self.active:
             return
+        if self._bars.console.width < 60:  # no room for a bar beside them all
+            facts = [facts[0], facts[-1]]
         self._bars.update(bar, completed=done, facts="  ".join(facts), below=below)
         clock = time.monotonic()
         if now or clock - self._drawn >= REFRESH_SECONDS:

@@ -129,14 +129,13 @@ def check_same_on_all_ranks(facts: Mapping[str, Any]) -> None:
         )
 
 
-def check_steps_agree(iteration: int, scalars: Mapping[str, float], tolerance: float = 1e-6) -> None:
+def check_steps_agree(iteration: int, scalars: Mapping[str, float]) -> None:
     """Compare what an optimizer's step was made from, which all processes must have alike; all call it together.
 
     Args:
         iteration: for the message.
         scalars: of :func:`zenith_det.training.logs.zenith_metrics.optimizer_scalars`; LR, ratio and zenith count.
             NaN equals NaN.
-        tolerance: relative.
 
     Raises:
         RanksDisagreeError: naming the ranks, on every process.
@@ -148,7 +147,7 @@ def check_steps_agree(iteration: int, scalars: Mapping[str, float], tolerance: f
         others = [
             rank
             for rank, number in enumerate(numbers)
-            if not math.isclose(number, reference, rel_tol=tolerance)
+            if not math.isclose(number, reference, rel_tol=1e-6)
             and not (math.isnan(number) and math.isnan(reference))
         ]
         if others:
