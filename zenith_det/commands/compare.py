@@ -7,7 +7,6 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -24,6 +23,8 @@ from zenith_det.comparing.plan import distinct, plan_runs
 from zenith_det.comparing.results import collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
 from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
+from zenith_det.config import get_cfg
+from zenith_det.config.keys import first_key
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError, RunStopped
@@ -90,11 +91,9 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """As argparse does, but what follows ``--seeds 0 1 2`` may be the first KEY."""
-    first = next(
-        (n for n, word in enumerate(argv) if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word)), None
-    )
+    first = first_key(argv, get_cfg())
     args = argument_parser().parse_args(argv[:first])
-    args.opts += argv[first:] if first is not None else []
+    args.opts += argv[first:]
     return cli.flags_among_keys(argument_parser(), args)
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from zenith_det import cli
 from zenith_det import opencv as cv2
 from zenith_det.config import get_cfg
+from zenith_det.config.keys import first_key
 from zenith_det.engines.image_sources import check_file, files_below, frames_per_second, is_video
 from zenith_det.engines.prediction import Prediction, save_picture
 from zenith_det.engines.predictor import Predictor
@@ -114,12 +115,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: neither a run nor a config, or both.
     """
-    cfg = get_cfg()
-    key = re.compile(r"([A-Z][A-Z0-9_]*)(\.[A-Z0-9_]+)+")
-    # Files of a camera look like keys, too (DSC_0001.JPG): the section must be one of the config's.
-    first = next(
-        (n for n, word in enumerate(argv) if (match := key.fullmatch(word)) and match[1] in cfg), len(argv)
-    )
+    first = first_key(argv, get_cfg())
     args = argument_parser().parse_intermixed_args(argv[:first])
     args.opts = [*args.opts, *argv[first:]]
     if (args.run is None) == (args.config_file is None):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+_KEY = re.compile(r"([A-Z][A-Z0-9_]*)((?:\.[A-Z0-9_]+)*)")
 _CLOSE = 0.6  # difflib's own idea of a close match
 _SAME_NAME = 0.3  # what a right name in the wrong section counts for
 _LONGEST = 200  # characters of what could be a misspelt name; comparing takes quadratic time
@@ -31,6 +33,18 @@ def sections(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield f"{prefix}{name}"
             yield from sections(value, f"{prefix}{name}.")
+
+
+def first_key(words: Sequence[str], cfg: Mapping[str, Any]) -> int:
+    """Where the ``KEY VALUE`` pairs begin in the words of a command line; their number where there are none.
+
+    Files of a camera look like keys, too (``DSC_0001.JPG``): the first part must be one of the configuration's.
+    """
+    for place, word in enumerate(words):
+        match = _KEY.fullmatch(word)
+        if match and match[1] in cfg and bool(match[2]) == isinstance(cfg[match[1]], Mapping):
+            return place
+    return len(words)
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str | None:
