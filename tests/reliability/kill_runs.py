@@ -3,8 +3,9 @@
     python tests/reliability/kill_runs.py --engine torchvision --data SET --output DIR --kills 30
 
 Each attempt is a process of its own, forked from this one after the imports, that runs ``tools/train_net.py``
-and ends by a real SIGKILL at a random moment: within a step, within a save (any write, sync or rename of it), or
-within an evaluation (any image). It is resumed until it reaches the end. Prints a JSON object.
+and ends by a real SIGKILL at a random moment: within the start-up, a step, a save (any write, sync or rename of it), an
+evaluation (any image), or what comes after the last one (pictures). It is resumed until it reaches the end. Prints a
+JSON object.
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ sys.path.insert(0, str(ROOT))
 
 from zenith_det import cli  # noqa: E402
 from zenith_det.data.synthetic import split_files  # noqa: E402
-from zenith_det.engines import evaluating, run_pictures  # noqa: E402
+from zenith_det.engines import evaluating, run, run_pictures  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
 from zenith_det.training.checkpoints import checkpoint  # noqa: E402
 from zenith_det.training.failures import bad_steps  # noqa: E402
 
-PHASES = ("step", "save", "evaluation")
+PHASES = ("step", "save", "evaluation", "start-up", "end")
 MAX_ITER, SAVE_PERIOD, EVAL_PERIOD = 24, 4, 8
 # A run makes so many writes to save a small model's checkpoint, and evaluates so many images.
 WRITES, IMAGES = 150, 4
+# It takes about so long to begin, and to draw.
+START_SECONDS, END_SECONDS = 1.5, 1.0
 
 KEYS = {
     "MODEL.DEVICE": "cpu",
@@ -125,18 +128,22 @@ def at_call(number: int) -> Callable[[], None]:
     return lambda: kill_me() if next(calls) == number and os.getpid() == main else None
 
 
+def after(seconds: float) -> None:
+    timer = threading.Timer(seconds, kill_me)
+    timer.daemon = True
+    timer.start()
+
+
 def arm(phase: str, moment: float) -> None:
     """Prepare this process's end, at a moment of the phase between 0 and 1."""
     if phase == "step":
         # From the first step on: anywhere in the steps that follow, or what comes between them.
-        timer = threading.Timer(1.5 * moment, kill_me)
-        timer.daemon = True
         started: list[bool] = []
 
         def start() -> None:
             if not started:
                 started.append(True)
-                timer.start()
+                after(1.5 * moment)
 
         before_call(bad_steps.StepGuard, "before_forward", start)
     elif phase == "save":
@@ -144,6 +151,10 @@ def arm(phase: str, moment: float) -> None:
         before_call(checkpoint._KeepsFirstError, "write", kill)
         for name in ("replace", "fsync"):
             before_call(checkpoint.os, name, kill)
+    elif phase == "start-up":
+        after(START_SECONDS * moment)
+    elif phase == "end":
+        before_call(run, "draw", lambda: after(END_SECONDS * moment))
     else:
         before_call(evaluating.EvaluationProgress, "update", at_call(1 + int(moment * IMAGES)))
 

@@ -16,7 +16,7 @@ from tests.reliability import runs
 def test_killed_runs_end_as_if_nothing_had_happened(
     engine: str, data: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """30 kills, or as many as ``--kills`` says: within steps, saves and evaluations."""
+    """30 kills, or as many as ``--kills`` says: within start-up, steps, saves, evaluations and what follows."""
     runs.need(engine)
     wanted = int(pytestconfig.getoption("kills"))
     done = subprocess.run(
@@ -32,4 +32,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     print(f"{engine}: {found}")
     assert found["differing"] == []
     assert sum(found["kills"].values()) == wanted
-    assert min(found["kills"].get(phase, 0) for phase in ("step", "save", "evaluation")) >= wanted // 10
+    assert (
+        min(found["kills"].get(phase, 0) for phase in ("step", "save", "evaluation", "start-up"))
+        >= wanted // 10
+    )

@@ -73,6 +73,6 @@ def _free(device: torch.device) -> str:
     try:
         free, total = torch.cuda.mem_get_info(device)
         own = torch.cuda.memory_allocated(device)
-    except RuntimeError:  # a device that has failed
+    except (RuntimeError, AssertionError):  # a device that has failed, or isn't one
         return "what is free can't be told"
     return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB is free, {own / 2**30:.1f} GiB is this process's still"
