@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,24 @@ def test_sheet_takes_images_of_any_shape_together(tmp_path: Path) -> None:
         SheetRow(plain(*size), nothing(), nothing()) for size in ((40, 400), (400, 40), (1, 1), (900, 900))
     ]
     assert prediction_sheet(rows, None, tmp_path / "sheet.png").is_file()
+
+
+def test_sheet_has_the_masks_of_one_image_in_memory_and_twice_at_most(tmp_path: Path) -> None:
+    count, side = 60, 600
+    rle = coco_mask.encode(np.asfortranarray(np.eye(side, dtype=np.uint8)))
+    ids = TWO.thing_dataset_id_to_contiguous_id
+    result = {"bbox": [0, 0, side, side], "category_id": next(iter(ids)), "score": 0.9, "segmentation": rle}
+    rows = (
+        SheetRow(plain(side, side), nothing(), Instances.from_results([result] * count, TWO))
+        for _ in range(3)
+    )
+    tracemalloc.start()
+    try:
+        prediction_sheet(rows, TWO, tmp_path / "sheet.png", cell_width=100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count * side**2 < peak < 2.5 * count * side**2
 
 
 def test_sheet_errors_are_one_line(tmp_path: Path) -> None:

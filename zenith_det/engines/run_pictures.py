@@ -100,14 +100,14 @@ def draw_run(
             by_image.setdefault(result["image_id"], []).append(result)
         with_objects = [record for record in used if record["annotations"]] or used
         step = max(1, len(with_objects) // PICTURED_IMAGES)
-        rows = [
+        rows = (
             SheetRow(
                 read_image(record["file_name"]),
                 Instances.from_record(record),
                 Instances.from_results(by_image.get(record["image_id"], []), dataset.metadata),
             )
             for record in with_objects[::step][:PICTURED_IMAGES]
-        ]
+        )
         try:
             pictures.append(prediction_sheet(rows, dataset.metadata, output_dir / "predictions.png"))
         except MissingLibraryError as error:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,9 @@ class Instances:
         boxes[:, 2:] += boxes[:, :2]
         masks = None
         if any(a.get("segmentation") for a in annotations):
-            masks = np.stack([_segmentation_to_mask(a.get("segmentation"), size) for a in annotations])
+            masks = _stacked(
+                (_segmentation_to_mask(a.get("segmentation"), size) for a in annotations), len(annotations)
+            )
         keypoints = None
         count = max((len(a.get("keypoints") or ()) for a in annotations), default=0)
         if count:
@@ -121,7 +124,7 @@ class Instances:
         index_of = metadata.thing_dataset_id_to_contiguous_id
         masks = keypoints = None
         if results and all(r.get("segmentation") for r in results):
-            masks = np.stack([coco_mask.decode(dict(r["segmentation"])).astype(bool) for r in results])
+            masks = _stacked((coco_mask.decode(dict(r["segmentation"])) for r in results), len(results))
         if results and all(r.get("keypoints") for r in results):
             keypoints = np.array([r["keypoints"] for r in results], dtype=np.float64).reshape(
                 len(results), -1, 3
@@ -134,6 +137,16 @@ class Instances:
             masks=masks,
             keypoints=keypoints,
         )
+
+
+def _stacked(masks: Iterable[npt.NDArray[Any]], count: int) -> npt.NDArray[np.bool_] | None:
+    """``count`` masks of an image, at least one, in one array, of which there is no second one at any time."""
+    stacked: npt.NDArray[np.bool_] | None = None
+    for number, mask in enumerate(masks):
+        if stacked is None:
+            stacked = np.empty((count, *mask.shape), dtype=bool)
+        stacked[number] = mask
+    return stacked
 
 
 @dataclass(frozen=True)
@@ -231,7 +244,7 @@ def draw_instances(
 
 
 def prediction_sheet(
-    pairs: Sequence[SheetRow | tuple[ByteImage, Instances, Instances]],
+    pairs: Iterable[SheetRow | tuple[ByteImage, Instances, Instances]],
     metadata: DatasetMetadata | None,
     path: str | os.PathLike[str],
     *,
@@ -244,7 +257,8 @@ def prediction_sheet(
     """Write a picture with an image per row: ground truth to the left, predictions to the right.
 
     Args:
-        pairs: images (BGR) with their ground truth and predictions.
+        pairs: images (BGR) with their ground truth and predictions; taken one by one, so that the masks of one image
+            at a time are in memory where they are made as they are asked for.
         metadata: as in :func:`draw_instances`.
         path: the picture, usually ``OUTPUT_DIR/predictions.png``.
         score_threshold: predictions below it are not drawn; where none is left, the picture says so, with the
@@ -261,12 +275,11 @@ def prediction_sheet(
     Raises:
         UserError: no image to draw, or the picture cannot be written.
     """
-    rows = [pair if isinstance(pair, SheetRow) else SheetRow(*pair) for pair in pairs][:max_rows]
-    if not rows:
-        raise UserError(f"{path}: no image to draw predictions on")
     gap, head, caption = 16, 56, 30
     cells = []
-    for row in rows:
+    for pair in islice(pairs, max_rows):
+        row = pair if isinstance(pair, SheetRow) else SheetRow(*pair)
+        del pair
         height, width = row.image.shape[:2]
         scale = min(cell_width / width, 0.8 * cell_width / height)
         kept = row.predictions
@@ -279,9 +292,12 @@ def prediction_sheet(
             )
             for i in (row.ground_truth, kept)
         ]  # fmt: skip
-        cells.append((row, pictures, _below_threshold(row.predictions, kept, score_threshold)))
+        cells.append((row.title, pictures, _below_threshold(row.predictions, kept, score_threshold)))
+        del row, kept
+    if not cells:
+        raise UserError(f"{path}: no image to draw predictions on")
 
-    row_heights = [pictures[0].shape[0] + gap + (caption if row.title else 0) for row, pictures, _ in cells]
+    row_heights = [pictures[0].shape[0] + gap + (caption if title else 0) for title, pictures, _ in cells]
     column = max(picture.shape[1] for _, pictures, _ in cells for picture in pictures)
     sheet = Image.new("RGB", (2 * column + 3 * gap, head + sum(row_heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
@@ -289,14 +305,14 @@ def prediction_sheet(
         letters = Lettering(26, bold=True)
         letters.draw(pen, (gap + n * (column + gap), (head - letters.height(title)) / 2), title, _INK)
     top = head
-    for (row, pictures, note), row_height in zip(cells, row_heights, strict=True):
+    for (row_title, pictures, note), row_height in zip(cells, row_heights, strict=True):
         for n, picture in enumerate(pictures):
             left = gap + n * (column + gap) + (column - picture.shape[1]) // 2
             sheet.paste(Image.fromarray(picture[:, :, ::-1]), (left, top))
             if n == 1 and note:
                 _chip(pen, (left + 8, top + 8), note, Lettering(18), (60, 60, 60))
-        if row.title:
-            Lettering(16).draw(pen, (gap, top + pictures[0].shape[0] + 5), row.title, _FAINT)
+        if row_title:
+            Lettering(16).draw(pen, (gap, top + pictures[0].shape[0] + 5), row_title, _FAINT)
         top += row_height
 
     return _save(sheet, Path(path))
