@@ -226,14 +226,16 @@ def draw_instances(
 
     # Large things first, so that small ones stay visible on top.
     areas = np.prod(np.maximum(instances.boxes[:, 2:] - instances.boxes[:, :2], 0), axis=1)
-    instances = instances.pick(np.argsort(-areas, kind="stable"))
+    order = np.argsort(-areas, kind="stable")
+    unsorted_masks = instances.masks  # not to have them twice
+    instances = replace(instances, masks=None).pick(order)
     colors = [_color(instances, n, metadata) for n in range(len(instances))]
 
-    if instances.masks is not None:
-        for mask, color in zip(instances.masks, colors, strict=True):
-            _draw_mask(canvas, mask, color, unit)
+    if unsorted_masks is not None:
+        for number, color in zip(order, colors, strict=True):
+            _draw_mask(canvas, unsorted_masks[number], color, unit)
     for box, color in zip(instances.boxes, colors, strict=True):
-        _draw_box(canvas, box * scale, color, unit, thin=instances.masks is not None)
+        _draw_box(canvas, box * scale, color, unit, thin=unsorted_masks is not None)
     if instances.keypoints is not None:
         for n, points in enumerate(instances.keypoints):
             if instances.crowd is None or not instances.crowd[n]:
