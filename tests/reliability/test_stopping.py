@@ -30,9 +30,14 @@ def test_a_signal_saves_ends_with_75_and_the_resumed_run_is_the_whole_one(
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGUSR1", "SIGHUP"])
 def test_other_signals_do_the_same(name: str, data: Path, tmp_path: Path) -> None:
+    need_signal(name)
+    expect_stop("torchvision", name, data, tmp_path)
+
+
+def need_signal(name: str) -> None:
+    """Skip where it is ignored: so it is in the processes that are started here."""
     if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
         pytest.skip(f"{name} is ignored here, as under nohup")
-    expect_stop("torchvision", name, data, tmp_path)
 
 
 def expect_stop(engine: str, name: str, data: Path, output: Path) -> None:
@@ -79,6 +84,7 @@ def test_under_nohup_a_terminal_that_closes_ends_nothing() -> None:
 
 
 def test_a_terminal_that_is_gone_ends_the_run_saved(data: Path, tmp_path: Path) -> None:
+    need_signal("SIGHUP")
     terminal, shown = pty.openpty()
     words = runs.arguments("torchvision", data, tmp_path, SOLVER__MAX_ITER=3000)
     process = runs.start(words, stdout=shown, stderr=shown)
