@@ -120,11 +120,17 @@ def set_base_lr(
         with _sets_told_already():
             test = measure(loaded, make_probe)
         choice, curve = draw(test, output_dir / CURVE_FILE)
+        _heed_stop()
         lr = choice.lr
         logger.info("SOLVER.AUTO_LR: eta0 = %g (curve: %s)", lr, output_dir / CURVE_FILE)
     loaded.override("SOLVER.BASE_LR", lr, "the LR range test")
     loaded.override("SOLVER.AUTO_LR", False, "the LR range test")
     return curve
+
+
+def _heed_stop() -> None:
+    if why := stop_code(waiting=True):
+        raise RunStopped(f"in the LR range test: {describe_stop(why)}; nothing has begun: start it again")
 
 
 @contextlib.contextmanager
@@ -226,8 +232,7 @@ def measure(
                 break
         del probe
     gc.collect()
-    if why := stop_code(waiting=True):
-        raise RunStopped(f"in the LR range test: {describe_stop(why)}; nothing has begun: start it again")
+    _heed_stop()
     tried = steps[: len(losses)].astype(np.float64)
     return RangeTest(tried, np.array(losses), len(losses) < iterations, _is_adamw(loaded))
 
