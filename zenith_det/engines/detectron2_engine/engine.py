@@ -55,6 +55,7 @@ from zenith_det.engines.model_format import use_channels_last
 from zenith_det.errors import ConfigError, DatasetError
 from zenith_det.training.course.seeding import seeded
 from zenith_det.training.logs.events import EventStorage
+from zenith_det.training.processes.stopping import WaitStopped
 
 logger = logging.getLogger(__name__)
 
@@ -211,9 +212,18 @@ class Detectron2Engine:
         if not settings.ENABLED or not get_bn_modules(model):
             return
         logger.info("exact BatchNorm statistics from %d batches (TEST.PRECISE_BN)", settings.NUM_ITER)
-        with Detectron2EventStorage():  # what the model logs by itself is not training's
-            # From the same images each time, so that a resumed run comes to the same statistics.
-            update_bn_stats(model, batches(), settings.NUM_ITER)
+        modules = get_bn_modules(model)
+        before = [
+            (module.momentum, {k: v.clone() for k, v in module.state_dict().items()}) for module in modules
+        ]
+        try:
+            with Detectron2EventStorage():  # what the model logs by itself is not training's
+                # From the same images each time, so that a resumed run comes to the same statistics.
+                update_bn_stats(model, batches(), settings.NUM_ITER)
+        except WaitStopped:  # the run has to end: it saves itself as it was, and evaluates nothing
+            for module, (momentum, state) in zip(modules, before):
+                module.momentum = momentum
+                module.load_state_dict(state)
 
     def after_training(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         names = cfg.DATASETS.TEST
