@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -148,6 +149,12 @@ def run(main: Callable[[], int | None]) -> None:
         told, code = "interrupted", EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_READER_GONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        # Files are told of where they are written: what is left is what a command prints.
+        where = error.filename or "standard output"
+        told, code = f"error: {where}: cannot be written: {error.strerror}", 2
     except SystemExit as leaving:  # argparse's
         code = leaving.code
     lost = _end_output(sys.stdout)

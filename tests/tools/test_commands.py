@@ -105,3 +105,28 @@ def test_help_loads_no_library() -> None:
         "assert not {'torch', 'numpy', 'fvcore', 'yaml'} & set(sys.modules)"
     )
     assert typed("-c", code, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "into", "code", "error"),
+    [
+        ("ascii", "", 2, r"error: caf\xe9: no such command; zenith-det --help lists them"),
+        ("utf-8", "| head -c 1 > /dev/null", 141, ""),
+        ("utf-8", "> /dev/full", 2, "error: standard output: cannot be written: No space left on device"),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_as_it_is(
+    encoding: str, into: str, code: int, error: str, tmp_path: Path
+) -> None:
+    word = "café" if encoding == "ascii" else "--help"
+    # The help is printed again and again, since it fits into a pipe.
+    again = "import sys; sys.argv[0] = 'zenith-det'; from zenith_det import cli, commands;"
+    again += " cli.run(lambda: [commands.dispatch(sys.argv[1:]) for _ in range(1000)] and 0)"
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "$0" "$1" {into}; exit ${{PIPESTATUS[0]}}', again, word],
+        capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.stderr == (f"{error}\n" if error else "")
+    assert done.returncode == code
