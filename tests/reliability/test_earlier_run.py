@@ -12,7 +12,7 @@ import pytest
 from tests.reliability import runs
 from tests.reliability.kill_runs import at_call, before_call, exit_code, fork
 from zenith_det.training.course.earlier_run import give_way, undo_unfinished_move
-from zenith_det.training.course.run_record import begin_run
+from zenith_det.training.course.run_record import announce_run
 
 MODELS = ("model_final.pth", "model_final_averaged.pth")
 
@@ -96,7 +96,7 @@ def test_what_the_folder_remembers_goes_aside_whole_or_not_at_all(tmp_path: Path
         for name in (*of_the_run, "notes.txt"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(name)
-        begin_run(folder, anew=True)
+        announce_run(folder)
         child = fork(lambda folder=folder, kill_at=kill_at: killed_while_it_gives_way(folder, kill_at))
         code = exit_code(child)
         undo_unfinished_move(folder)

@@ -48,6 +48,7 @@ from zenith_det.training.course.resuming import (
     shares_state,
 )
 from zenith_det.training.course.run_record import (
+    announce_run,
     evaluated,
     forget_pending,
     log_start,
@@ -73,6 +74,8 @@ from zenith_det.training.processes.distributed import (
     get_world_size,
     is_main_process,
     process_line,
+    restart_count,
+    would_be_restarted,
 )
 from zenith_det.training.processes.loader_wait import WatchedBatches
 from zenith_det.training.processes.stopping import StopRequest
@@ -103,18 +106,24 @@ def run(engine_name: str, loaded: LoadedConfig, options: RunOptions) -> dict[str
     with OutputLock(output_dir):
         setup_logging(output_dir, get_rank(), more=engine.loggers)
         undo_unfinished_move(output_dir)
-        barrier()
-        find_sets_again(output_dir)
-        hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
-        if get_world_size() > 1:
-            logger.info(process_line())
-        apply_torch_settings(loaded.cfg)
-        if options.eval_only:
-            return evaluate_only(engine, loaded, options, output_dir)
+        if is_main_process():
+            if options.resume:
+                forget_pending(output_dir)
+            elif not options.eval_only and restart_count() == 0:
+                announce_run(output_dir)
         try:
+            barrier()
+            find_sets_again(output_dir)
+            hold_out(loaded, output_dir, resume=options.resume or options.eval_only)
+            if get_world_size() > 1:
+                logger.info(process_line())
+            apply_torch_settings(loaded.cfg)
+            if options.eval_only:
+                return evaluate_only(engine, loaded, options, output_dir)
             return train(engine, loaded, options, output_dir)
         finally:
-            if is_main_process():
+            # A process that torchrun starts in this one's place has to know that this run had not begun.
+            if is_main_process() and not would_be_restarted():
                 forget_pending(output_dir)
 
 

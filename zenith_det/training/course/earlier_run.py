@@ -59,7 +59,7 @@ def give_way(output_dir: Path, weights: str = "") -> None:
     effect in a run that goes on, nor when called again.
 
     Args:
-        output_dir: of the run; it is a new one where :func:`~zenith_det.training.course.run_record.begin_run` says so.
+        output_dir: of the run; a new one, if :func:`~zenith_det.training.course.run_record.announce_run` said so.
         weights: a file that may be needed where it is; it is copied.
 
     Raises:

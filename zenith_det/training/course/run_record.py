@@ -71,26 +71,34 @@ def write_config(output_dir: str | os.PathLike[str], cfg: Any) -> Path:
     return write_whole(Path(output_dir) / CONFIG_FILE, CONFIG_HEADING + cfg.dump())
 
 
-def begin_run(output_dir: str | os.PathLike[str], *, anew: bool) -> str:
+def announce_run(output_dir: str | os.PathLike[str]) -> None:
+    """A new run is to begin here: its name is in ``run_id.pending`` until it trains, and an earlier one's stays.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_whole(Path(output_dir) / PENDING_ID_FILE, secrets.token_hex(8))
+
+
+def run_name(output_dir: str | os.PathLike[str]) -> tuple[str, bool]:
     """The name that this run's checkpoints carry, to tell them from those of earlier runs in the same place.
 
-    Args:
-        output_dir: where it is kept, in the file ``run_id``.
-        anew: make a new one, since a new run begins. It is in ``run_id.pending`` until that run trains: an earlier
-            one's stays where it is. Otherwise the one that is there, if any.
+    Returns:
+        The name of an announced run and true; else that in the file ``run_id``, made where it isn't, and false.
 
     Raises:
         UserError: it cannot be read or written.
     """
-    path = Path(output_dir) / (PENDING_ID_FILE if anew else RUN_ID_FILE)
-    try:
-        if not anew and path.exists():
-            return path.read_text(encoding="utf-8", errors="replace").strip()[:64]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    for name, announced in ((PENDING_ID_FILE, True), (RUN_ID_FILE, False)):
+        path = Path(output_dir) / name
+        try:
+            if path.exists():
+                return path.read_text(encoding="utf-8", errors="replace").strip()[:64], announced
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     run_id = secrets.token_hex(8)
     write_whole(path, run_id)
-    return run_id
+    return run_id, False
 
 
 def forget_pending(output_dir: str | os.PathLike[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
 from zenith_det.training.checkpoints.reading import load_checkpoint, read_facts
-from zenith_det.training.course.run_record import PENDING_ID_FILE, begin_run, forget_pending
+from zenith_det.training.course.run_record import run_name
 from zenith_det.training.processes.distributed import broadcast_object, is_main_process, restart_count
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Start:
 
 
 def find_start(checkpointer: Checkpointer, *, resume: bool, tensors: bool = True) -> tuple[str, Start | None]:
-    """The run's name (see :func:`begin_run`) and the checkpoint that it goes on from, on all ranks alike.
+    """The run's name (see :func:`run_name`) and the checkpoint that it goes on from, on all ranks alike.
 
     A group of processes that torchrun has restarted goes on from its own run's newest checkpoint, whether
     ``--resume`` was given or not.
@@ -67,12 +67,7 @@ def find_start(checkpointer: Checkpointer, *, resume: bool, tensors: bool = True
     restarted = restart_count() > 0
     found: tuple[str, Path | None] = ("", None)
     if is_main_process():
-        folder = checkpointer.output_dir
-        # What was there is an earlier run's where the attempt before had not begun to train.
-        anew = not resume and not (restarted and not (folder / PENDING_ID_FILE).exists())
-        if resume:
-            forget_pending(folder)
-        run_id = begin_run(folder, anew=anew)
+        run_id, anew = run_name(checkpointer.output_dir)
         found = (run_id, None if anew else checkpointer.last(None if resume else run_id))
     run_id, path = broadcast_object(found)
     if path is None:

@@ -136,3 +136,8 @@ def leave_group() -> None:
 def restart_count() -> int:
     """How often torchrun has restarted this group of processes; 0 without torchrun."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def would_be_restarted() -> bool:
+    """Whether torchrun starts this group of processes once more if it fails."""
+    return restart_count() < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))

@@ -33,6 +33,7 @@ from zenith_det.training.processes.distributed import (
     join_group,
     leave_group,
     restart_count,
+    would_be_restarted,
 )
 from zenith_det.training.processes.stopping import SignalRelay, listen_to_launcher
 
@@ -333,7 +334,7 @@ def _run_under_torchrun(
     except UserError as error:
         # Each rank meets the same mistake; the first one tells. The agent ends the others.
         first = _first_to_fail(store)
-        if isinstance(error, RunStopped) and _would_be_restarted():
+        if isinstance(error, RunStopped) and would_be_restarted():
             # torchrun takes any other exit code for a failure, and would start what was asked to stop.
             if first:
                 print(f"{error.label}: {error}", file=sys.stderr, flush=True)
@@ -343,10 +344,6 @@ def _run_under_torchrun(
         raise SystemExit(error.exit_code) from error
     leave_group()
     return result
-
-
-def _would_be_restarted() -> bool:
-    return restart_count() < int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
 def _first_to_fail(store: Any) -> bool:
