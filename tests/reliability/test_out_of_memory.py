@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.reliability import runs
+from zenith_det.training.failures.out_of_memory import OutOfMemoryError, telling_of_memory
 
 
 def error_line(printed: str) -> str:
@@ -56,3 +58,28 @@ def test_an_evaluation_that_does_not_fit_is_told_in_one_line_and_saved(
     assert line.startswith("error: in the evaluation after iteration 2: evaluation, image ")
     assert "INPUT.MIN_SIZE_TEST" in line
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+
+
+def test_what_cuda_says_is_cut_to_what_a_user_can_use() -> None:
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 0 bytes is "
+        "free. Of the allocated memory 5 GiB is allocated by PyTorch, and 1 GiB is reserved.\nSee documentation"
+    )
+    samples = [{"image_id": number, "image": torch.empty(3, 800, 1216 + number)} for number in range(6)]
+    device = torch.device("cuda", 0)
+    with (
+        pytest.raises(OutOfMemoryError) as caught,
+        telling_of_memory("iteration 7", samples, device, training=True),
+    ):
+        raise torch.OutOfMemoryError(said)
+    told = str(caught.value)
+    assert told.startswith(
+        "iteration 7, images 0 (800 x 1216), 1 (800 x 1217), 2 (800 x 1218), 3 (800 x 1219) and 2 more: out of memory on "
+        "cuda:0: "
+    )
+    assert (
+        "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 0 bytes is free): lower"
+        in told
+    )
+    with pytest.raises(RuntimeError, match="shapes"), telling_of_memory("", samples, device, training=False):
+        raise RuntimeError("shapes differ")

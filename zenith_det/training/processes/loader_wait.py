@@ -105,6 +105,10 @@ class WatchedBatches(Iterator[list[Any]]):
                         "too many open files: the loader's workers hand over each tensor as one: raise the limit "
                         f"(ulimit -n 65536), or {_FIRST}"
                     ) from error
+                elif "exited unexpectedly" in reason:
+                    raise LoaderError(
+                        f"a loader worker ended by itself ({one_line(reason, 200)}); DATALOADER.NUM_WORKERS 0 shows why"
+                    ) from error
                 else:
                     raise
             finally:
