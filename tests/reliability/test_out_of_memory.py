@@ -74,8 +74,8 @@ def test_what_cuda_says_is_cut_to_what_a_user_can_use() -> None:
         raise torch.OutOfMemoryError(said)
     told = str(caught.value)
     assert told.startswith(
-        "iteration 7, images 0 (800 x 1216), 1 (800 x 1217), 2 (800 x 1218), 3 (800 x 1219) and 2 more: out of memory on "
-        "cuda:0: "
+        "iteration 7, images 0 (800 x 1216), 1 (800 x 1217), 2 (800 x 1218), 3 (800 x 1219) and 2 more: out of "
+        "memory on cuda:0: "
     )
     assert (
         "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 0 bytes is free): lower"

@@ -29,18 +29,42 @@ def memory_left() -> str:
     """
     machine = psutil.virtual_memory()
     told = f"{machine.available / 2**30:.1f} of {machine.total / 2**30:.1f} GiB is free now"
-    limit = _number("memory.max") or _number("memory/memory.limit_in_bytes")
-    if limit is not None and limit < machine.total:
-        used = _number("memory.current") or _number("memory/memory.usage_in_bytes") or 0
+    limits = [
+        (limit, folder)
+        for folder in _control_groups()
+        if (limit := _number(folder, "memory.max", "memory.limit_in_bytes")) is not None
+        and limit < machine.total
+    ]
+    if limits:
+        limit, folder = min(limits)
+        used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
         told += (
             f"; the container's or job's limit is {limit / 2**30:.1f} GiB, with {used / 2**30:.1f} GiB in use"
         )
     return told
 
 
-def _number(name: str) -> int | None:
-    """What a file of this process's control group says, ``None`` where it has no such limit."""
+def _control_groups() -> list[Path]:
+    """Folders of this process's control group and those around it, which share its memory's limits."""
     try:
-        return int(Path("/sys/fs/cgroup", name).read_text())
-    except (OSError, ValueError):
-        return None
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup", "memory" if controllers else "")
+            own = root / path.lstrip("/")
+            folders += [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
+    return folders
+
+
+def _number(folder: Path, *names: str) -> int | None:
+    """What the first of these files says that is there; ``None`` without one, or without a limit."""
+    for name in names:
+        try:
+            return int((folder / name).read_text())
+        except (OSError, ValueError):
+            continue
+    return None
