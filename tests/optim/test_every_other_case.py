@@ -128,6 +128,17 @@ def test_nonfinite_steps_in_a_row_raise_and_name_parameters() -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("params", [nn.Parameter(torch.ones(2)), [nn.Parameter(torch.ones(2))]])
+def test_a_group_without_names_joins_named_ones(params: Any) -> None:
+    """A project's ``build_optimizer`` adds a group to what Detectron2's or ours has made."""
+    optimizer = ZENITH(nn.Linear(2, 2).named_parameters(), 0.1, max_nonfinite_steps=1)
+    optimizer.add_param_group({"params": params, "lr": 1.0})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1.0]
+    optimizer.param_groups[1]["params"][0].grad = torch.full((2,), math.nan)
+    with pytest.raises(FloatingPointError, match="group 1, parameter 0"):
+        optimizer.step()
+
+
 def test_nonfinite_error_names_unnamed_parameters_by_group_and_place() -> None:
     first, second = linear(), nn.Conv2d(2, 3, 1)
     groups = [{"params": first.parameters()}, {"params": second.parameters()}]

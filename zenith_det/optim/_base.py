@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, ClassVar, NamedTuple
@@ -133,12 +133,28 @@ class ZenithOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             take_history([param_group])  # of a group that was another optimizer's
             self._check_group({**self.defaults, **param_group})
+            param_group = self._as_named_as_the_others(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for name in self.defaults:
             group[name] = _plain(group[name])
         self._refuse_flattened(group)
         keep_place(self.param_groups)
+
+    def _as_named_as_the_others(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Gives names to a group without any, which torch refuses beside named ones (a project may add one)."""
+        params = group.get("params")
+        if "param_names" in group or not any("param_names" in other for other in self.param_groups):
+            return group
+        params = [params] if isinstance(params, Tensor) else params
+        if isinstance(params, set) or not isinstance(params, Iterable):
+            return group  # torch says what is wrong
+        params = list(params)
+        if not all(isinstance(param, Tensor) for param in params):
+            return {**group, "params": params}
+        number = len(self.param_groups)
+        named = [(f"group {number}, parameter {place}", param) for place, param in enumerate(params)]
+        return {**group, "params": named}
 
     def _check_group(self, group: dict[str, Any]) -> None:
         for name in _OF_ALL_GROUPS:
