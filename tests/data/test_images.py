@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -139,34 +138,86 @@ def test_values_without_a_known_scale_are_named(values: np.ndarray, tmp_path: Pa
         read_image(tmp_path / "a.tif")
 
 
+def deep_set(folder: Path, *images: np.ndarray) -> tuple[str, str]:
+    """A set of these pictures."""
+    data = content(len(images))
+    for n, entry in enumerate(data["images"]):
+        entry |= {"file_name": f"{n}.tif", "height": None}
+    source = write(folder, data)
+    for n, values in enumerate(images):
+        Image.fromarray(values).save(folder / f"images/{n}.tif")
+    return source
+
+
 @pytest.mark.parametrize(
-    ("kind", "dtype", "low", "high", "usable"),
+    ("dtype", "low", "high", "black", "white"),
     [
-        ("16-bit", np.uint16, 0, 65535, True),
-        ("16-bit", np.uint16, 0, 4095, False),
-        ("16-bit", np.uint16, 7000, 8000, False),
-        ("float", np.float32, 0, 1, True),
-        ("float", np.float32, -25, 5, False),
-        ("32-bit", np.int32, 0, 255, True),
-        ("32-bit", np.int32, 0, 300, False),
+        (np.uint16, 0, 65535, None, None),
+        (np.uint16, 0, 4095, 0, 4095),
+        (np.uint16, 100, 3000, 0, 4095),
+        (np.uint16, 0, 1000, 0, 1023),
+        (np.uint16, 0, 200, 0, 255),
+        (np.uint16, 7000, 8000, 6900, 8100),
+        (np.uint16, 28000, 31000, 27700, 31300),
+        (np.float32, 0, 1, 0, 1),
+        (np.float32, 0.2, 0.4, 0, 1),
+        (np.float32, 0, 255, 0, 255),
+        (np.float32, -25, 5, -28, 8),
+        (np.float32, 0, 65535, 0, 65535),
+        (np.float32, 1000, 1100, 990, 1110),
+        (np.int32, 0, 255, 0, 255),
+        (np.int32, 0, 300, 0, 511),
+        (np.int32, -1000, 3000, -1400, 3400),
     ],
 )
-def test_a_set_of_deep_images_is_told_of_or_stops(
-    kind: str, dtype: Any, low: int, high: int, usable: bool, tmp_path: Path
+def test_deep_images_of_a_set_have_one_scale(
+    dtype: Any, low: float, high: float, black: float | None, white: float | None, tmp_path: Path
 ) -> None:
-    data = content()
-    for n, entry in enumerate(data["images"]):
-        entry["file_name"] = f"{n}.tif"
-    source = write(tmp_path, data)
-    for n in range(3):
-        Image.fromarray((low + RAMP * (high - low)).astype(dtype)).save(tmp_path / f"images/{n}.tif")
-    told = f"{kind} images have values from {low} to {high} (3 of 3 looked at)"
-    if usable:
-        report = load_coco_dataset(source).report
-        assert told in report.problems[0].reason
+    bright, dark = low + RAMP * (high - low), low + RAMP * (high - low) / 2
+    dataset = load_coco_dataset(deep_set(tmp_path, bright.astype(dtype), dark.astype(dtype)))
+    (remark,) = dataset.report.remarks()
+    kind = {np.uint16: "16-bit", np.int32: "32-bit", np.float32: "float"}[dtype]
+    assert remark.startswith(f"{kind} images have values from {low:g} to {high:g} (2 of 2 looked at)")
+    ranges = [record.get("value_range") for record in dataset.records]
+    if black is None or white is None:
+        assert ranges == [None, None]
+        black, white = 0, 65536
     else:
-        with pytest.raises(DatasetError, match=re.escape(told)):
-            load_coco_dataset(source)
+        assert ranges[0] == ranges[1] == pytest.approx([black, white], rel=0.003)
+    for n, values in enumerate((bright, dark)):
+        found = read_image(dataset.records[n]["file_name"], value_range=ranges[n])[:, :, 0]
+        expected = (values.astype(dtype).astype(float) - black) / (white - black) * 255
+        assert np.abs(found - expected).max() < 2
+    for given in ([0, 1], (low, high)):  # as asked for, or of another set
+        other = load_coco_dataset(deep_set(tmp_path, bright.astype(dtype)), value_range=given)
+        assert other.records[0]["value_range"] == list(given)
+
+
+@pytest.mark.parametrize(
+    ("images", "fault"),
+    [
+        ([RAMP.astype(np.float32), (RAMP * 200).astype(np.float32)], "some are from 0 to 1, others are not"),
+        ([(RAMP * 60000).astype(np.uint16), RAMP.astype(np.float32)], "kinds of several scales"),
+        ([np.full((HEIGHT, WIDTH), 7, np.uint16)] * 2, "nothing to see"),
+    ],
+)
+def test_deep_images_without_one_scale_stop(images: list[np.ndarray], fault: str, tmp_path: Path) -> None:
+    source = deep_set(tmp_path, *images)
+    with pytest.raises(DatasetError, match=rf"images have values from .* to .*{fault}.*INPUT\.VALUE_RANGE"):
+        load_coco_dataset(source)
+    assert load_coco_dataset(source, value_range=(0, 1)).records[0]["value_range"] == [0, 1]
+
+
+def test_dead_pixels_and_holes_do_not_set_the_scale(tmp_path: Path) -> None:
+    thermal = (7000 + RAMP * 1000).astype(np.uint16)
+    thermal[0, 0], thermal[0, 1] = 65535, 0
+    (record,) = load_coco_dataset(deep_set(tmp_path, thermal)).records
+    assert record["value_range"] == pytest.approx([6900, 8100], rel=0.003)
+    depth_map = (RAMP * 30 - 25).astype(np.float32)
+    depth_map[0, :2] = np.nan, np.inf
+    (record,) = load_coco_dataset(deep_set(tmp_path, depth_map), check_images="full").records
+    image = read_image(record["file_name"], value_range=record["value_range"])
+    assert (image[0, 0, 0], image[0, 1, 0]) == (0, 255)
 
 
 def test_missing_empty_folder_and_text(tmp_path: Path) -> None:

@@ -131,10 +131,13 @@ def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any
             check_images="header" if args.fast else "full",
             max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
             crowds=cfg.DATASETS.CROWDS,
+            value_range=cfg.INPUT.VALUE_RANGE,
         )
+        if role == "training" and dataset.records and "value_range" in dataset.records[0]:
+            cfg.INPUT.VALUE_RANGE = dataset.records[0]["value_range"]  # as a run does
         usable &= _tell(dataset, args)
         size = InputSize.of(cfg, training=role != "validation")
-        found = [dataset.report.summary(), *dataset.report.suspicions()]
+        found = [dataset.report.summary(), *dataset.report.remarks(), *dataset.report.suspicions()]
         problems = dataset.report.table() if dataset.report.problems else ""
         datasets.append(dataset)
         sets.append(

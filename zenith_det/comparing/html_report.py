@@ -294,7 +294,7 @@ def _samples(comparison: Comparison) -> list[str]:
     for record in candidates[:: max(1, len(candidates) // count)][:count]:
         image_id = record["image_id"]
         try:
-            image = read_image(record["file_name"])
+            image = read_image(record["file_name"], value_range=record.get("value_range"))
         except UserError as error:
             problems.append(f"image {image_id}: {error}")
             continue

@@ -302,6 +302,10 @@ ZENITH_DEFAULTS: dict[str, Any] = {
         "CHANNELS_LAST": False,  # True: the channels innermost in memory, as GPUs with AMP want them
         "COMPILE_BACKBONE": False,  # True: torch.compile for the backbone; needs a C++ compiler, or Triton on a GPU
     },
+    "INPUT": {
+        # The values of images of more than 8 bits that become black and white; (): as suits the training set.
+        "VALUE_RANGE": (),
+    },
     "DATASETS": {
         # A COCO-format set by its files, in place of the names in TRAIN and TEST. ``--train-json`` and
         # its like write them here, so that the config.yaml of a run alone is enough to evaluate it.

@@ -78,6 +78,13 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.PRODIGY.BETAS": _BETAS,
     "SOLVER.PRODIGY.D_COEF": _POSITIVE,
     "DATASETS.VAL_SHARE": _UNIT_OPEN,
+    "INPUT.VALUE_RANGE": (
+        lambda r: (
+            isinstance(r, list | tuple)
+            and (not r or (len(r) == 2 and all(_number(lambda x: True)(x) for x in r) and r[0] < r[1]))
+        ),
+        "two numbers, the smaller first, or ()",
+    ),
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "TEST.EXPECTED_RESULTS": _EXPECTED,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,

@@ -72,13 +72,16 @@ def examine_coco_dataset(
     other_classes: OtherClasses = "refuse",
     max_bad_images: int = 0,
     crowds: Crowds = "auto",
+    value_range: Sequence[float] | None = None,
 ) -> CocoDataset:
     """As :func:`load_coco_dataset`, but return a dataset that can't be used as well, its report saying why.
 
     Raises:
         DatasetError: the annotation file can't be made sense of at all.
     """
-    return _examine(source, name, check_images, classes, other_classes, max_bad_images, crowds, cache=False)
+    return _examine(
+        source, name, check_images, classes, other_classes, max_bad_images, crowds, value_range, cache=False
+    )
 
 
 def _examine(
@@ -89,16 +92,20 @@ def _examine(
     other_classes: OtherClasses,
     max_bad_images: int,
     crowds: Crowds,
+    value_range: Sequence[float] | None,
     *,
     cache: bool,
 ) -> CocoDataset:
     name, json_file, image_root = _resolve(source, name)
+    black_to_white = (float(value_range[0]), float(value_range[1])) if value_range else None
     circumstances = (image_root, max_pixels(), crowds)
     if cache:
         digest = annotation_cache.digest_of_file(json_file)
         if digest is not None:
             entry = annotation_cache.Entry(digest, *circumstances)
-            dataset = remembered(entry, name, json_file, image_root, classes, other_classes, check_images)
+            dataset = remembered(
+                entry, name, json_file, image_root, classes, other_classes, check_images, black_to_white
+            )
             if dataset is not None:
                 return dataset
     data = read_bytes(json_file)
@@ -116,7 +123,9 @@ def _examine(
     report.num_classes = metadata.num_classes
     entries = content.get("annotations", [])
     with garbage_collection_off():
-        images = read_images(content["images"], entries, metadata, report, check_images, max_bad_images)
+        images = read_images(
+            content["images"], entries, metadata, report, check_images, max_bad_images, black_to_white
+        )
         reader = AnnotationReader(
             images.records, images.left_out, metadata, report,
             aliases=aliases, numbered=images.numbered, crowds=crowds,
@@ -154,6 +163,7 @@ def load_coco_dataset(
     other_classes: OtherClasses = "refuse",
     max_bad_images: int = 0,
     crowds: Crowds = "auto",
+    value_range: Sequence[float] | None = None,
     name: str | None = None,
     cache: bool = False,
 ) -> CocoDataset:
@@ -173,6 +183,8 @@ def load_coco_dataset(
         crowds: what ``iscrowd`` 1 means: ``regions`` of many objects, neither trained nor counted in AP, as in COCO;
             ``objects``; or ``auto``: objects where the set, or a class with many, has nothing else and the masks are
             in one piece, as CVAT writes what a brush has painted.
+        value_range: the values that are black and white in images of more than 8 bits; without, one that suits the set,
+            if it needs one. It is in the records, for :func:`zenith_det.data.read_image`.
         name: for the metadata and messages; default: the source's name or the file's stem.
         cache: take the annotations from the last time that a file of the same content was read, and keep them
             for the next; see :mod:`zenith_det.data.annotation_cache`. Images are checked each time.
@@ -181,7 +193,7 @@ def load_coco_dataset(
         DatasetError: the set can't be used, or is refused as ``strict`` says.
     """
     dataset = _examine(
-        source, name, check_images, classes, other_classes, max_bad_images, crowds, cache=cache
+        source, name, check_images, classes, other_classes, max_bad_images, crowds, value_range, cache=cache
     )
     report = dataset.report
     refused: tuple[Action, ...] = ("stops", "dropped") if strict else ("stops",)
@@ -196,6 +208,8 @@ def load_coco_dataset(
     if strict and suspicions:
         raise DatasetError(f"{dataset.metadata.json_file} is refused by the strict check: {suspicions[0]}")
     logger.info(report.summary())
+    for remark in report.remarks():
+        logger.info("%s: %s", report.name, remark)
     for suspicion in suspicions:
         logger.warning("%s: %s", report.name, suspicion)
     if report.count("dropped"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zenith_det.data.declared_sizes import fit_the_pictures, reaches_out
+from zenith_det.data.depth import depth_of, tell_of_depth
 from zenith_det.data.image_files import (
     MISSING,
     OUTSIDE,
@@ -19,17 +20,12 @@ from zenith_det.data.image_files import (
     check_file_name,
     check_image_files,
 )
-from zenith_det.data.images import deep_range, max_pixels
+from zenith_det.data.images import ValueRange, max_pixels
 from zenith_det.data.metadata import DatasetMetadata
 from zenith_det.data.missing_images import files_below, find_images, where_missing_images_are
-from zenith_det.data.problems import EXAMPLES_KEPT, Action, DatasetReport, Fault
+from zenith_det.data.problems import EXAMPLES_KEPT, WRONG_SIZE, Action, DatasetReport, Fault
 from zenith_det.data.values import MAX_ID, as_id, check_side, number_in
 from zenith_det.errors import DatasetError, one_line, quote
-
-#: Of so many images the range of values is looked at.
-RANGES_LOOKED_AT = 16
-#: Below this, a fourth of what 16 bits hold, a set is 12-bit or thermal: nearly black by its upper 8 bits.
-BRIGHT = 2**14
 
 
 @dataclass
@@ -66,9 +62,7 @@ def _declared_size(entry: dict[str, Any]) -> tuple[int | None, int | None]:
         return None, None
     height, width = map(check_side, given)
     if height is None or width is None:
-        raise Fault(
-            "wrong image size", f"height {quote(given[0])}, width {quote(given[1])} are no image size"
-        )
+        raise Fault(WRONG_SIZE, f"height {quote(given[0])}, width {quote(given[1])} are no image size")
     if height * width > max_pixels():
         raise Fault("image too large", f"declared as {width}x{height}: more than {max_pixels()} pixels")
     return height, width
@@ -105,6 +99,7 @@ def read_images(
     report: DatasetReport,
     check: ImageCheck,
     max_bad_images: int,
+    value_range: ValueRange | None = None,
 ) -> ReadImages:
     """Records (without objects) of the images that can be used.
 
@@ -115,6 +110,7 @@ def read_images(
         report: takes what is found.
         check: how far to look at the files.
         max_bad_images: so many may be unusable.
+        value_range: what is black and white in images of more than 8 bits; None: as their values suggest.
 
     Raises:
         DatasetError: two images have one id.
@@ -145,8 +141,11 @@ def read_images(
             "image_id": image_id,
             "annotations": [],
         }
-    if check != "none":
-        _tell_of_depth([record["file_name"] for record in out.records.values()], report)
+    depth = depth_of([record["file_name"] for record in out.records.values()], value_range)
+    tell_of_depth(depth, report)
+    if depth.value_range is not None:
+        for record in out.records.values():
+            record["value_range"] = list(depth.value_range)
     report.listed_images = len(entries)
     left_out.tell(report, max_bad_images)
     out.left_out = left_out.ids - out.records.keys()
@@ -174,7 +173,7 @@ def _take_sizes_of_pictures(
     for number, fault in wrong.items():
         results[number] = fault.size
         report.add(
-            "wrong image size",
+            WRONG_SIZE,
             "filled",
             f"{fault.reason}: the objects fit the pictures, whose sizes are taken",
             image=listed[number].name,
@@ -304,28 +303,3 @@ def _find_moved(
             )
     report.hint = where_missing_images_are(list(missing), found.doubtful, count, root)
     return moved
-
-
-def _tell_of_depth(paths: list[str], report: DatasetReport) -> None:
-    """Say how images of more than 8 bits are read; stop where that can't be right."""
-    sample = paths[:: max(1, len(paths) // RANGES_LOOKED_AT)][:RANGES_LOOKED_AT]
-    ranges: dict[str, list[tuple[float, float]]] = {}
-    for found in map(deep_range, sample):
-        if found is not None:
-            ranges.setdefault(found[0], []).append(found[1:])
-    advice = "save all of them with one scale, as 8 bits"
-    for kind, pairs in ranges.items():
-        low, high = min(low for low, _ in pairs), max(high for _, high in pairs)
-        told = f"{kind} images have values from {low:g} to {high:g} ({len(pairs)} of {len(sample)} looked at)"
-        if kind == "16-bit":
-            wrong = "of 16 bits the upper 8 are read, which makes them nearly black" if high < BRIGHT else ""
-            scale = "the upper 8 of the 16 bits are read, of all alike"
-        else:
-            wrong = "a scale for them is not known" if low < 0 or high > 255 else ""
-            scale = f"taken {'times 255' if kind == 'float' and high <= 1 else 'as they are'}"
-            if kind == "float" and not wrong and high > 1 and any(0 < top <= 1 for _, top in pairs):
-                wrong = "some are from 0 to 1, others are not"
-        if wrong:
-            report.add("images without a usable scale", "stops", f"{told}; {wrong}: {advice}")
-        else:
-            report.add("images of more than 8 bits", "kept", f"{told}; {scale}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zenith_det.data.images import ImageError, ImageHeader, read_header, read_image
-from zenith_det.data.problems import Fault
+from zenith_det.data.problems import WRONG_SIZE, Fault
 from zenith_det.errors import is_printable, quote
 
 ImageCheck = Literal["none", "header", "full"]
@@ -54,7 +54,7 @@ class OtherSize(Fault):
     """
 
     def __init__(self, reason: str, size: tuple[int, int]) -> None:
-        super().__init__("wrong image size", reason)
+        super().__init__(WRONG_SIZE, reason)
         self.size = size
 
 
@@ -72,7 +72,8 @@ def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
     try:
         header = read_header(file.path)
         if full:
-            height, width = read_image(file.path).shape[:2]
+            # Whatever the range of its values, which is the whole set's to tell.
+            height, width = read_image(file.path, value_range=(0, 1)).shape[:2]
             header = ImageHeader(width, height, header.rotated)
     except ImageError as error:
         where = f" ({error.path})" if error.kind == "missing file" else ""

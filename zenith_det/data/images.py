@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -35,6 +36,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 #: bytes per pixel on its way to an array.
 LARGE_IMAGE = 2**24
 _one_large = threading.Lock()
+_PIXELS_LOOKED_AT = 2**16  # of an image, for the range that nearly all of its values are in
+#: The values that become black and white.
+ValueRange = tuple[float, float]
 _TAIL = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -162,7 +166,7 @@ def _has_16_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 
-def _to_rgb(image: Image.Image, has_16_bits: bool) -> npt.NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, has_16_bits: bool, value_range: ValueRange | None) -> npt.NDArray[np.uint8]:
     """One scale for each kind of file, whatever is in it: images of a set must not differ by their brightest pixel.
 
     Raises:
@@ -171,17 +175,19 @@ def _to_rgb(image: Image.Image, has_16_bits: bool) -> npt.NDArray[np.uint8]:
     if not _is_deep(image):
         return np.asarray(image.convert("RGB"))
     deep = np.asarray(image)
-    if has_16_bits:
+    if value_range is None and has_16_bits:
         deep = deep >> 8
-    else:
+    elif value_range is None:
         low, high = _range(deep)
         if low < 0 or high > 255:
             raise ValueError(
                 f"values from {low:g} to {high:g}, of {deep.dtype}, have no scale that is known: save all images of "
                 "the set with one scale, as 0 to 255, floats as 0 to 1, or 16 bits"
             )
-        if image.mode == "F":
-            deep = np.nan_to_num(deep) * np.float32(255 if high <= 1 else 1)
+        value_range = (0, 1) if image.mode == "F" and high <= 1 else (0, 255)
+    if value_range is not None:
+        low, high = value_range
+        deep = (np.nan_to_num(deep.astype(np.float64), nan=low) - low) * (255 / (high - low))
     grey = np.clip(deep, 0, 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
@@ -191,31 +197,53 @@ def _range(deep: npt.NDArray[Any]) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
-def deep_range(path: str) -> tuple[str, float, float] | None:
-    """Of a grey image of more than 8 bits: "16-bit", "32-bit" or "float", and its least and largest value.
+@dataclass(frozen=True)
+class DeepValues:
+    """Of a grey image of more than 8 bits.
 
-    ``None`` for any other file, and one that can't be read.
+    Attributes:
+        kind: "16-bit", "32-bit" or "float".
+        low, high: its least and largest value.
+        first, last: between these are nearly all: dead pixels of a sensor are not.
     """
+
+    kind: str
+    low: float
+    high: float
+    first: float
+    last: float
+
+
+def deep_values(path: str) -> DeepValues | None:
+    """The values of a grey image of more than 8 bits; ``None`` for any other file, and one that can't be read."""
     try:
         with _open(path) as file, Image.open(file, formats=_formats()) as image:
             if not _is_deep(image):
                 return None
             kind = "16-bit" if _has_16_bits(image) else "float" if image.mode == "F" else "32-bit"
             with _decoding(image.width * image.height):
-                return kind, *_range(np.asarray(image))
+                deep = np.asarray(image)
+                few = deep.ravel()[:: max(1, deep.size // _PIXELS_LOOKED_AT)]
+                few = few[np.isfinite(few)]
+                first, last = np.percentile(few, (0.1, 99.9)) if few.size else (0, 0)
+                return DeepValues(kind, *_range(deep), float(first), float(last))
     except Exception:  # told by the check of the image itself
         return None
 
 
-def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray[np.uint8]:
+def read_image(
+    path: str | os.PathLike[str], format: str = "BGR", value_range: Sequence[float] | None = None
+) -> npt.NDArray[np.uint8]:
     """Read an image as Detectron2 does: EXIF rotation applied, alpha dropped, grey and CMYK made colour.
 
-    16-bit grey images are brought to 8 bits by their high byte. Of floats, those up to 1 are taken times 255; others,
-    and whole numbers of 32 bits, must lie within 0 to 255.
+    Grey images of 16 or 32 bits or of floats are brought to 8 bits by ``value_range``. Without it, 16 bits are by their
+    high byte; floats up to 1 are taken times 255; other floats, and whole numbers of 32 bits, must lie within 0 to 255.
 
     Args:
         path: the file.
         format: ``BGR`` or ``RGB``, the order of the channels.
+        value_range: the values that become black and white in an image of more than 8 bits, such as those of
+            ``INPUT.VALUE_RANGE``; empty as None.
 
     Returns:
         uint8, (H, W, 3), contiguous.
@@ -233,7 +261,9 @@ def read_image(path: str | os.PathLike[str], format: str = "BGR") -> npt.NDArray
             with Image.open(file, formats=_formats()) as image, _decoding(image.width * image.height):
                 image.load()
                 turn = _TRANSPOSE.get(_orientation(image))
-                array = _to_rgb(image if turn is None else image.transpose(turn), _has_16_bits(image))
+                turned = image if turn is None else image.transpose(turn)
+                low_high = (float(value_range[0]), float(value_range[1])) if value_range else None
+                array = _to_rgb(turned, _has_16_bits(image), low_high)
         except Exception as error:  # as in read_header
             raise _failure(path, error) from None
     return np.ascontiguousarray(array[:, :, ::-1] if format == "BGR" else array)

@@ -19,6 +19,10 @@ _ACTION_ORDER: tuple[Action, ...] = ("stops", "dropped", "filled", "kept")
 SUSPICIOUS = "suspicious boxes"
 #: The kind of what keeps a set's keypoints from being trained.
 NO_KEYPOINTS = "keypoints that can't be trained"
+#: The kind of an image that is not of the size that the annotation file says.
+WRONG_SIZE = "wrong image size"
+#: The kind of what is said of images of more than 8 bits.
+DEPTH = "images of more than 8 bits"
 #: The kind of what crowd regions as a whole are taken for.
 CROWDS = "crowd regions"
 #: Kinds that concern a set as a whole, and are said before training.
@@ -114,6 +118,10 @@ class DatasetReport:
         """What boxes or crowd regions as a whole look like, if not like COCO's: each a line."""
         return [problem.reason for problem in self.problems if problem.kind in _OF_THE_SET]
 
+    def remarks(self) -> list[str]:
+        """What to know of a set before training, that nothing is wrong with: each a line."""
+        return [problem.reason for problem in self.problems if problem.kind == DEPTH]
+
     def kinds(self, action: Action, *, but: str = "") -> str:
         """The kinds met with this action, ``but`` one, and their counts: ``missing file 2, box without area 1``."""
         found = [(n, kind) for (kind, act), n in self.counts.items() if act == action and kind != but]
@@ -133,6 +141,10 @@ class DatasetReport:
         first = next((p for p in self.problems if p.action == action and p.kind != "missing file"), None)
         if first is not None:
             told.append(f"{self.kinds(action, but='missing file')}; the first: {first}")
+        if (WRONG_SIZE, action) in self.counts:
+            told.append(
+                "if the objects are right on the pictures, take height and width out of images: they are then read"
+            )
         if self.hint:
             told.append(self.hint)
         elif action == "stops" and self.bad_images == self.count(action) < self.listed_images:

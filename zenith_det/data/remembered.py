@@ -12,9 +12,11 @@ from typing import Any
 import zenith_det.data.annotation_cache as annotation_cache
 from zenith_det.data.categories import OtherClasses, metadata_from
 from zenith_det.data.dataset import CocoDataset
+from zenith_det.data.depth import depth_of
 from zenith_det.data.garbage_collection import garbage_collection_off
 from zenith_det.data.image_entries import ReadImages
 from zenith_det.data.image_files import ImageCheck, ImageFile, check_image_files
+from zenith_det.data.images import ValueRange
 from zenith_det.data.metadata import DatasetMetadata
 from zenith_det.data.problems import DatasetReport, Problem
 
@@ -67,6 +69,7 @@ def remembered(
     classes: Sequence[str] | None,
     other_classes: OtherClasses,
     check_images: ImageCheck,
+    value_range: ValueRange | None,
 ) -> CocoDataset | None:
     """What :func:`remember` kept; ``None`` if there is nothing, or an image has changed since.
 
@@ -96,6 +99,10 @@ def remembered(
                 return (
                     None  # a Fault, or another size: the whole file is read again, which tells what is wrong
                 )
+            range_now = depth_of([record["file_name"] for record in records], value_range).value_range
+            range_then = records[0].get("value_range") if records else None
+            if range_now != (None if range_then is None else tuple(range_then)):
+                return None  # the same images by name and size, saved with other values
             _restore(records, metadata, kept["classes"])
             report = DatasetReport(name, num_classes=metadata.num_classes)
             report.num_images, report.num_annotations, report.num_without_objects = kept["numbers"]

@@ -31,7 +31,10 @@ class DataDescription:
         if not is_main_process():
             return
         report = dataset.report
-        found = [report.summary(), *(f"{report.name}: {line}" for line in report.suspicions())]
+        found = [
+            report.summary(),
+            *(f"{report.name}: {line}" for line in (*report.remarks(), *report.suspicions())),
+        ]
         self._sets.append(
             count_set(
                 dataset.metadata,

@@ -102,7 +102,7 @@ def draw_run(
         step = max(1, len(with_objects) // PICTURED_IMAGES)
         rows = (
             SheetRow(
-                read_image(record["file_name"]),
+                read_image(record["file_name"], value_range=record.get("value_range")),
                 Instances.from_record(record),
                 Instances.from_results(by_image.get(record["image_id"], []), dataset.metadata),
             )

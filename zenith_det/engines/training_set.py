@@ -33,7 +33,7 @@ def load_sets(
     """Read and check COCO-format sets, each one's categories matched by name to ``classes``.
 
     Args:
-        cfg: ``DATASETS`` counts.
+        cfg: ``DATASETS`` counts; ``INPUT.VALUE_RANGE`` becomes that of the training set.
         kind: ``"TRAIN"`` or ``"TEST"``: sets to evaluate on may have more classes.
         sources: of that kind, see :func:`dataset_sources`.
         classes: default: the first set's.
@@ -56,8 +56,12 @@ def load_sets(
                 other_classes="refuse" if kind == "TRAIN" else "keep",
                 max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
                 crowds=cfg.DATASETS.CROWDS,
+                value_range=cfg.INPUT.VALUE_RANGE,
                 cache=cfg.DATASETS.CACHE,
             )
+        if kind == "TRAIN" and dataset.records and "value_range" in dataset.records[0]:
+            # For what is evaluated, and for whoever uses the model.
+            cfg.INPUT.VALUE_RANGE = tuple(dataset.records[0]["value_range"])
         refuse_unusable_keypoints(cfg, dataset.metadata)
         if description is not None:
             description.add(dataset, training=kind == "TRAIN")

@@ -176,7 +176,7 @@ def _labelled(dataset: CocoDataset, width: int) -> list[tuple[ByteImage, str]]:
     cells = []
     for record in pick_records(dataset):
         try:
-            image = read_image(record["file_name"])
+            image = read_image(record["file_name"], value_range=record.get("value_range"))
         except UserError:
             continue
         objects = Instances.from_record(record)

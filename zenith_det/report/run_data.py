@@ -84,7 +84,9 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
         )
     path = _results_file(folder / averaging.FOLDER if averaged else folder, several)
     results = read_detections(path)
-    dataset = _load(source, name, cfg.DATASETS.MAX_BAD_IMAGES, cfg.DATASETS.CROWDS)
+    dataset = _load(
+        source, name, cfg.DATASETS.MAX_BAD_IMAGES, cfg.DATASETS.CROWDS, tuple(cfg.INPUT.VALUE_RANGE)
+    )
     weights = noted_weights(path.parent)
     # Without the training set's file to tell it from, a set has its own file's name.
     if weights is not None and weights.dataset not in (name, Path(dataset.metadata.json_file).stem):
@@ -110,8 +112,12 @@ def _results_file(below: Path, name: str) -> Path:
 
 
 @lru_cache(maxsize=1)  # the runs of a comparison share theirs
-def _load(source: Any, name: str, max_bad_images: int, crowds: Crowds) -> CocoDataset:
-    return load_coco_dataset(source, name=name, max_bad_images=max_bad_images, crowds=crowds)
+def _load(
+    source: Any, name: str, max_bad_images: int, crowds: Crowds, value_range: tuple[float, ...]
+) -> CocoDataset:
+    return load_coco_dataset(
+        source, name=name, max_bad_images=max_bad_images, crowds=crowds, value_range=value_range
+    )
 
 
 def read_detections(path: Path) -> list[dict[str, Any]]:

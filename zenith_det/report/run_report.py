@@ -404,7 +404,7 @@ def _show_miss(evaluated: Evaluated, miss: Miss) -> str:
 def _cut(record: Mapping[str, Any], box: Sequence[float]) -> tuple[ByteImage, list[float]] | None:
     """The image around a box (x y w h), square where it can be, and the box (x0 y0 x1 y1) in it."""
     try:
-        image = read_image(record["file_name"])
+        image = read_image(record["file_name"], value_range=record.get("value_range"))
     except UserError:
         return None
     height, width = image.shape[:2]

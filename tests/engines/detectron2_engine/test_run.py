@@ -385,7 +385,7 @@ def test_one_file_with_two_image_folders_is_two_sets(tmp_path: Path, shapes: Any
     register_datasets(loaded, training=True)
     folders = []
     for names in (loaded.cfg.DATASETS.TRAIN, loaded.cfg.DATASETS.TEST):
-        folders.append({str(Path(record["file_name"]).parent) for record in DatasetCatalog[names[0]]})
+        folders.append({str(Path(record["file_name"]).parent) for record in DatasetCatalog.get(names[0])})
     assert folders == [{str(shapes["train"].image_root)}, {str(degraded)}]
     assert name_of_files(loaded.cfg, "TRAIN") != name_of_files(loaded.cfg, "TEST") == "degraded"
 

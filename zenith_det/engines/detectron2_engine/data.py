@@ -256,7 +256,7 @@ class CocoMapper(DatasetMapper):
             DatasetError: the image cannot be read, or has not the size that the record says.
         """
         record: dict[str, Any] = copy.deepcopy(dict(dataset_dict))
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(record["file_name"], self.image_format, record.get("value_range"))
         if image.shape[:2] != (record["height"], record["width"]):
             raise DatasetError(
                 f"{record['file_name']} is {image.shape[1]}x{image.shape[0]}, the annotation file says "

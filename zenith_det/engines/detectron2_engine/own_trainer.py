@@ -40,6 +40,7 @@ NEVER: dict[str, str] = {
     "DATASETS.CACHE": _OF_THE_COMMAND,
     "DATASETS.STRICT": _OF_THE_COMMAND,
     "SOLVER.AUTO_LR": "tools/find_lr.py finds the LR before a run",
+    "INPUT.VALUE_RANGE": "the project's own mapper reads the images",
     "TEST.MAX_IMAGES": "the project's evaluator takes all images",
 }
 #: Keys that an evaluation is needed for.

@@ -81,7 +81,7 @@ class TrainingMapper:
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """The sample: ``image`` uint8 ``(3, H, W)``, ``targets``, ``image_id``, ``file_name``."""
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(record["file_name"], self.image_format, record.get("value_range"))
         geometry = self._draw(image.shape[0], image.shape[1], rng)
         pixels = geometry.image(image, Image.Resampling.BILINEAR)
         return {
@@ -168,7 +168,9 @@ class TestMapper:
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """The sample: ``image`` uint8 ``(3, H, W)``, ``height``, ``width``, ``image_id``, ``file_name``."""
-        sample = self.from_image(read_image(record["file_name"], self.image_format))
+        sample = self.from_image(
+            read_image(record["file_name"], self.image_format, record.get("value_range"))
+        )
         return sample | {"image_id": record["image_id"], "file_name": record["file_name"]}
 
     def from_image(self, image: np.ndarray) -> dict[str, Any]:
