@@ -126,6 +126,28 @@ def test_training_and_validation_side_by_side_with_pictures(tmp_path: Path) -> N
             assert min(picture.size) > 200
 
 
+def test_a_folder_is_checked_with_all_of_its_parts(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        data = content()
+        if part == "test":
+            data["annotations"][0]["category_id"] = 9
+        _, images = write(tmp_path / part, data, "_annotations.coco.json")
+        for image in Path(images).iterdir():  # beside their file, as Roboflow has them
+            image.rename(tmp_path / part / image.name)
+    result = check(str(tmp_path), "--fast")
+    assert (result.returncode, result.stderr) == (2, "")  # for the test set
+    name = tmp_path.name
+    for part, verdict in (
+        ("train", "usable"),
+        ("val", "usable"),
+        ("test", "can't be used: unknown category"),
+    ):
+        assert f"{name} {part}: 3 images" in result.stdout
+        assert result.stdout.split(f"{name} {part}: 3 images")[1].split("result: ")[1].startswith(verdict)
+    assert f"training: {name} train" in result.stdout
+    assert "Traceback" not in check(str(tmp_path / "train" / "images"), "--fast").stderr
+
+
 def test_some_images_may_be_missing(tmp_path: Path) -> None:
     json_file, images = write(tmp_path, content())
     (Path(images) / "2.png").unlink()

@@ -15,7 +15,7 @@ from zenith_det.engines.torchvision_engine.datasets import load_training_set
 from zenith_det.engines.training_set import (
     check_labels,
     refuse_unusable_keypoints,
-    warn_of_missing_flip_pairs,
+    warn_of_sides_in_mirrored_images,
 )
 from zenith_det.errors import ConfigError, DatasetError
 
@@ -62,7 +62,7 @@ def test_keypoints_without_sides_are_warned_of_where_images_are_mirrored(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     cfg = small_config(task, INPUT__RANDOM_FLIP=flip).cfg
-    warn_of_missing_flip_pairs(cfg, metadata(tmp_path, names, **category))
+    warn_of_sides_in_mirrored_images(cfg, metadata(tmp_path, names, **category))
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == warned
     for line in lines:
@@ -96,7 +96,7 @@ def test_sides_that_a_mirror_would_swap_are_named(
     found = load_coco_dataset(write(tmp_path, data)).metadata
     for flip, warned in (("horizontal", told), ("none", None)):
         caplog.clear()
-        warn_of_missing_flip_pairs(small_config("keypoint", INPUT__RANDOM_FLIP=flip).cfg, found)
+        warn_of_sides_in_mirrored_images(small_config("keypoint", INPUT__RANDOM_FLIP=flip).cfg, found)
         lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(lines) == bool(warned)
         assert warned is None or warned in lines[0]

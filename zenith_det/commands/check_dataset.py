@@ -2,6 +2,7 @@
 
     %(prog)s --train-json train.json --train-images images --val-json val.json --val-images images
     %(prog)s --train-json train.json --train-images images --config-file my.yaml --pictures found
+    %(prog)s FOLDER
     %(prog)s coco_2017_train coco_2017_val
     %(prog)s --json my/train.json --images my/images
 
@@ -20,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det import cli
-from zenith_det.commands.data_folders import data_overrides
+from zenith_det.commands.data_folders import CONVERTED, data_overrides
 from zenith_det.config import LoadedConfig, files_of, get_cfg, name_of_files, validate_config
 from zenith_det.data import CocoDataset, DatasetMetadata, examine_coco_dataset
+from zenith_det.data.converting.folders import find_sets, is_folder_of_sets
+from zenith_det.data.converting.found import WHOLE
 from zenith_det.data.overview import notes, overview_table
 from zenith_det.data.splitting import origin_of, split_file, told
 from zenith_det.data.statistics import InputSize, SetStatistics, count_set
@@ -34,7 +37,11 @@ from zenith_det.errors import MAX_MESSAGE, ConfigError, UserError, one_line
 def argument_parser() -> argparse.ArgumentParser:
     parser = cli.parser("check-dataset", __doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="built-in datasets, under $DETECTRON2_DATASETS"
+        "names",
+        nargs="*",
+        metavar="FOLDER",
+        help="of an export, whose parts are all checked (YOLO, Pascal VOC and labelme are converted for it); or the "
+        "name of a built-in dataset, under $DETECTRON2_DATASETS",
     )
     cli.add_data_flags(parser)
     parser.add_argument("--json", metavar="FILE", help="annotation file of a set that is for neither")
@@ -96,9 +103,12 @@ def main(argv: list[str] | None = None) -> int:
             cfg.DATASETS.MAX_BAD_IMAGES = args.max_bad_images
         if args.crowds:
             cfg.DATASETS.CROWDS = args.crowds
-        sources = list(_sources(args, cfg, of_config=not named_here))
+        converted = (args.pictures or Path(scratch)) / CONVERTED
+        sources = list(_sources(args, cfg, converted, of_config=not named_here))
         if not sources:
-            parser.error("name a dataset, or give --train-json and --train-images, or --json and --images")
+            parser.error(
+                "name a dataset or a folder, or give --train-json and --train-images, or --json and --images"
+            )
         return _check(args, cfg, sources)
 
 
@@ -124,6 +134,7 @@ def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any
     usable = True
     datasets: list[CocoDataset] = []
     sets: list[SetStatistics] = []
+    value_range = cfg.INPUT.VALUE_RANGE
     for role, name, source in sources:
         dataset = examine_coco_dataset(
             source,
@@ -131,10 +142,10 @@ def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any
             check_images="header" if args.fast else "full",
             max_bad_images=cfg.DATASETS.MAX_BAD_IMAGES,
             crowds=cfg.DATASETS.CROWDS,
-            value_range=cfg.INPUT.VALUE_RANGE,
+            value_range=value_range if role == "validation" else cfg.INPUT.VALUE_RANGE,
         )
-        if role == "training" and dataset.records and "value_range" in dataset.records[0]:
-            cfg.INPUT.VALUE_RANGE = dataset.records[0]["value_range"]  # as a run does
+        if role == "training" and dataset.records:
+            value_range = dataset.records[0].get("value_range", cfg.INPUT.VALUE_RANGE)  # as a run does
         usable &= _tell(dataset, args)
         size = InputSize.of(cfg, training=role != "validation")
         found = [dataset.report.summary(), *dataset.report.remarks(), *dataset.report.suspicions()]
@@ -157,7 +168,9 @@ def _check(args: argparse.Namespace, cfg: Any, sources: list[tuple[str, str, Any
     return 0 if usable else UserError.exit_code
 
 
-def _sources(args: argparse.Namespace, cfg: Any, *, of_config: bool) -> Iterator[tuple[str, str, Any]]:
+def _sources(
+    args: argparse.Namespace, cfg: Any, converted: Path, *, of_config: bool
+) -> Iterator[tuple[str, str, Any]]:
     """(role, name, source) of each set to check."""
     for kind, role in (("TRAIN", "training"), ("TEST", "validation")):
         if files := files_of(cfg, kind):
@@ -165,7 +178,16 @@ def _sources(args: argparse.Namespace, cfg: Any, *, of_config: bool) -> Iterator
         elif of_config:
             for name in cfg.DATASETS[kind]:
                 yield role, name, name
-    for name in args.names:
+    for number, name in enumerate(args.names):
+        if is_folder_of_sets(name):
+            found = find_sets(name, converted / str(number) if number else converted)
+            for note in found.notes:
+                print(note)
+            folder = Path(name).absolute().name
+            for part, source in found.sets.items():
+                role = "training" if part in ("train", WHOLE) else "validation"
+                yield role, folder if part == WHOLE else f"{folder} {part}", source
+            continue
         # Among built-in names the part tells what a set is for.
         yield "training" if "train" in name else "validation" if "val" in name else "", name, name
     if args.json:

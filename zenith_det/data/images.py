@@ -187,7 +187,9 @@ def _to_rgb(image: Image.Image, has_16_bits: bool, value_range: ValueRange | Non
         value_range = (0, 1) if image.mode == "F" and high <= 1 else (0, 255)
     if value_range is not None:
         low, high = value_range
-        deep = (np.nan_to_num(deep.astype(np.float64), nan=low) - low) * (255 / (high - low))
+        deep = (np.nan_to_num(deep.astype(np.float64), nan=low, posinf=high, neginf=low) - low) * (
+            255 / (high - low)
+        )
     grey = np.clip(deep, 0, 255).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 

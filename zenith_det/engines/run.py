@@ -26,7 +26,7 @@ from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.run_pictures import draw_run, pictured
 from zenith_det.engines.trained_model import remembered_classes
 from zenith_det.engines.trainer import Progress, Trainer, unwrap
-from zenith_det.engines.training_set import reading_test_sets, warn_of_missing_flip_pairs
+from zenith_det.engines.training_set import reading_test_sets, warn_of_sides_in_mirrored_images
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import CheckpointError, ConfigError, UserError
 from zenith_det.evaluation import check_expected
@@ -143,7 +143,7 @@ def train(engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir:
     training_set = engine.training_set(loaded, description)
     metadata = training_set.metadata
     if metadata is not None:
-        warn_of_missing_flip_pairs(cfg, metadata)
+        warn_of_sides_in_mirrored_images(cfg, metadata)
     with reading_test_sets(cfg):
         test_sets = engine.test_sets(loaded, metadata.thing_classes if metadata else None, description)
     description.tell()

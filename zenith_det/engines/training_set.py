@@ -140,7 +140,7 @@ def refuse_unusable_keypoints(cfg: Any, metadata: DatasetMetadata) -> None:
         )
 
 
-def warn_of_missing_flip_pairs(cfg: Any, metadata: DatasetMetadata) -> None:
+def warn_of_sides_in_mirrored_images(cfg: Any, metadata: DatasetMetadata) -> None:
     """Warn where images are mirrored, and a mirror makes of a keypoint or an object what another name stands for.
 
     Args:
