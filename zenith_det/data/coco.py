@@ -144,8 +144,11 @@ def _examine(
             "no images", "stops", "no image is listed" if not content["images"] else "no image is left"
         )
     elif entries and not report.num_annotations and not report.count("stops"):
+        first = next((f"; the first: {p}" for p in report.problems if p.action == "dropped"), "")
         report.add(
-            "no annotation left", "stops", f"none of {len(entries)} can be used: {report.kinds('dropped')}"
+            "no annotation left",
+            "stops",
+            f"none of {len(entries)} can be used: {report.kinds('dropped')}{first}",
         )
     dataset = CocoDataset(metadata, list(records.values()), report)
     # With an image left out, its annotations are, too: the outcome is not the annotation file's alone.

@@ -122,9 +122,9 @@ class DatasetReport:
         """What to know of a set before training, that nothing is wrong with: each a line."""
         return [problem.reason for problem in self.problems if problem.kind == DEPTH]
 
-    def kinds(self, action: Action, *, but: str = "") -> str:
-        """The kinds met with this action, ``but`` one, and their counts: ``missing file 2, box without area 1``."""
-        found = [(n, kind) for (kind, act), n in self.counts.items() if act == action and kind != but]
+    def kinds(self, action: Action, *but: str) -> str:
+        """The kinds met with this action, ``but`` some, and their counts: ``missing file 2, box without area 1``."""
+        found = [(n, kind) for (kind, act), n in self.counts.items() if act == action and kind not in but]
         return ", ".join(f"{kind} {n}" for n, kind in sorted(found, key=lambda item: (-item[0], item[1])))
 
     def refusal(self, action: Action, image_root: str) -> str:
@@ -140,7 +140,7 @@ class DatasetReport:
             )
         first = next((p for p in self.problems if p.action == action and p.kind != "missing file"), None)
         if first is not None:
-            told.append(f"{self.kinds(action, but='missing file')}; the first: {first}")
+            told.append(f"{self.kinds(action, 'missing file')}; the first: {first}")
         if (WRONG_SIZE, action) in self.counts:
             told.append(
                 "if the objects are right on the pictures, take height and width out of images: they are then read"
@@ -166,9 +166,11 @@ class DatasetReport:
         ]
         told = {problem.kind for problem in self.problems}
         found += [kind for kind in (NO_KEYPOINTS, *_OF_THE_SET) if kind in told]
-        # What is left out of a file and has one meaning only is no problem of it.
-        filled = [f"filled: {self.kinds('filled')}"] if self.count("filled") else []
-        return "; ".join([text, *(found or ["no problems"]), *filled])
+        # What is left out of a file and has one meaning only is no problem of it, nor is what is merely unusual.
+        filled = self.kinds("filled", *_OF_THE_SET)
+        kept = self.kinds("kept", NO_KEYPOINTS, DEPTH, *_OF_THE_SET)
+        besides = [f"{name}: {kinds}" for name, kinds in (("filled", filled), ("kept", kept)) if kinds]
+        return "; ".join([text, *(found or ["no problems"]), *besides])
 
     def table(self, examples: int = 3) -> str:
         """Counts of all that was found, the worst first, with the first examples: file, annotation id, reason."""

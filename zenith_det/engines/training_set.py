@@ -151,8 +151,8 @@ def warn_of_sides_in_mirrored_images(cfg: Any, metadata: DatasetMetadata) -> Non
         return
     if metadata.sided_classes:
         logger.warning(
-            "%s: the classes %s say left or right, and half of the images are mirrored: their objects would be "
-            "trained under the wrong side's name; set INPUT.RANDOM_FLIP none",
+            "%s: classes that say left or right: %s; half of the images are mirrored, and their objects would be "
+            "trained under the wrong side's name: set INPUT.RANDOM_FLIP none",
             metadata.name,
             listed(metadata.sided_classes),
         )
@@ -166,9 +166,9 @@ def warn_of_sides_in_mirrored_images(cfg: Any, metadata: DatasetMetadata) -> Non
         )
     elif cfg.MODEL.KEYPOINT_ON and metadata.unpaired_sides:
         logger.warning(
-            "%s: nothing is the other side of the keypoints %s: in the half of the images that are mirrored they "
-            "would be trained as if they were; give the category flip_pairs (pairs of names), or set "
-            "INPUT.RANDOM_FLIP none",
+            "%s: keypoints of a side that have no partner on the other: %s; in the half of the images that are "
+            "mirrored they would be trained under the wrong side's name: give the category flip_pairs (pairs of "
+            "names), or set INPUT.RANDOM_FLIP none",
             metadata.name,
             listed(metadata.unpaired_sides),
         )
