@@ -167,7 +167,7 @@ def test_boxes_that_reach_out_are_kept_and_many_are_suspicious(tmp_path: Path) -
     corners["annotations"] = [{**template, "id": i, "bbox": [20, 15, 30, 25]} for i in range(1, 13)]
     report = load_coco_dataset(write(tmp_path, corners)).report
     assert "(x1, y1, x2, y2)" in report.table()
-    assert report.summary().endswith("1 class; suspicious boxes")
+    assert report.summary().endswith("1 class; suspicious boxes; kept: box reaches out of the image 12")
 
     relative = content(1)
     relative["annotations"] = [{**template, "id": i, "bbox": [0.2, 0.3, 0.1, 0.2]} for i in range(1, 13)]

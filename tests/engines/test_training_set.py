@@ -77,14 +77,14 @@ def test_keypoints_without_sides_are_warned_of_where_images_are_mirrored(
         (
             ["left elbow", "right_elbow", "left_knee"],
             ["person"],
-            "the other side of the keypoints left_knee:",
+            "keypoints of a side that have no partner on the other: left_knee;",
         ),
         (["left elbow", "right_elbow", "nose"], ["person"], None),
         (["a", "b"], ["person"], "no left and right in the names of its 2 keypoints"),
         (
             ["left_a", "right_a"],
             ["left hand", "RightHand", "bright"],
-            "the classes left hand, RightHand say left",
+            "classes that say left or right: left hand, RightHand;",
         ),
     ],
 )
