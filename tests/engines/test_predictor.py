@@ -302,6 +302,15 @@ def test_the_threshold(run: Path, photos: list[Path]) -> None:
     assert len(Predictor(run, threshold=limit)(photos[0])) == int((low.scores >= limit).sum())
 
 
+def test_thermal_images_are_read_as_in_training(run: Path, tmp_path: Path) -> None:
+    """By the range of the training set, which its config.yaml keeps; from the file again as well."""
+    values = np.linspace(7000, 8000, 64).astype(np.uint16)[None].repeat(48, 0)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    predictor = Predictor(run, threshold=None, opts=["INPUT.VALUE_RANGE", "(7000, 8000)"])
+    for found in (predictor(tmp_path / "a.png"), *predictor([tmp_path / "a.png"]), *predictor(tmp_path)):
+        assert (found.image.min(), found.image.max()) == (0, 255)
+
+
 def test_mistakes(run: Path, predictor: Predictor, photos: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8 not much of an image")

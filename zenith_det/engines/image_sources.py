@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -82,18 +82,19 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: neither an image nor a video ({', '.join(sorted(IMAGES | VIDEOS))})")
 
 
-def read_one(source: Any) -> Picture:
+def read_one(source: Any, value_range: Sequence[float] = ()) -> Picture:
     """One image, whatever it is given as.
 
     Args:
         source: see :data:`OneImage`.
+        value_range: of files of more than 8 bits, see :func:`zenith_det.data.read_image`.
 
     Raises:
         ImageError: a file that can't be read.
         UserError: anything else that is no image; what it is.
     """
     if isinstance(source, str | os.PathLike):
-        return Picture(read_image(source), Path(source))
+        return Picture(read_image(source, value_range=value_range), Path(source))
     if isinstance(source, Image.Image):
         if source.mode.startswith("I") or source.mode == "F":
             raise UserError(
@@ -113,7 +114,11 @@ def read_one(source: Any) -> Picture:
 
 
 def read_all(
-    sources: Iterable[Any], on_bad_image: OnBadImage | None = None, *, videos: bool = True
+    sources: Iterable[Any],
+    on_bad_image: OnBadImage | None = None,
+    *,
+    videos: bool = True,
+    value_range: Sequence[float] = (),
 ) -> Iterator[Picture]:
     """Images one after the other, each read when it is asked for; of a video, its frames.
 
@@ -121,6 +126,7 @@ def read_all(
         sources: as :func:`read_one` takes them, and videos.
         on_bad_image: called for a file that can't be read, in place of raising.
         videos: take the frames of videos.
+        value_range: see :func:`read_one`.
 
     Raises:
         ImageError: a file that can't be read.
@@ -137,7 +143,7 @@ def read_all(
                 if is_video(path):
                     yield from _frames(path)
                     continue
-            picture = read_one(source)
+            picture = read_one(source, value_range)
         except ImageError as error:
             if on_bad_image is None:
                 raise

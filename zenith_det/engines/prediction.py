@@ -54,6 +54,7 @@ class Prediction:
     # Masks as an array, or as run lengths where many predictions are held at a time.
     _masks: npt.NDArray[np.bool_] | Sequence[dict[str, Any]] | None = None
     _pixels: npt.NDArray[np.uint8] | None = None
+    _value_range: tuple[float, ...] = ()  # by which the file is read again
 
     # ---- looking
 
@@ -79,7 +80,7 @@ class Prediction:
         if self._pixels is not None:
             return self._pixels
         assert self.path is not None
-        return read_image(self.path)
+        return read_image(self.path, value_range=self._value_range)
 
     def __len__(self) -> int:
         return len(self.boxes)

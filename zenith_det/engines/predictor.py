@@ -130,10 +130,15 @@ class Predictor:
                 return self.stream(path)
             check_file(path)
         elif isinstance(source, list | tuple):
-            return [one.compact() for one in self._detect(read_all(source, videos=False))]
+            return [
+                one.compact()
+                for one in self._detect(
+                    read_all(source, videos=False, value_range=self.cfg.INPUT.VALUE_RANGE)
+                )
+            ]
         elif isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor):
             return self.stream(source)
-        return next(self._detect(iter([read_one(source)])))
+        return next(self._detect(iter([read_one(source, self.cfg.INPUT.VALUE_RANGE)])))
 
     def stream(
         self,
@@ -163,7 +168,7 @@ class Predictor:
                 sources = [path]
         else:
             sources = source
-        return self._detect(read_all(sources, on_bad_image))
+        return self._detect(read_all(sources, on_bad_image, value_range=self.cfg.INPUT.VALUE_RANGE))
 
     def _detect(self, pictures: Iterator[Picture]) -> Iterator[Prediction]:
         waiting: list[tuple[Picture, Sample]] = []
@@ -204,4 +209,5 @@ class Predictor:
             frame=picture.frame,
             _masks=found.get("masks"),
             _pixels=picture.pixels,
+            _value_range=tuple(self.cfg.INPUT.VALUE_RANGE),
         )
