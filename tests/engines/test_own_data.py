@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT, SmallSet
 from tests.engines.test_train_net import SMALL
@@ -96,6 +98,29 @@ def test_a_run_on_files_given_by_relative_paths(engine: str, shapes: SmallSet, t
     assert "Why an AP is 0 or n/a (trained weights)" in page
     assert "AP of wbc can only be 0" in page
     assert str(tmp_path / "valid") in page
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_12_bit_images_keep_their_scale(engine: str, shapes: SmallSet, tmp_path: Path) -> None:
+    """From the training set to its config.yaml, and from there to an evaluation alone."""
+    runs.need(engine)
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in Path(shapes.val[1]).glob("*.png"):
+        with Image.open(path) as picture:
+            grey = np.asarray(picture.convert("L")).astype(np.uint16) * 16
+        Image.fromarray(grey).save(images / path.name)
+    output = tmp_path / "run"
+    files = ["--train-json", shapes.val[0], "--train-images", str(images)]
+    files += ["--val-json", shapes.val[0], "--val-images", str(images)]
+    words = ["--engine", engine, *CONFIG, *files, *SMALL, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", "2"]
+    done = runs.forked(words, one_stream=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 is read as black, 4095 as white, in all alike" in done.stdout
+    assert load_config(str(output / "config.yaml")).cfg.INPUT.VALUE_RANGE == (0, 4095)
+    again = ["--engine", engine, "--config-file", str(output / "config.yaml"), "--eval-only"]
+    done = runs.forked([*again, "MODEL.WEIGHTS", str(output / "model_final.pth")], one_stream=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
