@@ -175,4 +175,4 @@ def test_a_reader_that_has_gone(tmp_path: Path) -> None:
         told = process.stderr.read().decode()
         assert "Broken" not in told
         assert "Traceback" not in told
-        assert process.wait() == (2 if "/no" in flags else 141 if "--fast" in flags else 0)
+        assert process.wait() == (2 if "/no" in flags else 141)
