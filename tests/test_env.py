@@ -101,6 +101,6 @@ def test_the_exit_code_says_whether_any_engine_can_be_used(monkeypatch: pytest.M
     monkeypatch.setattr(
         env, "collect", lambda: ([("engine auto takes", "none: no engine can be used")], ["x"])
     )
-    assert env.main() == 1
+    assert env.main([]) == 1
     monkeypatch.setattr(env, "collect", lambda: ([("engine auto takes", "torchvision: asked for")], []))
-    assert env.main() == 0
+    assert env.main([]) == 0

@@ -1,16 +1,21 @@
 """What is installed, which engine a command would take, and what is wrong with the rest.
 
-``python -m zenith_det.env`` prints it, ready to paste into a bug report.
+``python -m zenith_det.env`` prints it, ready to paste into a bug report; ``--check`` also tries, in about a minute,
+whether this machine trains as it should.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import zenith_det
 from zenith_det import cli, opencv
@@ -24,6 +29,7 @@ from zenith_det.engines.selection import (
     select_engine,
 )
 from zenith_det.errors import ConfigError
+from zenith_det.files import write_whole
 
 _ENGINE_ROW = "engine auto takes"
 
@@ -86,10 +92,7 @@ def report(rows: list[tuple[str, str]], problems: list[str]) -> str:
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines.append(f"{'what is wrong':<{width}}  {len(problems) or 'nothing'}")
     lines += [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
-    home = str(Path.home())
-    text = "\n".join(lines)
-    # Paths are needed to tell installations apart; whose account it is, is not.
-    return text if home == "/" else text.replace(home, "~")
+    return _without_home("\n".join(lines))
 
 
 def _torch(problems: list[str]) -> str:
@@ -148,11 +151,51 @@ def _folder(file: str | None) -> str:
     return str(Path(file).parent) if file else "an unknown place"
 
 
-def main() -> int:
-    """Print the report; the exit code is 1 where no engine can be used, else 0."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report, and with ``--check`` what the checks find.
+
+    Returns:
+        1 where no engine can be used or a check found something broken, else 0.
+    """
+    parser = argparse.ArgumentParser(prog="python -m zenith_det.env", description=__doc__)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="train for a few iterations on each engine that is there, in each precision, on the GPU if there is one",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all of it to a file, for a bug report")
+    args = parser.parse_args(argv)
     rows, problems = collect()
-    print(report(rows, problems))
-    return int(dict(rows)[_ENGINE_ROW].startswith("none"))
+    print(report(rows, problems), flush=True)
+    found: dict[str, Any] = {"environment": dict(rows), "problems": problems}
+    failed = dict(rows)[_ENGINE_ROW].startswith("none")
+    if args.check:
+        found["checks"], any_broken = _check()
+        failed = failed or any_broken
+    if args.json:
+        write_whole(args.json, _without_home(json.dumps(found, indent=1)) + "\n")
+    return int(failed)
+
+
+def _check() -> tuple[list[dict[str, Any]], bool]:
+    """What the checks found, each told as it ends, and whether something is broken."""
+    if problem := import_problem("torch"):
+        raise ConfigError(f"--check needs torch, which cannot be imported ({problem})")
+    # Here and not above: a broken torch is to be told of.
+    from zenith_det.self_check.runner import any_broken, run_checks
+
+    probes = (probe_torchvision(), probe_detectron2())
+    print("\nchecks, about a minute; what they write goes to a temporary folder", flush=True)
+    findings = run_checks(
+        ["basics", *(p.name for p in probes if p.usable)], lambda line: print(line, flush=True)
+    )
+    return findings, any_broken(findings)
+
+
+def _without_home(text: str) -> str:
+    # Paths are needed to tell installations apart; whose account it is, is not.
+    home = str(Path.home())
+    return text if home == "/" else text.replace(home, "~")
 
 
 if __name__ == "__main__":
