@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "API.md"
 HEAD = """# Names for programs
 
-Made from the docstrings by `python docs/make_api.py`. All of these are imported from `zenith_det`:
+`python docs/make_api.py` makes this page from the docstrings. Import all of these names from `zenith_det`:
 
     from zenith_det import ZENITH, load_config
 
-Each is imported, with torch, torchvision or Detectron2 if it needs one, when it is first asked for. The packages
-(`zenith_det.data`, `zenith_det.evaluation`, …) have more names in their `__all__`. What isn't in an `__all__` may
-change at any time.
+A name is imported when you first use it, and torch, torchvision or Detectron2 with it if it needs one. The packages
+(`zenith_det.data`, `zenith_det.evaluation`, …) have more names in their `__all__`. Anything that isn't in an `__all__`
+may change at any time.
 """
 
 Definition = ast.FunctionDef | ast.ClassDef
@@ -123,6 +123,8 @@ def markdown(text: str) -> str:
     text = re.sub(
         r"^\.\. math::\n\n?((?: .*\n|\n)*?)(?=\S|\Z)", r"```math\n\1```\n\n", text, flags=re.MULTILINE
     )
+    text = re.sub(r"^Example::\n\n((?: {4}.*\n?|\n)+)", example, text, flags=re.MULTILINE)
+    text = re.sub(r" ::$", "", text, flags=re.MULTILINE)
     text = re.sub(r"^(=+ =[= ]*)\n((?:.+\n)+)", table, text, flags=re.MULTILINE)
     text = re.sub(r":math:`([^`]+)`", r"$\1$", text)
     text = re.sub(r":\w+:`~[\w.]*?(\w+)`", r"`\1`", text)
@@ -151,6 +153,11 @@ def markdown(text: str) -> str:
         else:
             lines.append(line)
     return "\n".join(lines).strip()
+
+
+def example(match: re.Match[str]) -> str:
+    """A section of code, as a block of it."""
+    return f"**Example**\n\n```python\n{inspect.cleandoc(match[1])}\n```\n"
 
 
 def table(match: re.Match[str]) -> str:

@@ -24,7 +24,7 @@ _DATA_FLAGS = {
     "train_images": "where their images are",
     "val_json": "COCO-format annotations to evaluate on",
     "val_images": "where their images are",
-    "val_share": "of the training images, to hold out and evaluate on in place of --val-json: 0.2",
+    "val_share": "share of the training images to hold out and evaluate on, in place of --val-json; for example 0.2",
 }
 
 
@@ -84,7 +84,7 @@ def add_max_bad_images(parser: argparse.ArgumentParser) -> None:
         "--max-bad-images",
         type=int,
         metavar="N",
-        help="do without up to N images that are missing or can't be used (default 0: none)",
+        help="leave out up to N images that are missing or can't be used (default 0)",
     )
 
 
@@ -93,8 +93,9 @@ def add_crowds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--crowds",
         choices=("auto", "regions", "objects"),
-        help="annotations with iscrowd 1 are regions of many objects, which are not trained, as in COCO; or objects; "
-        "default: objects where a set, or a class with many, has nothing else and the masks are in one piece",
+        help="what annotations with iscrowd 1 are. regions: areas of many objects, which are not trained, as in COCO. "
+        "objects: single objects. auto (default): objects if a set, or a class with many, has nothing else and "
+        "the masks are in one piece",
     )
 
 

@@ -58,11 +58,10 @@ def _repr(value: object) -> str:
 class UserError(Exception):
     """A mistake in something the user gave: a config, a file, an argument.
 
-    The message is one line that says what is wrong, where (file, key, id) and what to do: whatever a file puts
-    into it, it is made one line of printable characters, of :data:`MAX_MESSAGE` at most.
-    Command-line tools print it as ``error: …`` and exit with :attr:`exit_code`; see :func:`zenith_det.cli.run`.
-    Raised in a worker of torch's ``DataLoader``, it arrives with the same message; a subclass whose constructor
-    can't do with a text alone arrives as a ``RuntimeError``.
+    The message says what is wrong, where (file, key, id) and what to do. It is always one line of printable
+    characters, :data:`MAX_MESSAGE` at most, whatever a file puts into it. Command-line tools print it as ``error: …``
+    and exit with :attr:`exit_code`; see :func:`zenith_det.cli.run`. From a worker of torch's ``DataLoader`` it arrives
+    with the same message. (A subclass whose constructor needs more than a text arrives as a ``RuntimeError``.)
     """
 
     #: What a command ends with; 2 is :mod:`argparse`'s.
@@ -120,7 +119,7 @@ class UnexpectedResultsError(UserError):
 
 
 class RunStopped(UserError):
-    """A run that ended before its time because it was asked to, saved, and can go on with ``--resume``.
+    """A run that was asked to stop: it is saved, and ``--resume`` continues it.
 
     Its exit code is sysexits' ``EX_TEMPFAIL``, "try again later": job scripts tell it from a failure.
     """

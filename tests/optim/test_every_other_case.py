@@ -677,7 +677,7 @@ def test_reset_history_starts_anew_and_says_so(caplog: pytest.LogCaptureFixture)
     assert optimizer.zenith_state()["ratio"] < 0.7
     with caplog.at_level(logging.INFO, logger="zenith_det.optim"):
         optimizer.reset_history("the global batch size is 32, it was 16")
-    assert "history starts anew (the global batch size is 32, it was 16)" in caplog.text
+    assert "history starts again (the global batch size is 32, it was 16)" in caplog.text
     state = optimizer.zenith_state()
     assert (state["ratio"], state["zenith"], state["recorded_steps"]) == (1.0, 0.0, 0)
     random_grads(model)

@@ -84,7 +84,7 @@ def test_another_batch_size_starts_the_history_anew_unless_it_is_to_be_kept(
     recorded = int(optimizer["param_groups"][0]["zenith"]["counts"][0])
     assert recorded == (6 if keep else 2)
     assert ("ZENITH's history is kept" in printed) == keep
-    assert ("history starts anew (2 images a batch before, 4 now)" in printed) != keep
+    assert ("history starts again (2 images a batch before, 4 now)" in printed) != keep
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
@@ -101,7 +101,7 @@ def test_another_optimizer_starts_its_state_anew_and_sgd_keeps_momentum(
         engine, data, output, SOLVER__OPTIMIZER="AdamW", SOLVER__BASE_LR=0.0001, **schedule
     )
     assert code == 0, printed
-    assert table(printed)["SOLVER.OPTIMIZER"][1] == "applied; the optimizer's state starts anew"
+    assert table(printed)["SOLVER.OPTIMIZER"][1] == "applied; the optimizer's state starts again"
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)

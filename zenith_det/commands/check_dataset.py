@@ -8,7 +8,7 @@
 
 Prints what was found and what training would do about it: "stops" (the set can't be used), "dropped" (left
 out), "filled" (worked out), "kept" (worth knowing). Then what the sets hold, side by side: images, objects and their
-sizes at the network's input by class, and what in them will be missed. Exit code 0: the sets can be used; 2: one
+sizes at the network's input by class, and what will go wrong with them. Exit code 0: the sets can be used; 2: one
 can't, or --strict was given and something would be dropped or the boxes look suspicious.
 """
 
@@ -44,30 +44,34 @@ def argument_parser() -> argparse.ArgumentParser:
         "name of a built-in dataset, under $DETECTRON2_DATASETS",
     )
     cli.add_data_flags(parser)
-    parser.add_argument("--json", metavar="FILE", help="annotation file of a set that is for neither")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="annotation file of a set that is neither for training nor for validation",
+    )
     parser.add_argument("--images", metavar="FOLDER", help="its image folder")
     parser.add_argument(
         "--config-file",
         metavar="FILE",
-        help="whose INPUT tells the size of objects, and whose DATASETS are checked where none is named here",
+        help="a config: its INPUT gives the size of objects at the network; its DATASETS are checked if you name none",
     )
     parser.add_argument(
         "--pictures",
         type=Path,
         metavar="FOLDER",
-        help="where to write labelled images, histograms of classes and sizes, and a page of all",
+        help="folder for labelled images, histograms of classes and sizes, and a page of them all",
     )
     parser.add_argument(
         "--split",
         type=float,
         metavar="SHARE",
-        help="write two files beside the one of --train-json: SHARE of its images to evaluate on, the others to "
-        "train on, the classes in proportion; then check these",
+        help="split the file of --train-json: write two files beside it, with SHARE of its images to evaluate on and "
+        "the others to train on, the classes in proportion; then check these",
     )
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="refuse a set of which anything would be dropped, or whose boxes look suspicious",
+        help="refuse a set if anything would be dropped or its boxes look suspicious",
     )
     depth = parser.add_mutually_exclusive_group()
     depth.add_argument("--full", action="store_true", help="decode each image (the default)")
@@ -76,7 +80,9 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     cli.add_max_bad_images(parser)
     cli.add_crowds(parser)
-    parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
+    parser.add_argument(
+        "--examples", type=int, default=3, metavar="N", help="how many examples of each problem to show"
+    )
     return parser
 
 

@@ -31,7 +31,7 @@ from zenith_det.errors import ConfigError, RunStopped
 
 EPILOG = """
 examples:
-  ZENITH beside the usual schedules, three seeds each:
+  ZENITH and the usual schedules, three seeds each:
     %(prog)s --config-file quickstart/mask_rcnn_zenith.yaml \\
         --arms zenith sgd_step sgd_cosine --seeds 0 1 2
   each with its own best learning rate out of five:
@@ -40,7 +40,7 @@ examples:
     %(prog)s --config-file … --train-json t.json --train-images t --val-json v.json --val-images v \\
         --devices cuda:0 cuda:1
 
-The same command again goes on where it was interrupted.
+Give the same command again to continue after an interruption.
 """
 
 
@@ -55,10 +55,15 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms-file", metavar="FILE", help="arms of your own, in YAML: docs/COMPARING.md")
     parser.add_argument("--list-arms", action="store_true", help="show the arms with their keys, and stop")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="(default 0 1 2)"
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2],
+        metavar="N",
+        help="one run for each (default 0 1 2)",
     )
     parser.add_argument(
-        "--reference", metavar="ARM", help="differences are from this arm (default: the first not ZENITH)"
+        "--reference", metavar="ARM", help="compare with this arm (default: the first that isn't ZENITH)"
     )
     parser.add_argument(
         "--lrs", nargs="+", default=[], metavar="ARM=LR,LR,…", help="learning rates to try for an arm"
@@ -71,21 +76,23 @@ def argument_parser() -> argparse.ArgumentParser:
                         help="where runs and tables go (default output/compare)")  # fmt: skip
     parser.add_argument("--engine", choices=("auto", "detectron2", "torchvision"), default="auto")
     parser.add_argument("--evaluations", type=positive, default=8, metavar="N",
-                        help="of each run, evenly spaced (default 8)")  # fmt: skip
-    parser.add_argument("--jobs", type=positive, metavar="N", help="runs at once (default: one per device)")
+                        help="how often each run is evaluated, evenly spaced (default 8)")  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="how many runs at once (default: one per device)"
+    )
     parser.add_argument("--threads", type=positive, metavar="N",
-                        help="of each run (default: the cores divided by --jobs)")  # fmt: skip
+                        help="CPU threads of each run (default: the cores divided by --jobs)")  # fmt: skip
     parser.add_argument(
         "--devices", nargs="+", default=[], metavar="DEVICE",
-        help="cpu, cuda:0, cuda:1 …: the runs at once take these in turn (default: the config's)",
+        help="cpu, cuda:0, cuda:1 …: runs take these in turn (default: the config's)",
     )  # fmt: skip
-    parser.add_argument("--num-gpus", type=int, help=f"of each run, as for {cli.command('train')}")
+    parser.add_argument("--num-gpus", type=int, help=f"processes of each run, as for {cli.command('train')}")
     cli.add_data_flags(parser)
     parser.add_argument("--retry-failed", action="store_true", help="start failed runs again")
     parser.add_argument(
-        "--report-only", action="store_true", help="start nothing: tables of what is there so far"
+        "--report-only", action="store_true", help="start no run: make the tables of what is there so far"
     )
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to override in all runs")
     return parser
 
 

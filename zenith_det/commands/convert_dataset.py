@@ -2,9 +2,9 @@
 
     %(prog)s DATASET --output annotations
 
-A file is written for each part that the dataset's folders or lists name (train.json, val.json, test.json), or
-all.json where they name none. The images stay where they are. Exit code 0: done; 2: nothing could be written,
-or --strict was given and something would be left out.
+It writes a file for each part that the dataset's folders or lists name (train.json, val.json, test.json), or all.json
+if they name none. The images stay where they are. Exit code 0: done; 2: nothing could be written, or --strict was
+given and something would be left out.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = cli.parser("convert-dataset", __doc__)
     parser.add_argument("dataset", metavar="DATASET", help="the folder that holds images and labels")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where the annotation files go")
-    parser.add_argument("--format", choices=tuple(FORMATS), help="default: found by the files")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="default: recognized by the files")
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="a class a line, in the order of their numbers, in place of the dataset's own names",
+        help="a file with one class name a line, in the order of their numbers; replaces the dataset's own names",
     )
+    parser.add_argument("--strict", action="store_true", help="write nothing if something would be left out")
     parser.add_argument(
-        "--strict", action="store_true", help="write nothing where something would be left out"
+        "--examples", type=int, default=3, metavar="N", help="how many examples of each problem to show"
     )
-    parser.add_argument("--examples", type=int, default=3, metavar="N", help="examples shown per problem")
     return parser
 
 

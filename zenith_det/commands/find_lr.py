@@ -32,19 +32,19 @@ def argument_parser() -> argparse.ArgumentParser:
     sgd, adamw = lr_range_test.SGD_LRS, lr_range_test.ADAMW_LRS
     parser.add_argument(
         "--min-lr", type=float, metavar="LR",
-        help=f"of the first iteration (default {sgd[0]:g}, under AdamW {adamw[0]:g})",
+        help=f"LR of the first iteration (default {sgd[0]:g}, under AdamW {adamw[0]:g})",
     )  # fmt: skip
     parser.add_argument(
         "--max-lr", type=float, metavar="LR",
-        help=f"of the last (default {sgd[1]:g}, under AdamW {adamw[1]:g})",
+        help=f"LR of the last iteration (default {sgd[1]:g}, under AdamW {adamw[1]:g})",
     )  # fmt: skip
     parser.add_argument(
         "--iterations", type=int, default=lr_range_test.ITERATIONS, metavar="N",
-        help=f"more give a smoother curve (default {lr_range_test.ITERATIONS})",
+        help=f"length of the test; more give a smoother curve (default {lr_range_test.ITERATIONS})",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path("output/find_lr"), metavar="DIR",
-        help="for the curve, as PNG and JSON (default output/find_lr)",
+        help="folder for the curve, as PNG and JSON (default output/find_lr)",
     )  # fmt: skip
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
     return parser

@@ -1,4 +1,4 @@
-"""How much of the gradient norm is noise of the batch, along a run? Where it is most of it, ZENITH's ratio settles.
+"""Measure how much of the gradient norm is noise of the batch, along a run. Noise keeps ZENITH's ratio up.
 
 %(prog)s --config-file output/config.yaml output/model_*.pth --batch-sizes 2 8
 """
@@ -22,19 +22,23 @@ from zenith_det.errors import ConfigError
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = cli.parser("gradient-noise", __doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the run: its config.yaml")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the config.yaml of the run")
     parser.add_argument(
         "checkpoints",
         nargs="*",
         metavar="CHECKPOINT",
-        help="files of a run; none: the weights it starts from",
+        help="checkpoints of the run; without any: the weights it starts from",
     )
-    parser.add_argument("--batch-sizes", type=int, nargs="+", metavar="B", help="(default: the config's)")
     parser.add_argument(
-        "--batches", type=int, default=64, metavar="N", help="gradients of each size (default 64)"
+        "--batch-sizes", type=int, nargs="+", metavar="B", help="images a batch (default: the config's)"
+    )
+    parser.add_argument(
+        "--batches", type=int, default=64, metavar="N", help="batches of each size (default 64)"
     )
     cli.add_data_flags(parser, val=False)
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures there as well")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="also write the figures to this file"
+    )
     return parser
 
 

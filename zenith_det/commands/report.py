@@ -15,7 +15,9 @@ from zenith_det.report.run_report import HTML_FILE, write_run_report
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = cli.parser("report", __doc__)
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="of a run, finished or not")
+    parser.add_argument(
+        "output_dir", type=Path, metavar="OUTPUT_DIR", help="folder of a run, finished or not"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE.html", help=f"where to write (default: OUTPUT_DIR/{HTML_FILE})"
     )

@@ -22,17 +22,17 @@ EPILOG = """
 examples:
   one GPU (or the CPU, where there is none):
     %(prog)s --config-file mask_rcnn_zenith.yaml
-  your own COCO-format data, no code:
+  your own COCO-format data:
     %(prog)s --config-file mask_rcnn_zenith.yaml --epochs 12 \\
         --train-json train.json --train-images images --val-json val.json --val-images images
   eight GPUs:
     %(prog)s --config-file mask_rcnn_zenith.yaml --num-gpus 8
-  evaluate, or go on after an interruption:
+  evaluate, or continue after an interruption:
     %(prog)s --config-file output/config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
     %(prog)s --config-file output/config.yaml --resume
 
-exit codes: 0 done, 1 results other than TEST.EXPECTED_RESULTS says, 2 a mistake to mend (one line says which),
-3 training diverged for good, 75 stopped on request and saved: go on with --resume
+exit codes: 0 done, 1 the results are not those of TEST.EXPECTED_RESULTS, 2 an error (one line says what to correct),
+3 training diverged for good, 75 stopped on request and saved (continue with --resume)
 """
 
 
@@ -49,16 +49,16 @@ def argument_parser() -> argparse.ArgumentParser:
         "--engine",
         choices=("auto", "detectron2", "torchvision"),
         default="auto",
-        help="auto: Detectron2 where it imports, else the built-in engine on torchvision",
+        help="auto: Detectron2 if it is installed, else the built-in engine on torchvision",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT_DIR"
+        "--resume", action="store_true", help="continue from the newest checkpoint in OUTPUT_DIR"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
         "--zenith",
         action="store_true",
-        help="put ZENITH under any config: its step schedule (STEPS, GAMMA) is dropped",
+        help="train any config with ZENITH, without its step schedule (STEPS, GAMMA)",
     )
     parser.add_argument(
         "--epochs", type=float, metavar="N", help="passes over the data; sets SOLVER.MAX_ITER"
@@ -66,17 +66,17 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--auto-lr",
         action="store_true",
-        help="choose SOLVER.BASE_LR by an LR range test before the run (one process); see docs/LEARNING_RATE.md",
+        help="find SOLVER.BASE_LR by an LR range test before the run (one process); see docs/LEARNING_RATE.md",
     )
     parser.add_argument(
         "--until-settled",
         action="store_true",
-        help="end when ZENITH's ratio and the AP have settled; SOLVER.MAX_ITER (--epochs) is the most",
+        help="end when ZENITH's ratio and the AP have settled, at SOLVER.MAX_ITER (--epochs) at the latest",
     )
     parser.add_argument(
         "--max-time",
         metavar="TIME",
-        help="save and end within this time (3h30m, 90m, 3:30:00), for --resume to go on; exit code 75",
+        help="save and end within this time (3h30m, 90m, 3:30:00), with exit code 75; --resume continues",
     )
     cli.add_data_flags(parser)
     cli.add_max_bad_images(parser)
@@ -84,7 +84,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="refuse a dataset with annotations that had to be dropped or boxes that look suspicious",
+        help="refuse a dataset if annotations would be dropped or its boxes look suspicious",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (0: the CPU)")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in all")

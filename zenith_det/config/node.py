@@ -27,16 +27,16 @@ _CLOSED = "__closed__"  # in a node's __dict__, as yacs keeps its own state
 
 
 class CfgNode(FvcoreCfgNode):  # type: ignore[misc, unused-ignore]  # fvcore has no types for it
-    """Detectron2's configuration format, with three differences that only concern mistakes.
+    """Detectron2's configuration format. It differs from Detectron2's only where there is a mistake:
 
     1. A *closed* node (every node of :func:`zenith_det.config.get_cfg`) refuses an attribute that it doesn't
-       have: ``cfg.BASE_LR = 0.1`` raises and names ``SOLVER.BASE_LR``, where Detectron2 takes it and goes on.
-       Adding a section (``cfg.MODEL.MY_HEAD = CfgNode()``) is allowed, as add-ons do it, and so is anything
-       after ``cfg.set_new_allowed(True)``.
+       have. ``cfg.BASE_LR = 0.1`` raises and names ``SOLVER.BASE_LR``; Detectron2 accepts it in silence. Adding a
+       section (``cfg.MODEL.MY_HEAD = CfgNode()``), as add-ons do, is allowed. After ``cfg.set_new_allowed(True)``
+       anything is.
     2. ``merge_from_file``, ``merge_from_list`` and ``merge_from_other_cfg`` raise
        :class:`~zenith_det.errors.ConfigError`, which names the file and line, the key, and what was expected.
-       A whole number is taken where a key holds a float, and digits where it holds a text. ``None``
-       (in YAML: nothing) is refused where it means nothing, see :func:`_never_none`.
+       A key that holds a float takes a whole number, and one that holds a text takes digits. ``None`` (in YAML:
+       nothing) is refused for keys that can't be empty, see :func:`_never_none`.
     3. YAML that would create Python objects is refused, and so is a Python file.
     """
 

@@ -74,10 +74,10 @@ def examine_coco_dataset(
     crowds: Crowds = "auto",
     value_range: Sequence[float] | None = None,
 ) -> CocoDataset:
-    """As :func:`load_coco_dataset`, but return a dataset that can't be used as well, its report saying why.
+    """As :func:`load_coco_dataset`, but also return a dataset that can't be used; its report says why.
 
     Raises:
-        DatasetError: the annotation file can't be made sense of at all.
+        DatasetError: the annotation file can't be understood at all.
     """
     return _examine(
         source, name, check_images, classes, other_classes, max_bad_images, crowds, value_range, cache=False
@@ -179,8 +179,8 @@ def load_coco_dataset(
             ``none`` opens only those whose size isn't declared.
         classes: class names of the training set, for any other set: categories are then matched by name and
             ``category_id`` indexes ``classes``. The set may lack some.
-        other_classes: what becomes of objects of classes that are not among ``classes``: ``refuse`` the set, or
-            ``keep`` them, their classes after those of ``classes``, unless it has none of ``classes`` at all.
+        other_classes: what to do with objects of classes that are not among ``classes``: ``refuse`` the set, or
+            ``keep`` them, their classes after those of ``classes``. A set with none of ``classes`` is always refused.
             Categories without objects are left out.
         max_bad_images: up to this many missing or unusable images are dropped; one more stops.
         crowds: what ``iscrowd`` 1 means: ``regions`` of many objects, neither trained nor counted in AP, as in COCO;
@@ -189,8 +189,8 @@ def load_coco_dataset(
         value_range: the values that are black and white in images of more than 8 bits; without, one that suits the set,
             if it needs one. It is in the records, for :func:`zenith_det.data.read_image`.
         name: for the metadata and messages; default: the source's name or the file's stem.
-        cache: take the annotations from the last time that a file of the same content was read, and keep them
-            for the next; see :mod:`zenith_det.data.annotation_cache`. Images are checked each time.
+        cache: reuse what was read from a file of the same content, and keep what is read for the next
+            time; see :mod:`zenith_det.data.annotation_cache`. Images are checked each time.
 
     Raises:
         DatasetError: the set can't be used, or is refused as ``strict`` says.

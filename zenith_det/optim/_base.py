@@ -224,7 +224,7 @@ class ZenithOptimizer(torch.optim.Optimizer):
         """One update of all parameters that have a gradient.
 
         Args:
-            closure: computes the loss anew, gradients included; called once, first.
+            closure: computes the loss again, gradients included; called once, first.
 
         Returns:
             What ``closure`` returned, or None.
@@ -430,7 +430,7 @@ class ZenithOptimizer(torch.optim.Optimizer):
         self._memo.measured = None
         because = f" ({reason})" if reason else ""
         window = self._history.window
-        logger.info("history starts anew%s: the LR ratio is 1 until %d norms are recorded", because, window)
+        logger.info("history starts again%s: the LR ratio is 1 until %d norms are recorded", because, window)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state: torch's layout, and the history under ``["param_groups"][0]["zenith"]``.
@@ -458,10 +458,10 @@ class ZenithOptimizer(torch.optim.Optimizer):
         ``window`` and the other options that are the same for all groups stay the constructor's. With another
         window the newest norms that fit are kept; into a longer one the last ratio holds until it is full.
 
-        The states of ``torch.optim.SGD`` and ``AdamW`` are loaded too. Without a history (or where the ratio was
-        over neither), the history starts anew, with a warning. From SGD's kind to AdamW's and back the options of
-        the groups stay the constructor's, as an LR of one is none for the other, and momentum starts anew; a
-        history is kept.
+        The states of ``torch.optim.SGD`` and ``AdamW`` are loaded too. Without a history, or with
+        that of a ratio over neither of them, the history starts empty, with a warning. Between SGD's kind and
+        AdamW's, the options of the groups stay the constructor's, as an LR of one is no LR for the other. Momentum
+        starts empty then; the history is kept.
 
         Raises:
             ValueError: the groups don't match, a momentum buffer doesn't have its parameter's shape, or the state's
@@ -483,7 +483,7 @@ class ZenithOptimizer(torch.optim.Optimizer):
                 self._check_momentum(loaded)
         else:
             logger.warning(
-                "the loaded optimizer state is of another kind than %s: momentum starts anew, and lr, weight_decay and "
+                "the loaded optimizer state is of another kind than %s: momentum starts again; lr, weight_decay and "
                 "the groups' other options stay as they are",
                 type(self).__name__,
             )

@@ -46,9 +46,8 @@ class ZENITH(ZenithOptimizer):
     :math:`n_t`                ``norm_source``   what the norm is of; ``record_after`` leaves out the first
     ========================== ================= =========================================================
 
-    Steep regions, early in training, have large norms and get the full LR; as the norm falls, so does the LR.
-    There is no schedule, hence no length of training to know beforehand, and no ``train()``/``eval()`` mode
-    to switch.
+    Early in training the norm is large, and the LR is the full one. As the norm falls, so does the LR. There is no
+    schedule, so the length of the training need not be known, and there is no ``train()``/``eval()`` mode to switch.
 
     **From the paper**: the queue of W norms, its mean, the maximum of the mean (the "zenith"), :math:`\eta_0`
     until the queue is full, their ratio times :math:`\eta_0` from then on; SGD without momentum
@@ -57,10 +56,10 @@ class ZENITH(ZenithOptimizer):
     **Decided here**, where the paper leaves it open:
 
     * Norms are of the raw loss gradient: before weight decay, before clipping, unscaled under AMP. A clipped
-      norm would hold the ratio at 1. Give clipping to the optimizer (``max_norm`` or ``clip``) or, where a
-      trainer clips before ``step()``, call :meth:`record_norm` before it does.
+      norm would hold the ratio at 1. So let the optimizer clip (``max_norm`` or ``clip``). If a trainer clips before
+      ``step()``, call :meth:`record_norm` before it clips.
     * ``group["lr"]`` is never written, so any scheduler composes; see :meth:`effective_lrs`.
-    * A step whose norm is inf or NaN is skipped whole: parameters, momentum and history stay. Squares are
+    * A step whose norm is inf or NaN is skipped: parameters, momentum and history stay as they are. Squares are
       added in float32, those of float64 gradients in float64: a norm beyond 1e19 (1e154) counts as infinite.
     * If all norms so far are 0, the ratio is 1.
     * ``norm_source="momentum"``: :math:`n_t = \lVert b_{t-1} \rVert_2`, the momentum as step :math:`t-1` left
@@ -104,12 +103,11 @@ class ZENITH(ZenithOptimizer):
     row).
 
     **Other optimizers' states.** ``torch.optim.SGD`` loads this one's state and goes on, and the other way round.
-    From and to AdamW and :class:`ZENITHAdamW` the options stay the constructor's and momentum starts anew; for torch's
-    classes see :func:`accept_other_states`.
+    Between this and AdamW or :class:`ZENITHAdamW`, the options stay the constructor's and momentum starts empty. For
+    torch's classes see :func:`accept_other_states`.
 
-    **State for logging.** :meth:`zenith_state` and :meth:`effective_lrs`; both wait for the device,
-    ``step()`` doesn't: on CUDA it never reads anything back (but a sparse gradient is coalesced, which waits
-    inside torch).
+    **State for logging.** :meth:`zenith_state` and :meth:`effective_lrs` wait for the device. ``step()`` doesn't: on
+    CUDA it never reads anything back. (But a sparse gradient is coalesced, which waits inside torch.)
 
     **Subclasses** whose ``step()`` clips and then calls this one: the norm is measured before their ``step()``
     begins (with a closure, after it). They get gradients that ``GradScaler`` has unscaled, as those of other

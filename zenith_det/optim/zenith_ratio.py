@@ -60,7 +60,7 @@ class ZenithRatio:
       ``optimizer.record_norm()`` before it clips.
     * ``group["lr"]`` is changed for the time of the step and then put back, the same float or tensor: it is its
       owner's, a scheduler's, before and after.
-    * A step whose norm is inf or NaN is left out whole, and the history stays. Without any gradient nothing is
+    * A step whose norm is inf or NaN is skipped, and the history stays as it is. Without any gradient nothing is
       recorded.
     * The history is part of the optimizer's ``state_dict()``, as :class:`ZENITH` has it in its own
       (``["param_groups"][0]["zenith"]``), and is restored by ``load_state_dict()``. Optimizers without the ratio
@@ -77,8 +77,8 @@ class ZenithRatio:
       distributed run has to take the same ratio). There a step whose norm isn't finite is taken as the
       optimizer takes it, since the host hears of it later: it is counted, and left out of the history.
 
-    ``wait=True`` makes the host wait for each step's norm instead, and everything exact. On other devices that is how
-    it always is. The first step may wait, as optimizers make their state in it.
+    With ``wait=True`` the host waits for each step's norm instead, and every step has its own ratio. On other devices
+    this is always so. The first step may wait, as optimizers make their state in it.
 
     **AMP.** Gradients that ``GradScaler`` hands over scaled (fused optimizers) are counted unscaled. Where it leaves
     out a step itself, nothing is recorded or counted.
@@ -366,7 +366,7 @@ class ZenithRatio:
         self._late.forget()
         because = f" ({reason})" if reason else ""
         window = self._history.window
-        logger.info("history starts anew%s: the LR ratio is 1 until %d norms are recorded", because, window)
+        logger.info("history starts again%s: the LR ratio is 1 until %d norms are recorded", because, window)
 
     def _add_history(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         put_history(state_dict["param_groups"], self._history)

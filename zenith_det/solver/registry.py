@@ -55,6 +55,6 @@ LR schedules, by the name that ``SOLVER.LR_SCHEDULER_NAME`` holds.
 An entry is called with ``(cfg, optimizer)`` and returns a ``torch.optim.lr_scheduler.LRScheduler``
 (Detectron2 saves the state of no other kind). The trainer calls its ``step()`` once after every iteration,
 ``SOLVER.MAX_ITER`` times in all, the last call included; ``load_state_dict`` must leave the groups' ``"lr"``
-as that iteration's. One that goes by evaluations has a method ``follow(scores)`` as
+as that iteration's. A schedule that depends on evaluations has a method ``follow(scores)`` as
 :class:`~zenith_det.solver.PlateauLR` does; this toolkit's trainers call it after each of them.
 """

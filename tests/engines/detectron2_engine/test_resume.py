@@ -246,7 +246,7 @@ def test_another_dataset_starts_a_new_order(tmp_path: Path, synthetic: Any, whol
         _, rest = run(tmp_path / "again", 9)
     finally:
         register_synthetic("resume_train", synthetic["train"])
-    told = "The order of the training images starts anew: number of training images 8 (was 10)"
+    told = "The order of the training images starts again: number of training images 8 (was 10)"
     assert told in lines
     assert seen not in (whole_runs(0, True)[1][:3], whole_runs(0, True)[1][3:])
     assert len({image for batch in [*seen, *whole] for image in batch}) == 8

@@ -263,7 +263,7 @@ class DataOrder(HookBase):
     iteration, rank and position, so a resumed run repeats the uninterrupted one bit for bit, with any number
     of loader workers. With another batch size or number of processes the images go on; images that were
     waiting for others of their orientation may then come twice or be left out once. With another dataset or
-    sampler the order starts anew, from another seed. A line says each of these.
+    sampler the order starts again, from another seed. A line says each of these.
     """
 
     def __init__(self) -> None:
@@ -340,7 +340,7 @@ class DataOrder(HookBase):
             else:
                 self._order_seed = derived_seed(self.trainer.seed, iteration)
                 why = what_changed(saved.get("stream", {}), stream) or "the checkpoint does not hold it"
-                logger.info("The order of the training images starts anew: %s", why)
+                logger.info("The order of the training images starts again: %s", why)
         start_loader(loader, self._order_seed, skip, order_workers)
         self.trainer._trainer.reset_data_loader(lambda: loader)
 

@@ -35,8 +35,8 @@ class ZenithMetrics(HookBase):
 
         trainer.register_hooks([hooks.LRScheduler(...), ZenithMetrics(), ..., hooks.PeriodicWriter(...)])
 
-    Reading the values synchronises with the device, so that it happens only at iterations that a writer
-    writes. In the storage's history of ``lr``, the iterations between hold the scheduled LR.
+    Reading the values synchronises with the device, so it happens only at iterations that a writer writes. In the
+    storage's history of ``lr``, the iterations in between hold the scheduled LR.
 
     Before training it also forgets ZENITH's history where a run is resumed with another batch size, which changes
     the noise in the norm; and where the trainer's step is the project's own, which may clip gradients between

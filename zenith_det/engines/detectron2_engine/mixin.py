@@ -107,7 +107,7 @@ class ZenithTrainerMixin:
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """The base class's, and this mix-in's hooks where they belong among them.
 
-        Whatever ``build_hooks`` a project has, and however it makes its parts, it has them all by now.
+        By then a project has all its parts, whatever its ``build_hooks`` is and however it makes them.
         """
         super().register_hooks(hooks)  # type: ignore[misc]
         if self._zenith_hooks is None and hasattr(self, "cfg") and hasattr(self, "_trainer"):

@@ -129,7 +129,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the present configuration's hyperparameters win.
 
-        Under another optimizer its state starts anew (SGD and ZENITH share theirs).
+        Another optimizer starts with an empty state (SGD and ZENITH share theirs).
         """
         before = self.checkpointer.saved_config.get("SOLVER.OPTIMIZER", self.cfg.SOLVER.OPTIMIZER)
         now = self.cfg.SOLVER.OPTIMIZER
@@ -287,7 +287,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         return ZenithHooks(self, metrics_alone=True)
 
     def before_train(self) -> None:
-        """The hooks'; the command has said what there is to say."""
+        """Only the hooks' part: the command has logged the rest."""
         DefaultTrainer.before_train(self)
 
     def build_hooks(self) -> list[HookBase]:

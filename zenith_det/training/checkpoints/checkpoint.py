@@ -129,7 +129,7 @@ class Checkpointer:
         if tried:
             raise CheckpointError(
                 f"{self.output_dir}: none of its {tried} checkpoints is whole (set aside as .corrupt); "
-                "start anew without --resume, or choose another OUTPUT_DIR"
+                "start again without --resume, or choose another OUTPUT_DIR"
             )
         return None
 

@@ -52,18 +52,18 @@ def outcome(
         )
         if present["SOLVER.OPTIMIZER"] in ZENITH_OPTIMIZERS:
             spans = [config["SOLVER.ZENITH.WINDOW"] * size for config, size in ((present, new), (saved, old))]
-            history = "is kept" if present["SOLVER.ZENITH.KEEP_HISTORY"] else "starts anew"
+            history = "is kept" if present["SOLVER.ZENITH.KEEP_HISTORY"] else "starts again"
             text += f". ZENITH's history {history}; its window spans {spans[0]} images now, {spans[1]} before"
         return text
     if key == "SOLVER.ZENITH.WINDOW":
         return f"applied; the newest {min(old, new)} norms are kept"
     if key == "SOLVER.OPTIMIZER":
         kept = shares_state(old, new)
-        return "applied; momentum is kept" if kept else "applied; the optimizer's state starts anew"
+        return "applied; momentum is kept" if kept else "applied; the optimizer's state starts again"
     if key.startswith("SOLVER.WARMUP") and iteration >= saved.get("SOLVER.WARMUP_ITERS", 0):
         return "applied; the earlier warm-up is over"
     if key.startswith("DATASETS.") and "TRAIN" in key:
-        return "applied; with other images, their order starts anew"
+        return "applied; with other images, their order starts again"
     return "applied"
 
 

@@ -65,7 +65,7 @@ def shares_state(before: str, now: str) -> bool:
 
 
 def forget_history(optimizer: Optimizer, batch_before: int, batch: int, *, keep: bool) -> None:
-    """Resumed with another batch size: ZENITH's history starts anew, for the noise in the norm is another.
+    """Resumed with another batch size: ZENITH's history starts again, for the noise in the norm is another.
 
     Args:
         keep: ``SOLVER.ZENITH.KEEP_HISTORY``: it is kept nevertheless.

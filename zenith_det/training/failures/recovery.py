@@ -40,7 +40,7 @@ class Recovery:
         rollbacks: how often the run went back.
         lr_scale: what ``SOLVER.BASE_LR`` is multiplied by since.
         base_lr: the ``SOLVER.BASE_LR`` that it was found too large for. Another one in a resumed run is
-            somebody's decision, and starts anew.
+            somebody's decision, and starts again.
     """
 
     rollbacks: int = 0
