@@ -34,7 +34,7 @@ def test_nothing_above_the_threshold_names_it_and_the_highest_score() -> None:
 
 def test_no_object_of_a_size_or_class() -> None:
     lines = explained(one_object(), [hit()])
-    assert lines == ["no ground truth, hence n/a: bbox APs, bbox APl, AP of b"]
+    assert lines == ["no ground truth, so n/a: bbox APs, bbox APl, AP of b"]
 
 
 def test_a_class_that_lacks_masks_alone() -> None:
@@ -47,7 +47,7 @@ def test_a_class_that_lacks_masks_alone() -> None:
     }
     ground_truth["annotations"] = [first, second]
     lines = explained(ground_truth, [], ("bbox", "segm"))
-    assert lines[-1] == "no ground truth, hence n/a: bbox APs, bbox APl, segm APs, segm APl, segm AP of b"
+    assert lines[-1] == "no ground truth, so n/a: bbox APs, bbox APl, segm APs, segm APl, segm AP of b"
 
 
 def test_no_object_at_all() -> None:

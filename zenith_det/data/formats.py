@@ -31,7 +31,7 @@ _MAGIC = (
 )
 _CONVERT = "give its folder as --train-json, or make COCO files of it by tools/convert_dataset.py"
 _BY_HAND = "convert it to COCO JSON"
-_EXPORT = "export the annotations anew as COCO JSON"
+_EXPORT = "export the annotations again, as COCO JSON"
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 

@@ -113,7 +113,7 @@ def probe_model_zoo() -> EngineStatus:
     if "pkg_resources" in problem:
         problem = (
             f"detectron2.model_zoo cannot be imported ({problem}; setuptools {_version('setuptools')}); "
-            'to mend it: pip install "setuptools<81"'
+            'to fix it: pip install "setuptools<81"'
         )
     elif problem:
         problem = f"detectron2.model_zoo cannot be imported ({problem})"

@@ -14,7 +14,7 @@ from typing import Any
 from zenith_det.evaluation.coco import AREA_RANGES, METRICS, SIZE_OF_METRIC
 
 #: How the line begins that tells of what a set has no objects for, which is no mistake.
-NO_GROUND_TRUTH = "no ground truth, hence n/a: "
+NO_GROUND_TRUTH = "no ground truth, so n/a: "
 _NAMES_SHOWN = 10
 _IDS_SHOWN = 5
 #: Detections of a class in an image that COCO's AP counts (cocodataset.org/#detection-eval).

@@ -114,7 +114,7 @@ class ZENITH(ZenithOptimizer):
     optimizers do; one that works on scaled gradients says so with ``_step_supports_amp_scaling = True`` in its
     body.
 
-    **Distributed.** DDP: every rank has the same gradient, hence the same ratio, and nothing is communicated.
+    **Distributed.** DDP: every rank has the same gradient, so the same ratio, and nothing is communicated.
     FSDP2 and other DTensors: the norm is the global one, for one more all-reduce of a scalar. FSDP1 and
     ``ZeroRedundancyOptimizer`` hand over parts that don't tell of the rest: refused, in more than one process.
 

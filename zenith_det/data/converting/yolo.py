@@ -228,7 +228,7 @@ def _folders(content: dict[str, Any], root: Path, path: Path) -> dict[str, list[
             place = next((p for p in tries if p.exists()), None)
             if place is None and split != "test":
                 raise DatasetError(
-                    f"{path}: {key} is {quote(entry)}, and there is no {tries[0]}: mend the path in that file"
+                    f"{path}: {key} is {quote(entry)}, and there is no {tries[0]}: correct the path in that file"
                 )
             if place is not None:
                 folders.setdefault(split, []).append(place)
