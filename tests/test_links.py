@@ -21,7 +21,7 @@ DOCUMENTS = SITE_PAGES["documents"]()
 
 
 class Page(HTMLParser):
-    """The links (``href``, ``src``) and anchors (``id``) of one page."""
+    """The links (``href``, ``src``) and anchors (``id``, ``<a name>``) of one page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in ("href", "src") and value:
                 self.links.append(value)
-            elif name == "id" and value:
+            elif value and (name == "id" or (tag, name) == ("a", "name")):
                 self.anchors.add(value)
 
 
