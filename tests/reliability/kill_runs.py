@@ -285,12 +285,13 @@ def main() -> None:
     kills: Counter[str] = Counter()
     runs = attempts = 0
     differing = []
-    while sum(kills.values()) < args.kills:
+    while kills.total() < args.kills:
         runs += 1
         output = args.output / f"killed{runs}"
         while True:
             attempts += 1
-            phase = PHASES[attempts % len(PHASES)] if sum(kills.values()) < args.kills else None
+            # By the kills, not the attempts: one that ends by itself, as after the end, leaves its turn to the next.
+            phase = PHASES[kills.total() % len(PHASES)] if kills.total() < args.kills else None
             # The first attempt of a run is resumed too: from nothing.
             words = command(args.engine, args.data, output, resume=True)
             # Drawn here: what a forked process draws, the next one draws again.
