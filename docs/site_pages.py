@@ -6,10 +6,12 @@ that is no Markdown gets a page that shows it.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import unicodedata
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +58,10 @@ def made_page(path: str) -> str:
         files = sorted(file.name for file in (ROOT / path).iterdir() if file.is_file())
         return f"# {path}\n\n" + "".join(f"- [{name}]({name})\n" for name in files)
     text = (ROOT / path).read_text(encoding="utf-8")
-    return f"# {path}\n\n" + "".join(f"    {line}" for line in text.splitlines(keepends=True))
+    if not path.endswith(".ipynb"):
+        return f"# {path}\n\n{indent(text, '    ')}"
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else indent(source, "    ") for source, kind in cells)
 
 
 def on_config(config: Any) -> Any:
