@@ -17,6 +17,7 @@ from typing import Any
 
 from zenith_det.config.keys import leaves
 from zenith_det.errors import ConfigError, one_line
+from zenith_det.files import write_whole
 from zenith_det.training.logs.events import EventStorage, NewScalars
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def _wandb(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int]
             mode=mode,
             config=_flat(cfg),
         )
-        (output_dir / _WANDB_ID).write_text(run.id, encoding="utf-8")
+        write_whole(output_dir / _WANDB_ID, run.id)
         # A resumed run writes again what came after its checkpoint: on an axis of its own it may.
         run.define_metric("iteration")
         run.define_metric("*", step_metric="iteration")
@@ -155,7 +156,7 @@ def _mlflow(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int
         run_id = _known(output_dir / _MLFLOW_ID)
         if run_id is None:
             run_id = client.create_run(experiment_id, run_name=output_dir.resolve().name).info.run_id
-            (output_dir / _MLFLOW_ID).write_text(run_id, encoding="utf-8")
+            write_whole(output_dir / _MLFLOW_ID, run_id)
             for key, value in _flat(cfg).items():
                 client.log_param(run_id, key, str(value)[:500])
         else:

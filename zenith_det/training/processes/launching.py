@@ -1,4 +1,8 @@
-"""Starting the processes of a run, and ending them together."""
+"""Starting the processes of a run, and ending them together.
+
+Not by torch's elastic launcher: it kills what it started 30 seconds after a signal, which a save may outlast, and tells
+of one failed process alone, be it the one that was killed or one that lost it.
+"""
 
 from __future__ import annotations
 
