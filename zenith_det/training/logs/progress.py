@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from rich.columns import Columns
 from rich.text import Text
 
 from zenith_det.training.logs import terminal
@@ -60,7 +61,7 @@ class ConsoleWriter:
         self._batch_size = batch_size
         self._start_iter, self._started = start_iter, time.monotonic()
         self._eta: float | None = None
-        self._below: list[Text] = []
+        self._below: list[Columns] = []
         self._bar = terminal.DISPLAY.add("Training", max_iter) if terminal.is_interactive() else None
         self._show(start_iter, now=True)
 
@@ -234,10 +235,7 @@ class EvaluationProgress:
         return f" of {self._name}" if self._name else ""
 
 
-def _pairs(pairs: list[tuple[str, str]]) -> Text:
+def _pairs(pairs: list[tuple[str, str]]) -> Columns:
     """``name value`` pairs that break between pairs, never inside one."""
-    text = Text()
-    for i, (name, value) in enumerate(pairs):
-        text.append("   " if i else "")
-        text.append(f"{name}\u00a0", style="dim").append(value, style="bold")
-    return text
+    texts = [Text.assemble((f"{name}\u00a0", "dim"), (value, "bold")) for name, value in pairs]
+    return Columns(texts, padding=(0, 3))
