@@ -65,7 +65,8 @@ def describe(folder: Path, dataset: CocoDataset) -> None:
     """What a run does when it starts."""
     description = DataDescription(load_config(None).cfg)
     description.add(dataset, training=False)
-    description.tell(folder)
+    description.tell()
+    description.keep(folder)
 
 
 def test_a_set_with_bad_images_and_dropped_annotations(tmp_path: Path) -> None:
