@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from zenith_det.training.logs.events import JsonWriter
+from zenith_det.training.logs.events import SMOOTHING_WINDOW, JsonWriter
 from zenith_det.training.logs.loggers import ServiceWriter
 
 
@@ -59,6 +59,7 @@ class LoggerWriter(EventWriter):
 class _Scalars:
     """Detectron2's storage as this toolkit's writers ask for it."""
 
-    def latest_smoothed(self, window: int) -> dict[str, tuple[float, int]]:
-        smoothed: dict[str, tuple[float, int]] = get_event_storage().latest_with_smoothing_hint(window)
+    def latest_smoothed(self) -> dict[str, tuple[float, int]]:
+        storage = get_event_storage()
+        smoothed: dict[str, tuple[float, int]] = storage.latest_with_smoothing_hint(SMOOTHING_WINDOW)
         return smoothed
