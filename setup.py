@@ -92,6 +92,8 @@ setup(
         "opencv": [OPENCV],
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
+        # zenith-det export; whoever runs the file needs onnxruntime alone.
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "supervision": ["supervision>=0.19"],  # Prediction.to_supervision
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.10"],

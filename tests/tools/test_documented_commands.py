@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from zenith_det import cli
 from zenith_det.commands import COMMANDS, train
+from zenith_det.commands.model_arguments import parse_model_arguments
 from zenith_det.config import load_config
 
 DOCUMENTS = [
@@ -45,8 +46,10 @@ def test_a_documented_command_is_understood(
     (word,) = [word for word in COMMANDS if cli.script_name(word) == script]
     name = word.replace("-", "_")
     module = importlib.import_module(f"zenith_det.commands.{name}")
-    if name in ("compare", "demo"):
+    if name == "compare":
         args = module.parse_arguments(words)
+    elif name in ("demo", "export"):
+        args = parse_model_arguments(module.argument_parser(), words)
     elif name in WITH_KEYS:
         args = cli.parse_arguments(module.argument_parser(), words)
     else:

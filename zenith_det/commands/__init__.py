@@ -17,6 +17,7 @@ from zenith_det.errors import UserError
 COMMANDS = {
     "train": "train or evaluate, on Detectron2 or on the built-in engine",
     "demo": "draw what a trained model finds in images, folders or videos",
+    "export": "write a trained model as ONNX, checked against PyTorch",
     "check-dataset": "check COCO-format datasets and say what training would do about each problem",
     "convert-dataset": "make COCO files of a YOLO, Pascal VOC or labelme dataset",
     "find-lr": "find SOLVER.BASE_LR by an LR range test",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ from PIL import Image
 
 from zenith_det import cli
 from zenith_det import opencv as cv2
-from zenith_det.config import get_cfg
-from zenith_det.config.keys import first_key
+from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
 from zenith_det.engines.image_sources import check_file, files_below, frames_per_second, is_video
 from zenith_det.engines.prediction import Prediction, save_picture
 from zenith_det.engines.predictor import Predictor
@@ -57,8 +55,7 @@ class Input:
 def argument_parser() -> argparse.ArgumentParser:
     """The flags of Detectron2's demo that make sense without a screen, with their meanings."""
     parser = cli.parser("demo", __doc__)
-    parser.add_argument("run", nargs="?", metavar="RUN", help="OUTPUT_DIR of a run, or a checkpoint of one")
-    parser.add_argument("--config-file", metavar="FILE", help="in place of RUN: a config, with MODEL.WEIGHTS")
+    add_model_flags(parser)
     parser.add_argument(
         "--engine",
         choices=("auto", "detectron2", "torchvision"),
@@ -93,43 +90,12 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images of one size that the model takes at once",
     )
-    parser.add_argument(
-        "--class-names",
-        nargs="+",
-        metavar="NAME",
-        help="for weights that don't say which classes they are for, in the order of their training",
-    )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys to override, at the end; without --opts, too",
-    )
     return parser
-
-
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """As argparse does, but what follows ``--input a.jpg b.jpg`` may be the first KEY.
-
-    Raises:
-        UserError: neither a run nor a config, or both.
-    """
-    first = first_key(argv, get_cfg())
-    args = argument_parser().parse_intermixed_args(argv[:first])
-    args.opts = [*args.opts, *argv[first:]]
-    if (args.run is None) == (args.config_file is None):
-        raise UserError(
-            "give the model: the OUTPUT_DIR of a run or one of its checkpoints"
-            if args.run is None
-            else f"{args.run} and --config-file {args.config_file}: give one of them"
-        )
-    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Find the inputs, build the model once, draw one after the other."""
-    args = parse_arguments(sys.argv[1:] if argv is None else argv)
+    args = parse_model_arguments(argument_parser(), argv)
     setup_logging()
     inputs = targets(collect(args.input, args.output), args.output)
     predictor = Predictor(

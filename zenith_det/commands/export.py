@@ -1,0 +1,106 @@
+"""Write a trained model as one file that runs without PyTorch and without this toolkit.
+
+    %(prog)s output/mine                                     # output/mine/model.onnx
+    %(prog)s output/mine/model_best.pth --output best.onnx --images photos/
+    %(prog)s --config-file mask_rcnn_zenith.yaml --images photos/ MODEL.WEIGHTS model.pth
+
+The models are those of the built-in engine; weights that Detectron2 trained are converted. The file is compared with
+the model on real images before it is kept: those of the run's validation set, or --images. docs/EXPORT.md says what is
+in it and how to run it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from zenith_det import cli
+from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
+from zenith_det.config import CfgNode
+from zenith_det.engines.image_sources import check_file, files_below, is_video
+from zenith_det.engines.predictor import Predictor
+from zenith_det.errors import UserError
+from zenith_det.files import write_whole
+from zenith_det.training.logs.logging_setup import setup_logging
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.parser("export", __doc__)
+    add_model_flags(parser)
+    parser.add_argument("--format", choices=("onnx",), default="onnx", help="default %(default)s")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: model.onnx in the run's folder")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="to compare on: images or folders (default: the run's validation images)",
+    )
+    parser.add_argument(
+        "--compare", type=int, default=8, metavar="N", help="on so many of them (default %(default)s)"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Load, export, compare, write."""
+    args = parse_model_arguments(argument_parser(), argv)
+    setup_logging()
+    # Here and not above: --help needs no torchvision.
+    from zenith_det.engines.torchvision_engine.onnx_agreement import check_agreement
+    from zenith_det.engines.torchvision_engine.onnx_export import need, to_onnx
+
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        need(library)
+    if args.compare < 1:
+        raise UserError(f"--compare {args.compare}: give 1 or more, as a file is kept only where it agrees")
+    source = Path(args.run or args.config_file)
+    output = args.output or (source if source.is_dir() else source.parent) / "model.onnx"
+    if output.suffix != ".onnx":
+        raise UserError(f"--output {output}: the name must end in .onnx")
+    predictor = Predictor(
+        args.run or args.config_file,
+        threshold=None,
+        engine="torchvision",
+        device="cpu",
+        class_names=args.class_names,
+        opts=["MODEL.CHANNELS_LAST", False, *args.opts],
+    )
+    images = chosen_images(args.images, predictor.cfg, args.compare)
+    content = to_onnx(predictor._model, predictor.cfg, predictor.metadata)
+    agreement = check_agreement(content, predictor, images)
+    write_whole(output, content)
+    print(f"{output}: {len(content) / 1e6:.1f} MB, agrees with PyTorch on {agreement}")
+    return 0
+
+
+def chosen_images(given: Sequence[Path] | None, cfg: CfgNode, most: int) -> list[Path]:
+    """The images to compare on, spread over all that there are.
+
+    Args:
+        given: files and folders; default: the folder of the run's validation or training images.
+        most: at most so many.
+
+    Raises:
+        UserError: there are none.
+    """
+    if given is None:
+        folders = [Path(folder) for folder in (cfg.DATASETS.VAL_IMAGES, cfg.DATASETS.TRAIN_IMAGES) if folder]
+        given = [folder for folder in folders if folder.is_dir()][:1]
+        if not given:
+            raise UserError(
+                "the run's validation images aren't here: give some to compare the exported model on (--images)"
+            )
+    files: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            files += files_below(path)
+        else:
+            check_file(path)
+            files.append(path)
+    files = [file for file in files if not is_video(file)]
+    if not files:
+        raise UserError(f"--images {' '.join(map(str, given))}: no images there")
+    return files[:: max(1, len(files) // most)][:most]
