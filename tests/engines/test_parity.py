@@ -359,7 +359,7 @@ def test_the_demo_draws_the_same_with_either_engine(dataset: CocoDataset, task: 
         "converted": Predictor(tmp_path / "theirs.pth", threshold=None, engine="torchvision"),
     }
     expected = with_either["theirs"](image)
-    assert type(with_either["theirs"]._model).__module__.startswith("detectron2")
+    assert type(with_either["theirs"].model).__module__.startswith("detectron2")
     for name in ("ours", "converted"):
         found = with_either[name](image)
         assert len(found) == len(expected) > 0

@@ -106,13 +106,13 @@ def test_a_list_gives_a_list_and_any_batch_the_same(
     singles = [predictor(path) for path in paths]
     batched = Predictor(run, threshold=None, batch_size=3)
     batches = []
-    model = batched._model
+    model = batched.model
 
     def spy(samples: list[dict[str, torch.Tensor]]) -> object:
         batches.append(len(samples))
         return model(samples)
 
-    batched._model = spy  # type: ignore[assignment]
+    batched.model = spy  # type: ignore[assignment]
     found = batched(paths)
     assert isinstance(found, list)
     assert [one.path for one in found] == paths

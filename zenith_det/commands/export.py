@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         opts=["MODEL.CHANNELS_LAST", False, *args.opts],
     )
     images = chosen_images(args.images, predictor.cfg, args.compare)
-    content = to_onnx(predictor._model, predictor.cfg, predictor.metadata)
+    content = to_onnx(predictor.model, predictor.cfg, predictor.metadata)
     agreement = check_agreement(content, predictor, images)
     write_whole(output, content)
     print(f"{output}: {len(content) / 1e6:.1f} MB, agrees with PyTorch on {agreement}")

@@ -57,6 +57,8 @@ class Predictor:
     Attributes:
         metadata: names of classes and keypoints, category ids, the skeleton (:class:`DatasetMetadata`).
         cfg: the configuration.
+        model: the engine's, a ``torch.nn.Module`` in evaluation mode.
+        mapper: makes what the model takes of an image's pixels, in the order of ``INPUT.FORMAT``.
 
     Raises:
         ConfigError: no such run or config, no weights, or a key that the engine can't honour.
@@ -92,10 +94,10 @@ class Predictor:
         self._engine = load_engine(found.engine)
         resolve_device(found.loaded)
         self._engine.prepare(found.loaded)
-        self._model = self._engine.build_model(self.cfg)
-        self._engine.load_weights(self.cfg, self._model, require_all=True)
-        self._model.eval()
-        self._mapper = self._engine.image_mapper(self.cfg)
+        self.model = self._engine.build_model(self.cfg)
+        self._engine.load_weights(self.cfg, self.model, require_all=True)
+        self.model.eval()
+        self.mapper = self._engine.image_mapper(self.cfg)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # an array is iterable, too
@@ -173,7 +175,7 @@ class Predictor:
     def _detect(self, pictures: Iterator[Picture]) -> Iterator[Prediction]:
         waiting: list[tuple[Picture, Sample]] = []
         for picture in pictures:
-            sample = self._mapper(self._in_order(picture.pixels))
+            sample = self.mapper(self._in_order(picture.pixels))
             full = len(waiting) == self.batch_size
             if waiting and (full or waiting[0][1]["image"].shape != sample["image"].shape):
                 yield from self._predictions(waiting)
@@ -189,7 +191,7 @@ class Predictor:
         device = self.cfg.MODEL.DEVICE.split(":")[0]
         # In float32, as evaluation is.
         with torch.inference_mode(), torch.autocast(device, enabled=False):
-            outputs = self._model([sample for _, sample in batch])
+            outputs = self.model([sample for _, sample in batch])
         return [self._prediction(picture, output) for (picture, _), output in zip(batch, outputs)]
 
     def _prediction(self, picture: Picture, output: Any) -> Prediction:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from tests.conftest import ROOT, SmallSet
 from tests.engines.trained_run import write_run
@@ -95,9 +96,13 @@ def test_any_size_and_batch(mask: Exported) -> None:
             expected = predictor(pixels)
             mine = found["image_index"] == number
             assert int(mine.sum()) == len(expected)
-            np.testing.assert_allclose(found["boxes"][mine], expected.boxes, atol=0.05)
             np.testing.assert_allclose(found["scores"][mine], expected.scores, atol=1e-3)
-            assert found["classes"][mine].tolist() == expected.classes.tolist()
+            # Of two with the same score either may come first.
+            boxes, classes = torch.from_numpy(found["boxes"][mine]), found["classes"][mine]
+            overlap = box_iou(torch.from_numpy(expected.boxes), boxes).numpy()
+            overlap[expected.classes[:, None] != classes] = 0
+            assert (overlap.max(1, initial=0) > 0.99).all()
+            assert (overlap.max(0, initial=0) > 0.99).all()
 
 
 @needs_onnx
@@ -162,7 +167,7 @@ def test_a_file_that_differs_is_not_kept(
     assert seen.boxes > 0
     assert seen.score < 1e-3
     with torch.no_grad():
-        spoil(predictor._model.state_dict())
+        spoil(predictor.model.state_dict())
     with pytest.raises(UserError, match=rf"isn't kept: in .*{told}"):
         check_agreement(mask.file.read_bytes(), predictor, mask.images[:1])
 
@@ -179,7 +184,7 @@ def test_a_keypoint_file_agrees(keypoint: Exported) -> None:
     assert np.median(distance) < 0.01
 
 
-def test_detectron2s_weights_without_a_config_of_ours_are_checked(
+def test_detectron2s_weights_are_converted(
     shapes: SmallSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What can't be exported is one line, before anything is written."""
@@ -191,10 +196,8 @@ def test_detectron2s_weights_without_a_config_of_ours_are_checked(
     )
     pytest.importorskip("onnxruntime", reason='needs the extra "onnx": pip install -e ".[onnx]"')
     images = ["--images", shapes.val[1]]
-    with pytest.raises(
-        UserError, match=r"DETECTIONS_PER_IMAGE sets no limit.*add TEST.DETECTIONS_PER_IMAGE 1000"
-    ):
-        export_command.main([str(given.run), *images, "TEST.DETECTIONS_PER_IMAGE", "-1"])
+    with pytest.raises(UserError, match=r"RPN.HEAD_NAME = 'Mine'.*the torchvision engine can't honour it"):
+        export_command.main([str(given.run), *images, "MODEL.RPN.HEAD_NAME", "Mine"])
     with pytest.raises(UserError, match="validation images aren't here"):
         export_command.main([str(given.run)])
     with pytest.raises(UserError, match=r"must end in \.onnx"):
@@ -221,11 +224,11 @@ def test_the_module_that_is_exported_computes_what_the_model_does(
     small = request.getfixturevalue("figures" if task == "keypoint" else "shapes")
     given = prepared(task, small, tmp_path)
     predictor = Predictor(given.run, threshold=None, engine="torchvision")
-    model = predictor._model
+    model = predictor.model
     assert isinstance(model, GeneralizedRCNN)
     core = ExportableRCNN(model).eval()
     image = read_image(given.images[0])
-    sample = predictor._mapper(image)
+    sample = predictor.mapper(image)
     batch, sizes = normalize_and_pad(
         [sample["image"]] * 3, model.pixel_mean, model.pixel_std, model.backbone.size_divisibility
     )

@@ -17,7 +17,6 @@ from torchvision.ops import box_area, nms, roi_align
 
 from zenith_det.engines.torchvision_engine.rcnn import GeneralizedRCNN
 from zenith_det.engines.torchvision_engine.roi_heads import CANONICAL_LEVEL, CANONICAL_SIZE, AlignedPooler
-from zenith_det.errors import ConfigError
 
 #: The score of what isn't there.
 NO_BOX = -1e30
@@ -54,17 +53,10 @@ class ExportableRCNN(nn.Module):
 
     Args:
         model: in evaluation mode; its modules are used, not copied.
-
-    Raises:
-        ConfigError: ``TEST.DETECTIONS_PER_IMAGE`` sets no limit.
     """
 
     def __init__(self, model: GeneralizedRCNN) -> None:
         super().__init__()
-        if model.roi_heads.detections_per_image < 0:
-            raise ConfigError(
-                "TEST.DETECTIONS_PER_IMAGE sets no limit, which can't be exported: add TEST.DETECTIONS_PER_IMAGE 1000"
-            )
         self.backbone = model.backbone
         self.rpn = model.rpn
         self.heads = model.roi_heads

@@ -151,7 +151,7 @@ def _compare_keypoints(
 ) -> None:
     assert torchs.keypoints is not None
     expected = torchs.keypoints[index]
-    sample = predictor._mapper(np.zeros((*torchs.size, 3), np.uint8))["image"].shape
+    sample = predictor.mapper(np.zeros((*torchs.size, 3), np.uint8))["image"].shape
     zoom = torchs.size[0] / sample[1]
     distance = np.linalg.norm(expected[:, :2] - found[:, :2], axis=1)
     same = distance <= KEYPOINT_TOLERANCE * max(zoom, 1)
