@@ -172,7 +172,11 @@ def test_places_take_the_devices_in_turn(
 
 
 def test_devices_and_durations() -> None:
-    assert parse_device("cuda:3") == "cuda:3"
+    assert [parse_device(text, 2) for text in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
     with pytest.raises(UserError, match="gpu0"):
-        parse_device("gpu0")
+        parse_device("gpu0", 2)
+    with pytest.raises(UserError, match="cuda:7: of the GPUs, PyTorch sees 2, from cuda:0 on"):
+        parse_device("cuda:7", 2)
+    with pytest.raises(UserError, match="cuda: of the GPUs, PyTorch sees none: give cpu"):
+        parse_device("cuda", 0)
     assert [duration(s) for s in (42.4, 204, 18720)] == ["42 s", "3.4 min", "5h12m"]

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import zenith_det
 from zenith_det import cli
 from zenith_det.benchmarking.machine import describe_machine
@@ -179,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     named = [arm for arm in arms if arm.name == args.reference]
     reference = named[0] if named else default_reference(runs)
-    devices = [parse_device(device) for device in args.devices]
+    devices = [parse_device(device, torch.cuda.device_count()) for device in args.devices]
     jobs = args.jobs or max(1, len(devices))
     flags = ["--engine", args.engine]
     if args.num_gpus is not None:

@@ -356,12 +356,15 @@ def _visible(device: str) -> str:
     return among[index] if index < len(among) else str(index)
 
 
-def parse_device(text: str) -> str:
-    """``cpu``, ``cuda`` or ``cuda:N``.
+def parse_device(text: str, gpus: int) -> str:
+    """``cpu``, ``cuda`` or ``cuda:N``, of which there are ``gpus``.
 
     Raises:
-        UserError: anything else.
+        UserError: anything else, or a GPU that isn't there.
     """
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
         raise UserError(f"--devices {text}: give cpu, cuda or cuda:N")
+    if text != "cpu" and int(text.partition(":")[2] or 0) >= gpus:
+        there = f"{gpus}, from cuda:0 on" if gpus else "none: give cpu"
+        raise UserError(f"--devices {text}: of the GPUs, PyTorch sees {there}")
     return text
