@@ -33,13 +33,15 @@ def test_the_built_in_engines(most_pairs: int, monkeypatch: pytest.MonkeyPatch) 
     network = rpn.RPN(cfg, 8, {name: 4 * 2**i for i, name in enumerate(cfg.MODEL.RPN.IN_FEATURES)})
     anchors = [boxes_like(400, 1), boxes_like(400, 2), boxes_like(400, 3)]
     targets = [{"boxes": boxes_like(count, 4 + count)} for count in (18, 0, 1)]
-    expected = network.assign_targets_to_anchors(anchors, targets)
+    expected = network.assign_targets_to_anchors(anchors, targets)  # torchvision's own
     assert {-1.0, 0.0, 1.0} == set(torch.cat(expected[0]).tolist())
-    monkeypatch.setattr(rpn, "MOST_PAIRS", min(most_pairs, 399))
-    found = network.assign_targets_to_anchors(anchors, targets)
-    for label, match, label_before, match_before in zip(*found, *expected):
-        assert torch.equal(label, label_before)
-        assert torch.equal(match[label == 1], match_before[label == 1])  # of the others it says nothing
+    for pairs in (rpn.MOST_PAIRS, min(most_pairs, 399)):
+        monkeypatch.setattr(rpn, "MOST_PAIRS", pairs)
+        for one, target, label_before, match_before in zip(anchors, targets, *expected):
+            index, label = network.match(one, target["boxes"])
+            assert torch.equal(label.float(), label_before)
+            # Of the others it says nothing.
+            assert torch.equal(target["boxes"][index[label == 1]], match_before[label == 1])
 
 
 @pytest.mark.detectron2

@@ -53,5 +53,6 @@ def match_in_parts(
         best_of_each = torch.maximum(best_of_each, quality.max(dim=1).values)
     if keep_best:
         for part, label in zip(parts, labels):
-            label[(iou(boxes, part) == best_of_each[:, None]).any(dim=0)] = 1
+            quality = quality if len(parts) == 1 else iou(boxes, part)
+            label[(quality == best_of_each[:, None]).any(dim=0)] = 1
     return torch.cat(matched), torch.cat(labels)

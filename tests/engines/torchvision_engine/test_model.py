@@ -14,7 +14,7 @@ from tests.engines.torchvision_engine.small_models import no_targets, samples, s
 from zenith_det.engines.torchvision_engine.backbone import NORM_LAYERS
 from zenith_det.engines.torchvision_engine.masks import crop_and_resize, paste_masks, polygons_to_bitmap
 from zenith_det.engines.torchvision_engine.rcnn import build_model
-from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler, Targets
+from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler, Targets, rois_of
 from zenith_det.engines.torchvision_engine.rpn import UnroundedAnchors
 from zenith_det.engines.torchvision_engine.support import check_supported
 
@@ -110,7 +110,7 @@ def test_anchors_are_not_rounded_and_keep_detectron2s_strides() -> None:
 def test_pooling_is_aligned() -> None:
     """A box over whole pixels of a ramp pools to their centres' values; without alignment, half a pixel off."""
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    box = [torch.tensor([[4.0, 4.0, 8.0, 8.0]])]
+    box = rois_of([torch.tensor([[4.0, 4.0, 8.0, 8.0]])])
     aligned = AlignedPooler(4, [1], 0, True)([ramp], box)[0, 0, 0]
     assert aligned.tolist() == pytest.approx([4.0, 5.0, 6.0, 7.0])
     assert AlignedPooler(4, [1], 0, False)([ramp], box)[0, 0, 0].tolist() != pytest.approx(aligned.tolist())
@@ -121,7 +121,8 @@ def test_pooling_is_aligned() -> None:
 )
 def test_boxes_go_to_their_level(side: int, level: int) -> None:
     features = [torch.full((1, 1, 512 >> i, 512 >> i), float(i)) for i in range(4)]
-    pooled = AlignedPooler(2, [4, 8, 16, 32], 2, True)(features, [torch.tensor([[0.0, 0.0, side, side]])])
+    rois = rois_of([torch.tensor([[0.0, 0.0, side, side]])])
+    pooled = AlignedPooler(2, [4, 8, 16, 32], 2, True)(features, rois)
     assert float(pooled[0, 0, 0, 0]) == level
 
 

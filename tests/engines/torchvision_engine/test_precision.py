@@ -16,7 +16,7 @@ from zenith_det.engines import device
 from zenith_det.engines.device import resolve_device
 from zenith_det.engines.engine import load_engine
 from zenith_det.engines.probe import make_trainer
-from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler
+from zenith_det.engines.torchvision_engine.roi_heads import AlignedPooler, rois_of
 from zenith_det.errors import ConfigError
 
 torch.set_num_threads(1)
@@ -108,9 +108,10 @@ def far_boxes() -> tuple[torch.Tensor, torch.Tensor]:
 def test_bfloat16_does_not_move_boxes() -> None:
     features, boxes = far_boxes()
     pooler = AlignedPooler(7, [4, 8], sampling_ratio=2, aligned=True)
-    exact = pooler([features, features], [boxes])
+    rois = rois_of([boxes])
+    exact = pooler([features, features], rois)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = pooler([features.bfloat16(), features.bfloat16()], [boxes])
+        rounded = pooler([features.bfloat16(), features.bfloat16()], rois)
     assert rounded.dtype is torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, atol=0.02, rtol=0.01)
 

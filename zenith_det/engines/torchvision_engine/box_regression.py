@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection._utils import BoxCoder
+from torchvision.models import detection
+from torchvision.models.detection._utils import encode_boxes
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 IOU_LOSSES = {
@@ -13,6 +15,26 @@ IOU_LOSSES = {
     "ciou": complete_box_iou_loss,
 }
 LOSS_TYPES = ("smooth_l1", *IOU_LOSSES)
+
+
+class BoxCoder(detection._utils.BoxCoder):
+    """torchvision's, whose numbers don't come to the device one by one in each step: the host would wait each time."""
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """The deltas ``(M, 4)`` from ``proposals`` to ``reference_boxes``, both xyxy ``(M, 4)``."""
+        return encode_boxes(reference_boxes, proposals, self.weights)  # type: ignore[no-any-return,arg-type]
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        """The boxes ``(M, 4 · K)`` that deltas ``(M, 4 · K)`` make of xyxy ``boxes`` ``(M, 4)``."""
+        corner = boxes[:, :2].to(rel_codes.dtype)[:, None]
+        sides = boxes[:, 2:].to(rel_codes.dtype)[:, None] - corner
+        centre = corner + 0.5 * sides
+        wx, wy, ww, wh = self.weights
+        dx, dy, dw, dh = rel_codes.reshape(len(rel_codes), rel_codes.shape[1] // 4, 4).unbind(dim=-1)
+        centres = torch.stack((dx / wx, dy / wy), dim=-1) * sides + centre
+        scale = torch.stack((dw / ww, dh / wh), dim=-1).clamp(max=self.bbox_xform_clip).exp()
+        half = 0.5 * (scale * sides)
+        return torch.cat((centres - half, centres + half), dim=-1).flatten(1)
 
 
 def box_regression_loss(

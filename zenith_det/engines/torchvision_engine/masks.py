@@ -51,7 +51,7 @@ def crop_and_resize(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
         side: of the square, in pixels.
 
     Returns:
-        bool ``(M, side, side)`` on the boxes' device.
+        bool ``(M, side, side)``, on the host.
     """
     target = torch.zeros((len(masks), side, side), dtype=torch.bool)
     cpu_boxes = boxes.detach().cpu()
@@ -72,7 +72,7 @@ def crop_and_resize(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
         rois = torch.cat([torch.zeros(len(indices), 1), cpu_boxes[indices].float()], dim=1)
         crops = roi_align(bitmap[None, None].float().cpu(), rois, (side, side), 1.0, 0, aligned=True)
         target[indices] = crops[:, 0] >= 0.5
-    return target.to(boxes.device, non_blocking=True)
+    return target
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float = 0.5) -> Tensor:

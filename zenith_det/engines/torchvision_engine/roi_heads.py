@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import Conv2dNormActivation, roi_align
@@ -18,12 +19,14 @@ from torchvision.ops import boxes as box_ops
 
 from zenith_det.config import CfgNode
 from zenith_det.engines.torchvision_engine.backbone import norm_layer
-from zenith_det.engines.torchvision_engine.box_regression import box_regression_loss
+from zenith_det.engines.torchvision_engine.box_regression import BoxCoder, box_regression_loss
+from zenith_det.engines.torchvision_engine.drawing import draw_examples, first_true, to_device
 from zenith_det.engines.torchvision_engine.keypoints import heatmaps_to_keypoints, keypoints_to_heatmap
 from zenith_det.engines.torchvision_engine.masks import Mask, crop_and_resize
 from zenith_det.engines.torchvision_engine.training_pictures import TrainingPictures
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
+_IGNORED = -100
 
 
 class Targets:
@@ -87,22 +90,30 @@ class Targets:
         )
 
 
+@dataclass(frozen=True)
 class Sampled:
-    """Proposals of one image drawn for training, with what they were matched to."""
+    """The proposals of a batch drawn for training, those matched to an object first.
 
-    def __init__(self, boxes: Tensor, classes: Tensor, matched: Tensor, targets: Targets) -> None:
-        self.boxes = boxes
-        self.classes = classes
-        self.matched = matched
-        self.targets = targets
+    Attributes:
+        rois: ``(M, 5)``, the number of the image and xyxy pixels.
+        classes: int64 ``(M,)``; the background's is the number of classes.
+        matched: per image, the object of each of its ``F_i`` proposals in the foreground; ``F`` in all.
+    """
 
-    def foreground(self, num_classes: int) -> Sampled:
-        """Only the proposals matched to an object."""
-        keep = (self.classes < num_classes).nonzero().squeeze(1)
-        return self[keep]
+    rois: Tensor
+    classes: Tensor
+    matched: list[Tensor]
 
-    def __getitem__(self, index: Tensor) -> Sampled:
-        return Sampled(self.boxes[index], self.classes[index], self.matched[index], self.targets)
+    @property
+    def foreground(self) -> int:
+        """``F``."""
+        return sum(map(len, self.matched))
+
+
+def rois_of(boxes: Sequence[Tensor]) -> Tensor:
+    """``(sum of M_i, 5)``, the number of the image first, of ``(M_i, 4)`` boxes per image."""
+    image = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
+    return torch.cat((image, torch.cat(list(boxes))), dim=1)
 
 
 class AlignedPooler(nn.Module):
@@ -125,22 +136,20 @@ class AlignedPooler(nn.Module):
         self.aligned = aligned
         self.min_level = int(math.log2(strides[0]))
 
-    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
-        """``(sum of M_i, C, S, S)`` for ``boxes`` of ``(M_i, 4)`` per image."""
-        flat = torch.cat(boxes)
-        image = torch.cat([b.new_full((len(b), 1), i) for i, b in enumerate(boxes)])
-        rois = torch.cat((image, flat), dim=1)
+    def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """``(M, C, S, S)`` for ``rois`` as :func:`rois_of` gives them; one wait for the device."""
         size = self.output_size
         if len(features) == 1:
             return self._pool(features[0], rois, self.strides[0])
-        level = torch.floor(
-            CANONICAL_LEVEL + torch.log2(box_ops.box_area(flat).sqrt() / CANONICAL_SIZE + 1e-8)
-        )
+        area = box_ops.box_area(rois[:, 1:])
+        level = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / CANONICAL_SIZE + 1e-8))
         top = self.min_level + len(features) - 1
         level = level.clamp(self.min_level, top).long() - self.min_level
+        # How many lie on each level, then those of the first, of the second, …
+        counts = torch.stack([(level == i).sum() for i in range(len(features))]).tolist()
+        indices = level.argsort(stable=True).split(counts)
         pooled = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
-        for i, (feature, stride) in enumerate(zip(features, self.strides)):
-            index = (level == i).nonzero().squeeze(1)
+        for index, feature, stride in zip(indices, features, self.strides):
             crops = self._pool(feature, rois[index], stride)
             # In place: a copy for each level would double what the largest tensor of the second stage takes.
             pooled.index_put_((index,), crops.to(pooled.dtype))
@@ -227,7 +236,8 @@ class ROIHeads(nn.Module):
         self.matcher = Matcher(
             heads.IOU_THRESHOLDS[0], heads.IOU_THRESHOLDS[0], allow_low_quality_matches=False
         )
-        self.sampler = BalancedPositiveNegativeSampler(heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION)
+        self.batch_size_per_image: int = heads.BATCH_SIZE_PER_IMAGE
+        self.positive_share: float = heads.POSITIVE_FRACTION
         self.append_gt: bool = heads.PROPOSAL_APPEND_GT
         self.score_thresh: float = heads.SCORE_THRESH_TEST
         self.nms_thresh: float = heads.NMS_THRESH_TEST
@@ -274,23 +284,33 @@ class ROIHeads(nn.Module):
     # ---- training
 
     @torch.no_grad()
-    def sample(self, proposals: list[Tensor], targets: list[Targets]) -> list[Sampled]:
+    def sample(self, proposals: list[Tensor], targets: list[Targets]) -> Sampled:
         """Match proposals to ground truth and draw ``BATCH_SIZE_PER_IMAGE`` of them per image."""
-        sampled = []
+        candidates, classes, matched = [], [], []
         for boxes, target in zip(proposals, targets):
             if self.append_gt:
                 boxes = torch.cat((boxes, target.boxes))
-            if len(target.boxes):
+            if len(target.boxes) and len(boxes):
                 match = self.matcher(box_ops.box_iou(target.boxes, boxes))
-                matched = match.clamp(min=0)
-                classes = torch.where(match >= 0, target.classes[matched], self.num_classes)
+                index = match.clamp(min=0)
+                kind = torch.where(match >= 0, target.classes[index], self.num_classes)
             else:
-                matched = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-                classes = torch.full_like(matched, self.num_classes)
-            positive, negative = self.sampler([(classes < self.num_classes).long()])
-            keep = (positive[0].bool() | negative[0].bool()).nonzero().squeeze(1)
-            sampled.append(Sampled(boxes[keep], classes[keep], matched[keep], target))
-        return sampled
+                index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+                kind = torch.full_like(index, self.num_classes)
+            candidates.append(boxes)
+            classes.append(kind)
+            matched.append(index)
+        drawn = draw_examples(
+            [(kind < self.num_classes).byte() for kind in classes],
+            self.batch_size_per_image,
+            self.positive_share,
+        )
+        first, rest = zip(*drawn)
+        return Sampled(
+            torch.cat([rois_of([b[i] for b, i in zip(candidates, part)]) for part in (first, rest)]),
+            torch.cat([c[i] for part in (first, rest) for c, i in zip(classes, part)]),
+            [m[i] for m, i in zip(matched, first)],
+        )
 
     def losses(
         self, features: dict[str, Tensor], proposals: list[Tensor], targets: list[Targets]
@@ -298,36 +318,28 @@ class ROIHeads(nn.Module):
         """All losses of the second stage, scalars, under Detectron2's names."""
         maps = [features[name] for name in self.in_features]
         sampled = self.sample(proposals, targets)
-        losses = self._box_losses(maps, sampled)
-        foreground = [s.foreground(self.num_classes) for s in sampled]
+        losses = self._box_losses(maps, sampled, targets)
         if self.mask_head is not None:
-            losses["loss_mask"] = self._mask_loss(maps, foreground)
+            losses["loss_mask"] = self._mask_loss(maps, sampled, targets)
         if self.keypoint_head is not None:
-            losses["loss_keypoint"] = self._keypoint_loss(maps, foreground)
+            losses["loss_keypoint"] = self._keypoint_loss(maps, sampled, targets)
         return losses
 
-    def _box_losses(self, maps: list[Tensor], sampled: list[Sampled]) -> dict[str, Tensor]:
-        pooled = self.box_pooler(maps, [s.boxes for s in sampled])
+    def _box_losses(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> dict[str, Tensor]:
+        pooled = self.box_pooler(maps, sampled.rois)
         scores, deltas = self.box_predictor(self.box_head(pooled))
-        classes = torch.cat([s.classes for s in sampled])
+        classes, count = sampled.classes, sampled.foreground
         if classes.numel() == 0:
             return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
-        fg = (classes < self.num_classes).nonzero().squeeze(1)
-        matched = torch.cat(
-            [
-                s.targets.boxes[s.matched] if len(s.targets.boxes) else torch.zeros_like(s.boxes)
-                for s in sampled
-            ]
-        )
-        if self.class_agnostic:
-            fg_deltas = deltas[fg]
-        else:
-            fg_deltas = deltas.view(len(deltas), self.num_classes, 4)[fg, classes[fg]]
+        fg_deltas = deltas[:count]
+        if not self.class_agnostic:
+            fg_deltas = fg_deltas.view(count, self.num_classes, 4)
+            fg_deltas = fg_deltas[torch.arange(count, device=classes.device), classes[:count]]
         box_loss = box_regression_loss(
             self.box_coder,
-            torch.cat([s.boxes for s in sampled])[fg],
+            sampled.rois[:count, 1:],
             fg_deltas,
-            matched[fg],
+            torch.cat([t.boxes[index] for t, index in zip(targets, sampled.matched)]),
             self.loss_type,
             self.smooth_l1_beta,
         )
@@ -336,50 +348,57 @@ class ROIHeads(nn.Module):
             "loss_box_reg": box_loss * (self.box_weight / classes.numel()),
         }
 
-    def _mask_loss(self, maps: list[Tensor], foreground: list[Sampled]) -> Tensor:
+    def _mask_loss(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> Tensor:
         assert self.mask_head is not None
-        with_mask = [s[_has_mask(s)] for s in foreground]
-        pooled = self.mask_pooler(maps, [s.boxes for s in with_mask])
+        count = sampled.foreground
+        rois, classes = sampled.rois[:count], sampled.classes[:count]
+        # Masks are cropped on the host: one copy has all that it needs.
+        on_host = torch.cat((torch.cat(sampled.matched)[:, None].double(), rois[:, 1:].double()), dim=1).cpu()
+        known: list[Mask] = [
+            t.masks[int(i)] if t.masks is not None else None
+            for t, indices in zip(targets, on_host[:, 0].split([len(m) for m in sampled.matched]))
+            for i in indices.tolist()
+        ]
+        masks, boxes = [mask for mask in known if mask is not None], on_host[:, 1:]
+        if len(masks) < count:
+            there = torch.tensor([i for i, mask in enumerate(known) if mask is not None], dtype=torch.int64)
+            boxes, there = boxes[there], to_device(there, rois.device)
+            rois, classes = rois[there], classes[there]
+        pooled = self.mask_pooler(maps, rois)
         logits = self.mask_predictor(self.mask_head(pooled))
         if len(logits) == 0:
             return logits.sum() * 0.0
-        masks: list[Mask] = []
-        for s in with_mask:
-            assert s.targets.masks is not None or len(s.matched) == 0
-            masks += [s.targets.masks[i] for i in s.matched.tolist()] if s.targets.masks else []
-        target = crop_and_resize(masks, torch.cat([s.boxes for s in with_mask]), logits.shape[-1])
-        classes = torch.cat([s.classes for s in with_mask])
+        target = to_device(crop_and_resize(masks, boxes, logits.shape[-1]), logits.device)
         channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
         chosen = logits[torch.arange(len(logits), device=logits.device), channel]
         self.pictures.masks(chosen, target)
         return F.binary_cross_entropy_with_logits(chosen.float(), target.float())
 
-    def _keypoint_loss(self, maps: list[Tensor], foreground: list[Sampled]) -> Tensor:
+    def _keypoint_loss(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> Tensor:
         assert self.keypoint_head is not None
-        visible, truth = [], []
-        for s in foreground:
-            assert s.targets.keypoints is not None, "MODEL.KEYPOINT_ON needs keypoints in every target"
-            points = s.targets.keypoints[s.matched]
-            x, y, flag = points.unbind(dim=-1)
-            inside = (x >= s.boxes[:, None, 0]) & (x <= s.boxes[:, None, 2])
-            inside &= (y >= s.boxes[:, None, 1]) & (y <= s.boxes[:, None, 3])
-            keep = (inside & (flag >= 1)).any(dim=1).nonzero().squeeze(1)
-            visible.append(s[keep])
-            truth.append(points[keep])
-        pooled = self.keypoint_pooler(maps, [s.boxes for s in visible])
+        truth = []
+        for target, index in zip(targets, sampled.matched):
+            assert target.keypoints is not None, "MODEL.KEYPOINT_ON needs keypoints in every target"
+            truth.append(target.keypoints[index])
+        points, rois = torch.cat(truth), sampled.rois[: sampled.foreground]
+        x, y, flag = points.unbind(dim=-1)
+        inside = (x >= rois[:, None, 1]) & (x <= rois[:, None, 3])
+        inside &= (y >= rois[:, None, 2]) & (y <= rois[:, None, 4])
+        (keep,) = first_true([(inside & (flag >= 1)).any(dim=1)])
+        points, rois = points[keep], rois[keep]
+        pooled = self.keypoint_pooler(maps, rois)
         logits = self.keypoint_predictor(self.keypoint_head(pooled))
         if len(logits) == 0:
             return logits.sum() * 0.0
-        boxes = torch.cat([s.boxes for s in visible])
-        cells, valid = keypoints_to_heatmap(torch.cat(truth), boxes, logits.shape[-1])
-        chosen = logits.flatten(2)[valid]
-        if len(chosen) == 0:
-            return logits.sum() * 0.0
-        loss = F.cross_entropy(chosen.float(), cells[valid], reduction="sum")
-        normalizer = len(chosen)
+        cells, valid = keypoints_to_heatmap(points, rois[:, 1:], logits.shape[-1])
+        # The points that don't count are left out by their target: an index of those that do would be waited for.
+        wanted = torch.where(valid, cells, _IGNORED)
+        loss = F.cross_entropy(
+            logits.flatten(2).flatten(0, 1).float(), wanted.flatten(), reduction="sum", ignore_index=_IGNORED
+        )
         if self.keypoint_normalizer is not None:
-            return loss * (self.keypoint_weight / (self.keypoint_normalizer * len(foreground)))
-        return loss * (self.keypoint_weight / normalizer)
+            return loss * (self.keypoint_weight / (self.keypoint_normalizer * len(targets)))
+        return loss * (self.keypoint_weight / valid.sum().clamp(min=1))
 
     # ---- inference
 
@@ -393,7 +412,7 @@ class ROIHeads(nn.Module):
             ``masks (D, M, M)`` (probabilities within the box) and ``keypoints (D, K, 3)`` (x, y, score).
         """
         maps = [features[name] for name in self.in_features]
-        pooled = self.box_pooler(maps, proposals)
+        pooled = self.box_pooler(maps, rois_of(proposals))
         scores, deltas = self.box_predictor(self.box_head(pooled))
         probabilities = scores.float().softmax(dim=-1)
         kinds = deltas.shape[1] // 4
@@ -404,16 +423,16 @@ class ROIHeads(nn.Module):
             for b, p, size in zip(decoded.split(counts), probabilities.split(counts), image_sizes)
         ]
         boxes = [d["boxes"] for d in detections]
-        counts = [len(b) for b in boxes]
+        counts, rois = [len(b) for b in boxes], rois_of(boxes)
         if self.mask_head is not None:
-            logits = self.mask_predictor(self.mask_head(self.mask_pooler(maps, boxes))).float()
+            logits = self.mask_predictor(self.mask_head(self.mask_pooler(maps, rois))).float()
             classes = torch.cat([d["classes"] for d in detections])
             channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
             masks = logits[torch.arange(len(logits), device=logits.device), channel].sigmoid()
             for detection, mask in zip(detections, masks.split(counts)):
                 detection["masks"] = mask
         if self.keypoint_head is not None:
-            heatmaps = self.keypoint_predictor(self.keypoint_head(self.keypoint_pooler(maps, boxes))).float()
+            heatmaps = self.keypoint_predictor(self.keypoint_head(self.keypoint_pooler(maps, rois))).float()
             points = heatmaps_to_keypoints(heatmaps, torch.cat(boxes))
             for detection, keypoints in zip(detections, points.split(counts)):
                 detection["keypoints"] = keypoints
@@ -430,14 +449,3 @@ class ROIHeads(nn.Module):
         if self.detections_per_image >= 0:
             keep = keep[: self.detections_per_image]
         return {"boxes": chosen[keep], "scores": chosen_scores[keep], "classes": classes[keep]}
-
-
-def _has_mask(sampled: Sampled) -> Tensor:
-    """Indices of the proposals whose object has a known mask."""
-    masks = sampled.targets.masks
-    if masks is None:
-        return torch.zeros(0, dtype=torch.int64, device=sampled.boxes.device)
-    known = torch.tensor([m is not None for m in masks], dtype=torch.bool, device=sampled.boxes.device)
-    if not len(known):
-        return torch.zeros(0, dtype=torch.int64, device=sampled.boxes.device)
-    return known[sampled.matched].nonzero().squeeze(1)

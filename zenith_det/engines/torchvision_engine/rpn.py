@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -15,7 +14,8 @@ from torchvision.ops import boxes as box_ops
 
 from zenith_det.config import CfgNode
 from zenith_det.engines.matching import MOST_PAIRS, match_in_parts
-from zenith_det.engines.torchvision_engine.box_regression import box_regression_loss
+from zenith_det.engines.torchvision_engine.box_regression import BoxCoder, box_regression_loss
+from zenith_det.engines.torchvision_engine.drawing import draw_examples, first_true, nms_by_kind
 
 
 class UnroundedAnchors(AnchorGenerator):
@@ -112,6 +112,7 @@ class RPN(RegionProposalNetwork):
         self.in_features = names
         self.box_coder = BoxCoder(weights=tuple(rpn.BBOX_REG_WEIGHTS))
         self.batch_size_per_image = rpn.BATCH_SIZE_PER_IMAGE
+        self.positive_share = rpn.POSITIVE_FRACTION
         self.min_size = float(cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE)
         self.loss_type = rpn.BBOX_REG_LOSS_TYPE
         self.smooth_l1_beta = rpn.SMOOTH_L1_BETA
@@ -166,55 +167,56 @@ class RPN(RegionProposalNetwork):
         levels = torch.cat(
             [torch.full((k.shape[1],), i, device=boxes.device) for i, k in enumerate(keep_per_level)]
         )
-        selected = []
+        candidates, scores, valid = [], [], []
         for image_boxes, image_logits, image_keep, size in zip(boxes, logits, keep, image_sizes):
-            candidates, scores = image_boxes[image_keep], image_logits[image_keep]
-            finite = torch.isfinite(candidates).all(dim=1) & torch.isfinite(scores)
-            candidates = box_ops.clip_boxes_to_image(candidates, size)
-            sides = candidates[:, 2:] - candidates[:, :2]
-            valid = finite & (sides > self.min_size).all(dim=1)
-            candidates, scores, level = candidates[valid], scores[valid], levels[valid]
-            best = box_ops.batched_nms(candidates, scores, level, self.nms_thresh)
-            selected.append(candidates[best[: self.post_nms_top_n()]])
+            own, score = image_boxes[image_keep], image_logits[image_keep]
+            finite = torch.isfinite(own).all(dim=1) & torch.isfinite(score)
+            own = box_ops.clip_boxes_to_image(own, size)
+            sides = own[:, 2:] - own[:, :2]
+            candidates.append(own)
+            scores.append(score)
+            valid.append(finite & (sides > self.min_size).all(dim=1))
+        selected = []
+        for own, score, index in zip(candidates, scores, first_true(valid)):
+            if len(index) < len(own):
+                own, score = own[index], score[index]
+            best = nms_by_kind(own, score, levels[index], self.nms_thresh)
+            selected.append(own[best[: self.post_nms_top_n()]])
         return selected
 
-    def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """torchvision's; in parts where an image has more objects than all anchors can be compared with at once."""
-        labels, matched = [], []
-        for own, target in zip(anchors, targets):
-            boxes = target["boxes"]
-            if len(boxes) * len(own) <= MOST_PAIRS:
-                label, match = super().assign_targets_to_anchors([own], [target])
-                labels += label
-                matched += match
-            else:
-                matcher = self.proposal_matcher
-                index, kind = match_in_parts(
-                    boxes, own, self.box_similarity, matcher.low_threshold, matcher.high_threshold,
-                    keep_best=matcher.allow_low_quality_matches, most_pairs=MOST_PAIRS,
-                )  # fmt: skip
-                labels.append(kind.to(own.dtype))
-                matched.append(boxes[index])
-        return labels, matched
+    def match(self, anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """As torchvision's ``assign_targets_to_anchors``, for one image.
+
+        Returns:
+            The object with each anchor's best IoU, int64 ``(A,)``; and 1, 0 or -1 for object, background and neither.
+        """
+        if len(boxes) == 0:
+            nothing = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+            return nothing, nothing
+        matcher = self.proposal_matcher
+        return match_in_parts(
+            boxes, anchors, self.box_similarity, matcher.low_threshold, matcher.high_threshold,
+            keep_best=matcher.allow_low_quality_matches, most_pairs=MOST_PAIRS,
+        )  # fmt: skip
 
     def losses(self, raw: list[Tensor], anchors: list[Tensor], gt_boxes: list[Tensor]) -> dict[str, Tensor]:
         """``loss_rpn_cls`` and ``loss_rpn_loc``, scalars; see Detectron2's ``RPN.losses``."""
         logits, deltas = raw
-        labels, matched = self.assign_targets_to_anchors(anchors, [{"boxes": b} for b in gt_boxes])
-        positive, negative = self.fg_bg_sampler(labels)
-        is_positive = torch.stack(positive).bool()
-        sampled = is_positive | torch.stack(negative).bool()
-        normalizer = self.batch_size_per_image * len(anchors)
-        cls_loss = F.binary_cross_entropy_with_logits(
-            logits[sampled].float(), is_positive[sampled].float(), reduction="sum"
+        matched, labels = zip(*(self.match(own, boxes) for own, boxes in zip(anchors, gt_boxes)))
+        drawn = draw_examples(labels, self.batch_size_per_image, self.positive_share)
+        positive, negative = (
+            torch.cat([pair[kind] + i * logits.shape[1] for i, pair in enumerate(drawn)]) for kind in (0, 1)
         )
+        normalizer = self.batch_size_per_image * len(anchors)
+        chosen = logits.flatten()[torch.cat((positive, negative))].float()
+        is_positive = torch.zeros_like(chosen)
+        is_positive[: len(positive)] = 1.0
+        cls_loss = F.binary_cross_entropy_with_logits(chosen, is_positive, reduction="sum")
         box_loss = box_regression_loss(
             self.box_coder,
-            torch.stack(anchors)[is_positive],
-            deltas[is_positive],
-            torch.stack(matched)[is_positive],
+            torch.cat([own[pair[0]] for own, pair in zip(anchors, drawn)]),
+            deltas.flatten(0, 1)[positive],
+            torch.cat([boxes[index[pair[0]]] for boxes, index, pair in zip(gt_boxes, matched, drawn)]),
             self.loss_type,
             self.smooth_l1_beta,
         )

@@ -210,7 +210,7 @@ class StepGuard:
                 result = step()
             self._recent[-1].norm = zenith.grad_norm
             self._flag.ask(zenith.consecutive_nonfinite)
-            bad_now = bool(self._running) and self._flag.read() > 0
+            self._restore_statistics(zenith.consecutive_nonfinite > 0)
         else:
             norm = global_norm(
                 p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -220,8 +220,8 @@ class StepGuard:
             if not bad_now:
                 result = step()
             self._flag.tell(int(bad_now))
-        if bad_now:
-            self._restore_statistics()
+            if bad_now:
+                self._restore_statistics()
         return result
 
     def left_out(self) -> None:
@@ -230,9 +230,10 @@ class StepGuard:
         self._flag.tell(1)
         self._restore_statistics()
 
-    def _restore_statistics(self) -> None:
+    def _restore_statistics(self, where: Tensor | None = None) -> None:
+        """Undo what the forward pass did to BatchNorm's statistics; on the device, if ``where`` (0-dim) holds there."""
         for before, buffer in zip(self._before, self._running):
-            buffer.copy_(before)
+            buffer.copy_(before if where is None else torch.where(where, before, buffer))
 
     def inspect(self) -> None:
         """Learn whether the last step was skipped, and report it if it was; all ranks call it together.
