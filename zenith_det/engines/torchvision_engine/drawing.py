@@ -63,5 +63,5 @@ def nms_by_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, threshold: float) 
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of the host's ``values`` on ``device`` that nobody waits for."""
-    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
+    """``values`` on ``device``; the host doesn't wait for the copy."""
+    return values if values.device.type == device.type else values.pin_memory().to(device, non_blocking=True)

@@ -96,13 +96,17 @@ class Sampled:
 
     Attributes:
         rois: ``(M, 5)``, the number of the image and xyxy pixels.
+        on_host: the same on the host.
         classes: int64 ``(M,)``; the background's is the number of classes.
         matched: per image, the object of each of its ``F_i`` proposals in the foreground; ``F`` in all.
+        objects: the same on the host, as numbers.
     """
 
     rois: Tensor
+    on_host: Tensor
     classes: Tensor
     matched: list[Tensor]
+    objects: list[list[int]]
 
     @property
     def foreground(self) -> int:
@@ -136,18 +140,22 @@ class AlignedPooler(nn.Module):
         self.aligned = aligned
         self.min_level = int(math.log2(strides[0]))
 
-    def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
-        """``(M, C, S, S)`` for ``rois`` as :func:`rois_of` gives them; one wait for the device."""
+    def forward(self, features: list[Tensor], rois: Tensor, on_host: Tensor | None = None) -> Tensor:
+        """``(M, C, S, S)`` for ``rois`` as :func:`rois_of` gives them.
+
+        Args:
+            on_host: the same on the host, where the caller has them: nothing is waited for then, else once.
+        """
         size = self.output_size
         if len(features) == 1:
             return self._pool(features[0], rois, self.strides[0])
-        area = box_ops.box_area(rois[:, 1:])
+        area = box_ops.box_area((rois if on_host is None else on_host)[:, 1:])
         level = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / CANONICAL_SIZE + 1e-8))
         top = self.min_level + len(features) - 1
         level = level.clamp(self.min_level, top).long() - self.min_level
         # How many lie on each level, then those of the first, of the second, …
         counts = torch.stack([(level == i).sum() for i in range(len(features))]).tolist()
-        indices = level.argsort(stable=True).split(counts)
+        indices = to_device(level.argsort(stable=True), rois.device).split(counts)
         pooled = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
         for index, feature, stride in zip(indices, features, self.strides):
             crops = self._pool(feature, rois[index], stride)
@@ -306,10 +314,20 @@ class ROIHeads(nn.Module):
             self.positive_share,
         )
         first, rest = zip(*drawn)
+        rois = torch.cat([rois_of([b[i] for b, i in zip(candidates, part)]) for part in (first, rest)])
+        objects = [m[i] for m, i in zip(matched, first)]
+        # Levels and masks are found on the host: one copy has all that both need.
+        columns = torch.zeros((len(rois), 6), dtype=torch.float64, device=rois.device)
+        columns[:, :5] = rois
+        columns[: sum(map(len, objects)), 5] = torch.cat(objects).double()
+        on_host = columns.cpu()
+        numbers = on_host[: sum(map(len, objects)), 5].long().split([len(o) for o in objects])
         return Sampled(
-            torch.cat([rois_of([b[i] for b, i in zip(candidates, part)]) for part in (first, rest)]),
+            rois,
+            on_host[:, :5].to(rois.dtype),
             torch.cat([c[i] for part in (first, rest) for c, i in zip(classes, part)]),
-            [m[i] for m, i in zip(matched, first)],
+            objects,
+            [n.tolist() for n in numbers],
         )
 
     def losses(
@@ -326,7 +344,7 @@ class ROIHeads(nn.Module):
         return losses
 
     def _box_losses(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> dict[str, Tensor]:
-        pooled = self.box_pooler(maps, sampled.rois)
+        pooled = self.box_pooler(maps, sampled.rois, sampled.on_host)
         scores, deltas = self.box_predictor(self.box_head(pooled))
         classes, count = sampled.classes, sampled.foreground
         if classes.numel() == 0:
@@ -351,24 +369,22 @@ class ROIHeads(nn.Module):
     def _mask_loss(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> Tensor:
         assert self.mask_head is not None
         count = sampled.foreground
-        rois, classes = sampled.rois[:count], sampled.classes[:count]
-        # Masks are cropped on the host: one copy has all that it needs.
-        on_host = torch.cat((torch.cat(sampled.matched)[:, None].double(), rois[:, 1:].double()), dim=1).cpu()
+        rois, on_host, classes = sampled.rois[:count], sampled.on_host[:count], sampled.classes[:count]
         known: list[Mask] = [
-            t.masks[int(i)] if t.masks is not None else None
-            for t, indices in zip(targets, on_host[:, 0].split([len(m) for m in sampled.matched]))
-            for i in indices.tolist()
+            t.masks[i] if t.masks is not None else None
+            for t, objects in zip(targets, sampled.objects)
+            for i in objects
         ]
-        masks, boxes = [mask for mask in known if mask is not None], on_host[:, 1:]
+        masks = [mask for mask in known if mask is not None]
         if len(masks) < count:
             there = torch.tensor([i for i, mask in enumerate(known) if mask is not None], dtype=torch.int64)
-            boxes, there = boxes[there], to_device(there, rois.device)
+            on_host, there = on_host[there], to_device(there, rois.device)
             rois, classes = rois[there], classes[there]
-        pooled = self.mask_pooler(maps, rois)
+        pooled = self.mask_pooler(maps, rois, on_host)
         logits = self.mask_predictor(self.mask_head(pooled))
         if len(logits) == 0:
             return logits.sum() * 0.0
-        target = to_device(crop_and_resize(masks, boxes, logits.shape[-1]), logits.device)
+        target = to_device(crop_and_resize(masks, on_host[:, 1:], logits.shape[-1]), logits.device)
         channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
         chosen = logits[torch.arange(len(logits), device=logits.device), channel]
         self.pictures.masks(chosen, target)
