@@ -30,7 +30,7 @@ class BoxCoder(detection._utils.BoxCoder):
         sides = boxes[:, 2:].to(rel_codes.dtype)[:, None] - corner
         centre = corner + 0.5 * sides
         wx, wy, ww, wh = self.weights
-        dx, dy, dw, dh = rel_codes.reshape(len(rel_codes), rel_codes.shape[1] // 4, 4).unbind(dim=-1)
+        dx, dy, dw, dh = rel_codes.unflatten(1, (-1, 4)).unbind(dim=-1)
         centres = torch.stack((dx / wx, dy / wy), dim=-1) * sides + centre
         scale = torch.stack((dw / ww, dh / wh), dim=-1).clamp(max=self.bbox_xform_clip).exp()
         half = 0.5 * (scale * sides)
