@@ -127,8 +127,6 @@ def weights_after_steps(model: Any, loaded: LoadedConfig, dataset: CocoDataset) 
         TrainingMapper(loaded.cfg, dataset.metadata),
         seed=0,
         start=0,
-        rank=0,
-        world_size=1,
     )
     for batch in islice(loader, 40):
         optimizer.zero_grad()

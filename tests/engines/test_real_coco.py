@@ -52,9 +52,7 @@ def steps(config: Path, count: int, *opts: str) -> list[float]:
     scheduler = build_lr_scheduler(cfg, optimizer)
     before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
     losses = []
-    loader = build_train_loader(
-        cfg, training_set(dataset), TrainingMapper(cfg, metadata), seed=0, start=0, rank=0, world_size=1
-    )
+    loader = build_train_loader(cfg, training_set(dataset), TrainingMapper(cfg, metadata), seed=0, start=0)
     for batch in islice(loader, count):
         optimizer.zero_grad()
         total = sum(model(batch).values())

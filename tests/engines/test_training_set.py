@@ -165,10 +165,10 @@ def test_detectron2_leaves_out_the_same(
     filter_empty: bool, minimum: int, kept: list[int], tmp_path: Path
 ) -> None:
     data = pytest.importorskip("detectron2.data", reason="needs the real Detectron2: see docs/DETECTRON2.md")
-    from zenith_det.engines.detectron2_engine.data import register_datasets
+    from zenith_det.engines.detectron2_engine.data import register_training_sets
 
     loaded = filtering_config(three_images(tmp_path), filter_empty, minimum)
-    register_datasets(loaded, training=True)
+    register_training_sets(loaded)
     records = data.get_detection_dataset_dicts(
         loaded.cfg.DATASETS.TRAIN, filter_empty=filter_empty, min_keypoints=minimum
     )

@@ -71,11 +71,7 @@ def test_the_message_does_not_depend_on_workers(shapes: SmallSet, workers: int, 
     assert "Traceback" not in str(caught.value)
     mapper = TrainingMapper(cfg, dataset.metadata)
     with pytest.raises(DatasetError, match=r"^10 images in a row could not be read, from .*\.png backwards"):
-        next(
-            iter(
-                build_train_loader(cfg, training_set(dataset), mapper, seed=1, start=0, rank=0, world_size=1)
-            )
-        )
+        next(iter(build_train_loader(cfg, training_set(dataset), mapper, seed=1, start=0)))
 
 
 class Buggy(torch.utils.data.Dataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from zenith_det.comparing.arms import Arm
 from zenith_det.comparing.plan import Run
-from zenith_det.comparing.runner import LOG_FILE, Result, read_result
+from zenith_det.comparing.runner import Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
 from zenith_det.config import metric_names
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
@@ -100,14 +99,8 @@ def read_outcome(run: Run) -> Outcome:
         metrics = read_metrics(run.folder)
     except UserError:
         metrics = {}
-    peak = None
-    for name in ("log.txt", LOG_FILE):
-        try:
-            text = (run.folder / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        found = [float(number) for number in re.findall(r"max_mem: (\d+)M", text)]
-        peak = max([*found, peak or 0.0]) or None
+    memory = metrics.get("max_mem_mb")
+    peak = None if memory is None else float(memory.values.max())
     return Outcome(run, result, metrics, peak)
 
 

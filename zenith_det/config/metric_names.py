@@ -8,3 +8,10 @@ AVERAGED = "averaged "
 TASK_APS = {f"{name} AP": f"{task}/AP" for task, name in TASKS.items()}
 APS = (*TASK_APS, *(AVERAGED + name for name in TASK_APS))
 VALIDATION_LOSS = "validation loss"
+#: What the names of an evaluation's scalars begin with, after those of the averaged weights and of the test set.
+EVALUATED = (*TASKS, "box_proposals", "sem_seg", "panoptic_seg", "validation_loss")
+
+
+def is_evaluated(name: str) -> bool:
+    """Whether a scalar of ``metrics.json`` is an evaluation's."""
+    return any(f"/{task}/" in f"/{name}" for task in EVALUATED)

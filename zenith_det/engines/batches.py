@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zenith_det import cli
 from zenith_det.config import CfgNode
-from zenith_det.engines.engine import Batch, Record, Sample, TrainingSet
+from zenith_det.engines.engine import Batch, Engine, Record, Sample, TrainingSet
 from zenith_det.errors import DatasetError
 from zenith_det.training.processes.distributed import get_rank, get_world_size
 from zenith_det.training.processes.loader_wait import WatchedBatches, begin_worker
@@ -153,8 +153,6 @@ def build_train_loader(
     *,
     seed: int,
     start: int,
-    rank: int,
-    world_size: int,
 ) -> DataLoader[Sample]:
     """Endless batches (lists of samples) for this rank, from iteration ``start`` on."""
     orientations = [LANDSCAPE] * len(data.records)
@@ -173,8 +171,8 @@ def build_train_loader(
         cfg.SOLVER.IMS_PER_BATCH,
         seed,
         start=start,
-        rank=rank,
-        world_size=world_size,
+        rank=get_rank(),
+        world_size=get_world_size(),
         repeats=data.repeats,
         subset=data.subset,
     )
@@ -188,9 +186,17 @@ def build_train_loader(
     )
 
 
-def one_by_one(cfg: CfgNode, dataset: Dataset[Sample], keys: Sequence[Any]) -> Iterator[Batch]:
+def train_batches(
+    engine: Engine, cfg: CfgNode, data: TrainingSet, *, seed: int, start: int
+) -> Iterator[Batch]:
+    """The batches of :func:`build_train_loader`, by the engine's mapper, the loader's workers started."""
+    mapper = engine.training_mapper(cfg, data.names, data.metadata)
+    return WatchedBatches(build_train_loader(cfg, data, mapper, seed=seed, start=start))
+
+
+def one_by_one(cfg: CfgNode, dataset: Dataset[Sample], keys: Sequence[Any]) -> DataLoader[Sample]:
     """This rank's share of ``dataset[key] for key in keys``, one at a time, in order."""
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_size=1,
         sampler=list(keys[get_rank() :: get_world_size()]),
@@ -198,7 +204,6 @@ def one_by_one(cfg: CfgNode, dataset: Dataset[Sample], keys: Sequence[Any]) -> I
         collate_fn=as_list,
         worker_init_fn=_start_worker,
     )
-    return WatchedBatches(loader)
 
 
 def as_list(samples: list[Any]) -> list[Any]:

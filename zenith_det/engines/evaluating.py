@@ -14,7 +14,7 @@ from torch import nn
 from zenith_det.config import CfgNode
 from zenith_det.data import CocoDataset, coco_ground_truth, known_classes
 from zenith_det.engines.batches import TestDataset, TrainingDataset, one_by_one
-from zenith_det.engines.engine import Engine, TestSet
+from zenith_det.engines.engine import Detections, Engine, TestSet
 from zenith_det.evaluation import (
     RESULTS_FILE,
     EvaluatedWeights,
@@ -40,7 +40,7 @@ from zenith_det.training.processes.distributed import (
     get_world_size,
     is_main_process,
 )
-from zenith_det.training.processes.loader_wait import until_stopped
+from zenith_det.training.processes.loader_wait import WatchedBatches, until_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -96,28 +96,30 @@ def predict(
     device = torch.device(cfg.MODEL.DEVICE)
     total = len(range(get_rank(), len(records), get_world_size())) if is_main_process() else 0
     samples = TestDataset(records, engine.test_mapper(cfg, [test_set.name]))
-    batches = one_by_one(cfg, samples, range(len(records)))
+    batches = WatchedBatches(one_by_one(cfg, samples, range(len(records))))
     with EvaluationProgress(total, test_set.label) as progress, autocast, agreeing(should_stop):
         for batch in until_stopped(batches):
             with telling_of_memory("evaluation", batch, device, training=False):
                 outputs = [engine.detections(output) for output in model(batch)]
             for sample, found in zip(batch, outputs):
-                results += detections_to_results(
-                    sample["image_id"],
-                    found["boxes"],
-                    found["scores"],
-                    found["classes"],
-                    own,
-                    masks=found.get("masks"),
-                    keypoints=found.get("keypoints"),
-                )
+                results += results_of(sample["image_id"], found, own)
             progress.update(len(batch))
             if should_stop():
                 break
     if get_world_size() > 1:
         results = [r for part in all_gather_objects(results) for r in part]
         results.sort(key=lambda r: r["image_id"])
-    return [r for r in results if r["category_id"] != ABSENT]
+    return results
+
+
+def results_of(image_id: int, found: Detections, own: Sequence[int]) -> list[dict[str, Any]]:
+    """The detections in one image, in COCO's result format, less those of a class that the set lacks.
+
+    Args:
+        own: see :func:`category_ids`.
+    """
+    results = detections_to_results(image_id, category_ids=own, **found)
+    return [result for result in results if result["category_id"] != ABSENT]
 
 
 def score_results(
@@ -129,7 +131,6 @@ def score_results(
     oks_sigmas: Sequence[float] | None,
     score_threshold: float | None,
     weights: tuple[int, int] | None = None,
-    max_dets_per_image: int = 100,
 ) -> tuple[OrderedDict[str, dict[str, float]], list[str]]:
     """The COCO metrics of detections, and what explains an AP of 0.
 
@@ -150,7 +151,6 @@ def score_results(
         tasks,
         class_names=[name for name, own in names if own != ABSENT],
         oks_sigmas=oks_sigmas or dataset.metadata.keypoint_oks_sigmas or None,
-        max_dets_per_image=max_dets_per_image,
         image_ids=image_ids,
     )
     explanations = explain_results(
@@ -225,7 +225,7 @@ def validation_loss(
     if test_set.dataset is not None:
         records = known_classes(records, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     samples = TrainingDataset(records, engine.training_mapper(still, [test_set.name], test_set.metadata))
-    batches = one_by_one(cfg, samples, [(index, index) for index in range(len(records))])
+    batches = WatchedBatches(one_by_one(cfg, samples, [(index, index) for index in range(len(records))]))
     with engine.recording(EventStorage()):  # what the model logs by itself is not training's
         return validation_losses(model, until_stopped(batches), seed=seed, should_stop=should_stop)
 

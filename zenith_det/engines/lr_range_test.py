@@ -117,8 +117,7 @@ def set_base_lr(
             ITERATIONS,
             *lrs_of(loaded),
         )
-        with _sets_told_already():
-            test = measure(loaded, make_probe)
+        test = measure(loaded, make_probe)
         choice, curve = draw(test, output_dir / CURVE_FILE)
         _heed_stop()
         lr = choice.lr
@@ -131,18 +130,6 @@ def set_base_lr(
 def _heed_stop() -> None:
     if why := stop_code(waiting=True):
         raise RunStopped(f"in the LR range test: {describe_stop(why)}; nothing has begun: start it again")
-
-
-@contextlib.contextmanager
-def _sets_told_already() -> Iterator[None]:
-    """Reading the sets once more says nothing new: the run has just done it."""
-    data = logging.getLogger("zenith_det.data")
-    level = data.level
-    data.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        data.setLevel(level)
 
 
 def lrs_of(loaded: LoadedConfig) -> tuple[float, float]:
@@ -196,8 +183,8 @@ def measure(
 
     Args:
         loaded: with the device resolved; left as it is.
-        make_probe: makes a function that takes an LR, does one iteration and returns the loss; of an engine's
-            ``stepping``.
+        make_probe: makes a function that takes an LR, does one iteration and returns the loss: see
+            :func:`~zenith_det.engines.probe.lr_probe`.
         lrs: the first LR and the last; by default :data:`SGD_LRS` or :data:`ADAMW_LRS`.
 
     Raises:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from zenith_det.config import LoadedConfig, settle_files
-from zenith_det.engines.batches import build_train_loader
-from zenith_det.engines.engine import Batch, Engine
+from zenith_det.engines.batches import train_batches
+from zenith_det.engines.engine import Engine
 from zenith_det.engines.lr_range_test import CYCLE, lr_setter
-from zenith_det.engines.model_format import compile_backbone
-from zenith_det.engines.trainer import Progress, Trainer
-from zenith_det.solver import build_lr_scheduler, build_optimizer, train_mode
+from zenith_det.engines.trainer import Progress, Trainer, build_parts
+from zenith_det.solver import train_mode
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
-from zenith_det.training.course.seeding import seed_all
-from zenith_det.training.processes.loader_wait import WatchedBatches
 
 __all__ = ["iteration_of", "lr_probe", "make_trainer"]
 
@@ -62,24 +59,16 @@ def make_trainer(engine: Engine, loaded: LoadedConfig, fixed_batches: int = 0) -
     cfg = loaded.cfg
     data = engine.training_set(loaded)
     seed = max(cfg.SEED, 0)
-    seed_all(seed)
-    model = engine.build_model(cfg)
-    engine.load_weights(cfg, model)
-    compile_backbone(cfg, model)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
-    mapper = engine.training_mapper(cfg, data.names, data.metadata)
-    batches: Iterator[Batch] = WatchedBatches(
-        build_train_loader(cfg, data, mapper, seed=seed, start=0, rank=0, world_size=1)
-    )
+    parts = build_parts(engine, cfg, seed)
+    batches = train_batches(engine, cfg, data, seed=seed, start=0)
     if fixed_batches:
         batches = itertools.cycle([next(batches) for _ in range(fixed_batches)])
     checkpointer = Checkpointer(Path(cfg.OUTPUT_DIR))
     trainer = Trainer(
         cfg,
-        model,
-        optimizer,
-        scheduler,
+        parts.model,
+        parts.optimizer,
+        parts.scheduler,
         batches,
         Progress(0, seed),
         checkpointer,
@@ -87,6 +76,6 @@ def make_trainer(engine: Engine, loaded: LoadedConfig, fixed_batches: int = 0) -
         lambda should_stop, averaged: {},
     )
     trainer.guard.output_dir = None  # a probe leaves nothing
-    model.train()
-    train_mode(optimizer)
+    parts.model.train()
+    train_mode(parts.optimizer)
     return trainer

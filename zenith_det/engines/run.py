@@ -10,28 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, settle_files
 from zenith_det.data.statistics import find_sets_again
-from zenith_det.engines.batches import build_train_loader
+from zenith_det.engines.accumulating import check_batch
+from zenith_det.engines.batches import train_batches
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.device import apply_torch_settings, resolve_device
 from zenith_det.engines.engine import Batch, Engine, TrainingSet, load_engine
 from zenith_det.engines.evaluating import Evaluator
 from zenith_det.engines.lr_range_test import CURVE_FILE, set_base_lr
-from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.run_pictures import draw_run, pictured
 from zenith_det.engines.trained_model import remembered_classes
-from zenith_det.engines.trainer import Progress, Trainer, unwrap
+from zenith_det.engines.trainer import Progress, Trainer, build_parts
 from zenith_det.engines.training_set import reading_test_sets, warn_of_sides_in_mirrored_images
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import CheckpointError, ConfigError, UserError
 from zenith_det.evaluation import check_expected
 from zenith_det.files import write_whole
-from zenith_det.solver import build_lr_scheduler, build_optimizer
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.averaging import WeightAverage
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
@@ -42,9 +39,8 @@ from zenith_det.training.course.output_lock import OutputLock
 from zenith_det.training.course.resume_report import TRAINING_SET, config_facts, log_changes
 from zenith_det.training.course.resuming import (
     batches_done,
-    configured_groups,
     forget_history,
-    reapply,
+    loading_state,
     shares_state,
 )
 from zenith_det.training.course.run_record import (
@@ -56,7 +52,6 @@ from zenith_det.training.course.run_record import (
     remove_left_overs,
     write_config,
 )
-from zenith_det.training.course.seeding import seed_all
 from zenith_det.training.course.starting import Start, choose_seed, find_start
 from zenith_det.training.failures.bad_steps import guard_forward
 from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
@@ -65,7 +60,7 @@ from zenith_det.training.logs.loggers import build_loggers, check_loggers
 from zenith_det.training.logs.logging_setup import setup_logging
 from zenith_det.training.logs.progress import ConsoleWriter
 from zenith_det.training.processes.agreement import check_same_on_all_ranks, fingerprint, versions
-from zenith_det.training.processes.ddp import data_parallel, settle_buckets
+from zenith_det.training.processes.ddp import data_parallel, settle_buckets, unwrap
 from zenith_det.training.processes.distributed import (
     barrier,
     broadcast_object,
@@ -77,7 +72,6 @@ from zenith_det.training.processes.distributed import (
     restart_count,
     would_be_restarted,
 )
-from zenith_det.training.processes.loader_wait import WatchedBatches
 from zenith_det.training.processes.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -272,15 +266,11 @@ class Attempt:
         """The trainer of a model as it is before the first iteration."""
         cfg, engine, progress = self.cfg, self.engine, self.progress
         output_dir = self.checkpointer.output_dir
-        seed_all(progress.seed)
         if is_main_process():
             check_loggers(cfg)
-        model: nn.Module = engine.build_model(cfg)
-        weights = None if self.start else engine.load_weights(cfg, model)
-        compile_backbone(cfg, model)
+        parts = build_parts(engine, cfg, progress.seed, load_weights=self.start is None)
+        model = parts.model
         average = WeightAverage.of(cfg, model)
-        optimizer = build_optimizer(cfg, model)
-        scheduler = build_lr_scheduler(cfg, optimizer)
         guard_forward(model)
         if get_world_size() > 1:
             model = data_parallel(model, None if cfg.MODEL.DEVICE == "cpu" else get_local_rank())
@@ -299,15 +289,15 @@ class Attempt:
                 averaged=averaged,
                 iteration=progress.iteration - 1,
                 seed=progress.seed,
-                weights=weights,
+                weights=parts.weights,
                 should_stop=should_stop,
             )
 
         return Trainer(
             cfg,
             model,
-            optimizer,
-            scheduler,
+            parts.optimizer,
+            parts.scheduler,
             batches,
             progress,
             self.checkpointer,
@@ -325,34 +315,13 @@ class Attempt:
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This rank's training batches from number ``start`` on."""
-        mapper = self.engine.training_mapper(self.cfg, self.data.names, self.data.metadata)
-        return WatchedBatches(
-            build_train_loader(
-                self.cfg,
-                self.data,
-                mapper,
-                seed=self.progress.seed,
-                start=start,
-                rank=get_rank(),
-                world_size=get_world_size(),
-            )
-        )
+        return train_batches(self.engine, self.cfg, self.data, seed=self.progress.seed, start=start)
 
     def _evaluation_missing(self) -> bool:
         # A run that had ended already evaluates nothing by itself, and there would be nothing to compare.
         wanted = len(self.cfg.TEST.EXPECTED_RESULTS) > 0
         done = is_main_process() and evaluated(self.checkpointer.output_dir, self.progress.iteration)
         return wanted or broadcast_object(is_main_process() and not done)
-
-
-def check_batch(cfg: CfgNode) -> None:
-    """Refuse a batch that doesn't divide among processes and accumulated parts."""
-    ways = get_world_size() * cfg.SOLVER.GRADIENT_ACCUMULATION
-    if cfg.SOLVER.IMS_PER_BATCH % ways:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which doesn't divide by {ways} "
-            f"({get_world_size()} processes x SOLVER.GRADIENT_ACCUMULATION {cfg.SOLVER.GRADIENT_ACCUMULATION})"
-        )
 
 
 def check_engine(engine: Engine, start: Start | None) -> None:
@@ -380,22 +349,10 @@ def resume(trainer: Trainer, start: Start) -> None:
     Raises:
         CheckpointError: it is of another model or optimizer.
     """
-    configured = configured_groups(trainer.optimizer)
     before = start.state.get("config", {}).get("SOLVER.OPTIMIZER", trainer.cfg.SOLVER.OPTIMIZER)
     now = trainer.cfg.SOLVER.OPTIMIZER
-    try:
+    with loading_state(trainer.optimizer, str(start.path)):
         trainer.load(start.state, str(start.path), optimizer=shares_state(before, now))
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}; to start a new run from what fits: another OUTPUT_DIR, and this file as MODEL.WEIGHTS"
-        ) from error
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{start.path} is of another optimizer or parameter groups ({reason[:300]}): use another "
-            "OUTPUT_DIR, or give it as MODEL.WEIGHTS to load its weights"
-        ) from error
-    reapply(trainer.optimizer, configured)
     batch = start.state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
     keep = trainer.cfg.SOLVER.ZENITH.KEEP_HISTORY
     forget_history(trainer.optimizer, batch, trainer.cfg.SOLVER.IMS_PER_BATCH, keep=keep)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,26 +18,30 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zenith_det.config import CfgNode
+from zenith_det.engines.accumulating import backward_in_parts
 from zenith_det.engines.device import amp_dtype, make_grad_scaler
-from zenith_det.engines.engine import Batch
+from zenith_det.engines.engine import Batch, Engine
+from zenith_det.engines.model_format import compile_backbone
 from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.errors import RunStopped, UserError
-from zenith_det.solver import eval_mode, train_mode
+from zenith_det.solver import build_lr_scheduler, build_optimizer, eval_mode, train_mode
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.averaging import WeightAverage
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
 from zenith_det.training.checkpoints.weights import load_model_weights
 from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
-from zenith_det.training.course.seeding import seed_step
+from zenith_det.training.course.seeding import seed_all, seed_step
 from zenith_det.training.failures.bad_steps import StepGuard, bad_step_limit, count_only_finite
 from zenith_det.training.failures.divergence import LossWatch
 from zenith_det.training.failures.out_of_memory import OutOfMemoryError, telling_of_memory
 from zenith_det.training.failures.recovery import Diverged
 from zenith_det.training.logs.events import EventStorage, Writer
+from zenith_det.training.logs.memory import peak_cuda_mib
 from zenith_det.training.logs.progress import ConsoleWriter
 from zenith_det.training.logs.zenith_metrics import effective_lr, optimizer_scalars
 from zenith_det.training.processes.agreement import AgreedError, check_steps_agree, raise_together
+from zenith_det.training.processes.ddp import unwrap
 from zenith_det.training.processes.distributed import (
     agree_on_maximum,
     all_gather_objects,
@@ -67,6 +71,30 @@ class Progress:
     seed: int = 0
     images_seen: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Parts:
+    """What a run trains and trains with.
+
+    Attributes:
+        weights: (loaded, all) tensors of ``MODEL.WEIGHTS``; ``None``: none were loaded.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    weights: tuple[int, int] | None
+
+
+def build_parts(engine: Engine, cfg: CfgNode, seed: int, *, load_weights: bool = True) -> Parts:
+    """All of it as it is before the first iteration, in one process; ``seed`` gives the random weights."""
+    seed_all(seed)
+    model = engine.build_model(cfg)
+    weights = engine.load_weights(cfg, model) if load_weights else None
+    compile_backbone(cfg, model)
+    optimizer = build_optimizer(cfg, model)
+    return Parts(model, optimizer, build_lr_scheduler(cfg, optimizer), weights)
 
 
 class Trainer:
@@ -284,11 +312,17 @@ class Trainer:
         return sum(float(loss) for loss in losses.values())
 
     def _step(self, batch: Batch, iteration: int) -> None:
-        totals: dict[str, Tensor] = {}
         self.guard.before_forward()
         telling = partial(telling_of_memory, f"iteration {iteration}", batch, self.device, training=True)
         with telling():
-            self._add_gradients(batch, totals)
+            totals = backward_in_parts(
+                self.model,
+                batch,
+                self.parts,
+                autocast=self._autocast,
+                scaled=lambda total: self.scaler.scale(count_only_finite(total)),
+                before_backward=self._look_back,
+            )
         images = [(sample.get("image_id", -1), str(sample.get("file_name", ""))) for sample in batch]
         with telling():
             self._whole = False
@@ -302,39 +336,23 @@ class Trainer:
         if self.average is not None:
             self.average.update()
 
-    def _add_gradients(self, batch: Batch, totals: dict[str, Tensor]) -> None:
-        for number, part in enumerate(split_batch(batch, self.parts)):
-            with self._sync_last(number), self._autocast():
-                losses = self.model(part)
-                if isinstance(losses, Tensor):
-                    losses = {"total_loss": losses}
-                total = sum(losses.values(), torch.zeros((), device=self.device)) / self.parts
-            if number == 0:
-                # Not before the forward pass: it has waited for the device, which now knows how the last step
-                # went, while the gradients of that step are still there to be looked at.
-                self.guard.inspect()
-                self.optimizer.zero_grad(set_to_none=True)
-            with self._sync_last(number):
-                self.scaler.scale(count_only_finite(total)).backward()
-            for name, loss in losses.items():
-                share = loss.detach() / self.parts
-                totals[name] = totals[name] + share if name in totals else share
-
     def _autocast(self) -> torch.autocast:
         # A dtype that the device does not know is a warning, even where autocast is off.
         dtype = self.amp_dtype if self.amp else None
         return torch.autocast(self.device.type, dtype, enabled=self.amp)
 
-    def _sync_last(self, number: int) -> AbstractContextManager[Any]:
-        """Gradients cross the processes once per step, with the last part of the batch."""
-        if number < self.parts - 1 and isinstance(self.model, nn.parallel.DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
+    def _look_back(self) -> None:
+        # Not before the forward pass: it has waited for the device, which now knows how the last step went, while
+        # the gradients of that step are still there to be looked at.
+        self.guard.inspect()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _write(self) -> None:
         """Log the losses since the last call, and see whether the ranks still agree."""
         self._fetch_losses()
         check_steps_agree(self.progress.iteration - 1, optimizer_scalars(self.optimizer))
+        if (peak := peak_cuda_mib()) is not None:
+            self.storage.put_scalars(smoothing=False, max_mem_mb=peak)
         for writer in self.writers:
             writer.write(self.storage)
         self.storage.forget_pictures()
@@ -514,14 +532,3 @@ class Trainer:
             self.average.resume(state, source)
         if state.get("good"):
             self._last_good = source
-
-
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """``batch`` in ``parts`` runs of equal length."""
-    size = len(batch) // parts
-    return [batch[i * size : (i + 1) * size] for i in range(parts)]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model

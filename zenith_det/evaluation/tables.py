@@ -6,12 +6,12 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
+from zenith_det.config.metric_names import TASKS
 from zenith_det.evaluation.coco import METRICS
 from zenith_det.evaluation.explained import log_explanations
 
 logger = logging.getLogger(__name__)
 
-TASK_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 _ALL_METRICS = METRICS["bbox"]
 #: Widest per-class table, in characters.
 _MAX_WIDTH = 110
@@ -24,7 +24,7 @@ def results_table(results: Mapping[str, Mapping[str, float]]) -> str:
     ``-``.
     """
     rows = [
-        [TASK_TITLES.get(task, task), *(_number(metrics[m]) if m in metrics else "-" for m in _ALL_METRICS)]
+        [TASKS.get(task, task), *(_number(metrics[m]) if m in metrics else "-" for m in _ALL_METRICS)]
         for task, metrics in results.items()
     ]
     text = _table(["", *_ALL_METRICS], rows)
@@ -59,7 +59,7 @@ def _per_class_table(results: Mapping[str, Mapping[str, float]]) -> str:
     classes = list(dict.fromkeys(m for metrics in results.values() for m in metrics if m.startswith("AP-")))
     if len(classes) < 2:
         return ""
-    header = ["class", *(f"{TASK_TITLES.get(task, task)} AP" for task in results)]
+    header = ["class", *(f"{TASKS.get(task, task)} AP" for task in results)]
     cells = [
         [
             metric.removeprefix("AP-"),

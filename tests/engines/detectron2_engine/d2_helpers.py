@@ -16,10 +16,11 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
-from zenith_det.config import add_zenith_config
+from zenith_det.config import add_zenith_config, settle_files
 from zenith_det.data import load_coco_dataset
 from zenith_det.data.synthetic import generate
 from zenith_det.engines.detectron2_engine import ZenithTrainerMixin, register_checked_dataset
+from zenith_det.engines.detectron2_engine.engine import ENGINE
 
 WEIGHTS = 12
 
@@ -202,6 +203,13 @@ def synthetic_set(folder: Path, task: str = "instances", train: int = 12, val: i
 def register_synthetic(name: str, files: Any) -> None:
     """Make a split of :func:`synthetic_set` Detectron2's dataset of that name, as checked by us."""
     register_checked_dataset(name, load_coco_dataset((str(files.json_file), str(files.image_root))))
+
+
+def read_sets(loaded: Any) -> None:
+    """Check and register the sets of a configuration, as a run does."""
+    settle_files(loaded)
+    first = ENGINE.training_set(loaded).metadata
+    ENGINE.test_sets(loaded, first and first.thing_classes)
 
 
 def forget(name: str) -> None:

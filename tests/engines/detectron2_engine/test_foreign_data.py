@@ -12,11 +12,10 @@ pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see 
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from tests.engines.detectron2_engine.d2_helpers import synthetic_set
+from tests.engines.detectron2_engine.d2_helpers import read_sets, synthetic_set
 from zenith_det.config import LoadedConfig
 from zenith_det.data.synthetic import SHAPE_NAMES
 from zenith_det.engines.detectron2_engine import foreign_data, load_config_file
-from zenith_det.engines.detectron2_engine.data import register_datasets
 from zenith_det.engines.detectron2_engine.engine import ENGINE
 from zenith_det.errors import ConfigError, DatasetError, UserError
 
@@ -62,7 +61,7 @@ def test_missing_data_is_one_line(
     if any(Path(p).exists() for p in MetadataCatalog.get(train).as_dict().values() if isinstance(p, str)):
         pytest.skip(f"DETECTRON2_DATASETS has {train}")
     with pytest.raises(DatasetError) as caught:
-        register_datasets(loaded, training=True)
+        read_sets(loaded)
     assert str(caught.value).startswith(missing + loaded.sources["DATASETS.TRAIN"])
     assert "isn't there; DETECTRON2_DATASETS is the folder of datasets" in str(caught.value)
     assert ("--train-json" in str(caught.value)) == (name not in (PANOPTIC, SEMANTIC))
@@ -86,12 +85,12 @@ def test_a_missing_library_is_one_line(
     with pytest.raises(
         DatasetError, match=r"zd_foreign \(DATASETS.TRAIN, command line\) needs the package zd_not_"
     ):
-        register_datasets(load_config_file("", ["DATASETS.TRAIN", "('zd_foreign',)"]), training=True)
+        read_sets(load_config_file("", ["DATASETS.TRAIN", "('zd_foreign',)"]))
     # A test set is looked at before the training, too.
     loaded = on_own_files(VOC, shapes, tmp_path, "DATASETS.TEST", "('zd_foreign',)")
     loaded.cfg.DATASETS.VAL_JSON = loaded.cfg.DATASETS.VAL_IMAGES = ""
     with pytest.raises(DatasetError, match=r"pip install lvis; or .*DATASETS.TEST \"\(\)\" to train without"):
-        register_datasets(loaded, training=True)
+        read_sets(loaded)
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "a.txt"), ImportError("no lvis")])
@@ -114,13 +113,13 @@ def test_what_the_reading_lacks_is_one_line(
 def test_the_classes_follow_ones_own_data(name: str, shapes: Any, tmp_path: Path) -> None:
     loaded = on_own_files(name, shapes, tmp_path)
     assert len(SHAPE_NAMES) != loaded.cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    register_datasets(loaded, training=True)
+    read_sets(loaded)
     assert len(SHAPE_NAMES) == loaded.cfg.MODEL.ROI_HEADS.NUM_CLASSES
     typed = on_own_files(name, shapes, tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", "99")
     with pytest.raises(
         ConfigError, match=r"NUM_CLASSES is 99 \(command line\), but .*NUM_CLASSES \d+ at the end"
     ):
-        register_datasets(typed, training=True)
+        read_sets(typed)
 
 
 @pytest.mark.parametrize(
@@ -141,4 +140,4 @@ def test_a_model_that_own_files_cannot_train_is_one_line(
     name: str, told: str, shapes: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=told):
-        register_datasets(on_own_files(name, shapes, tmp_path), training=True)
+        read_sets(on_own_files(name, shapes, tmp_path))

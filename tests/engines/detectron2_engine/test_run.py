@@ -23,7 +23,14 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 
 from tests.conftest import ROOT
-from tests.engines.detectron2_engine.d2_helpers import forget, log_lines, metrics, rcnn_opts, synthetic_set
+from tests.engines.detectron2_engine.d2_helpers import (
+    forget,
+    log_lines,
+    metrics,
+    rcnn_opts,
+    read_sets,
+    synthetic_set,
+)
 from zenith_det.commands import train
 from zenith_det.config import LoadedConfig, add_zenith_config, name_of_files
 from zenith_det.data import catalog, load_coco_dataset, register_coco_dataset
@@ -34,7 +41,6 @@ from zenith_det.engines.detectron2_engine.data import (
     CocoMapper,
     checked_dataset,
     mapper_for,
-    register_datasets,
 )
 from zenith_det.engines.detectron2_engine.evaluation import CocoEvaluator, build_evaluator
 from zenith_det.engines.device import resolve_device
@@ -134,7 +140,7 @@ def test_train_evaluate_resume_and_evaluate_again(
 def test_our_ap_is_detectron2s(tmp_path: Path, shapes: Any) -> None:
     """The same detections through our evaluator and Detectron2's own."""
     loaded = load(tmp_path, shapes, MODEL__MASK_ON=True, SOLVER__MAX_ITER=1)
-    register_datasets(loaded, training=True)
+    read_sets(loaded)
     cfg = to_detectron2(loaded)
     name = cfg.DATASETS.TEST[0]
     ours = build_evaluator(cfg, name, str(tmp_path / "ours"))
@@ -168,7 +174,7 @@ def test_our_ap_is_detectron2s(tmp_path: Path, shapes: Any) -> None:
 def test_more_detections_than_coco_counts_have_one_ap(tmp_path: Path, shapes: Any) -> None:
     """The same 200 detections an image by either engine's evaluation and Detectron2's own."""
     loaded = load(tmp_path, shapes, SOLVER__MAX_ITER=1, TEST__DETECTIONS_PER_IMAGE=300)
-    register_datasets(loaded, training=True)
+    read_sets(loaded)
     cfg = to_detectron2(loaded)
     name = cfg.DATASETS.TEST[0]
     dataset = checked_dataset(name)
@@ -286,7 +292,7 @@ def test_built_in_names_are_checked_too(tmp_path: Path, shapes: Any, monkeypatch
     loaded = load_config_file("", rcnn_opts(DATASETS__TRAIN="('coco_2017_train',)", DATASETS__TEST="()"))
     known, reader = MetadataCatalog.get("coco_2017_train").as_dict(), DatasetCatalog["coco_2017_train"]
     try:
-        register_datasets(loaded, training=True)
+        read_sets(loaded)
         in_detectron2 = DatasetCatalog.get("coco_2017_train")
         ours = load_coco_dataset("coco_2017_train")
         assert in_detectron2 == ours.records
@@ -318,7 +324,7 @@ def test_masks_of_every_kind_in_one_file_train(tmp_path: Path, shapes: Any) -> N
     with pytest.raises(
         ConfigError, match=r"INPUT.MASK_FORMAT is 'polygon', but \d+ objects .* take 'bitmask'"
     ):
-        register_datasets(loaded, training=True)
+        read_sets(loaded)
     loaded = load(tmp_path / "out", shapes, **{**keys, "MODEL__MASK_ON": True})
     assert "segm/AP" in run(loaded, RunOptions())
 
@@ -328,7 +334,7 @@ def test_masks_of_every_kind_in_one_file_train(tmp_path: Path, shapes: Any) -> N
 
     keys = altered(shapes, tmp_path / "none", no_masks)
     with pytest.raises(ConfigError, match=r"MODEL.MASK_ON is True, but no object of .* has a mask"):
-        register_datasets(load(tmp_path, shapes, **{**keys, "MODEL__MASK_ON": True}), training=True)
+        read_sets(load(tmp_path, shapes, **{**keys, "MODEL__MASK_ON": True}))
 
 
 def test_runs_in_a_second_training_set_make_the_masks_bitmaps(
@@ -347,7 +353,7 @@ def test_runs_in_a_second_training_set_make_the_masks_bitmaps(
         forget(name)
     opts = rcnn_opts(DATASETS__TRAIN="('outlines', 'runs')", MODEL__MASK_ON=True, OUTPUT_DIR=tmp_path / "out")
     loaded = load_config_file("", opts)
-    register_datasets(loaded, training=True)
+    read_sets(loaded)
     assert loaded.cfg.INPUT.MASK_FORMAT == "bitmask"
 
 
@@ -382,7 +388,7 @@ def test_one_file_with_two_image_folders_is_two_sets(tmp_path: Path, shapes: Any
         "DATASETS__VAL_IMAGES": str(degraded),
     }
     loaded = load(tmp_path / "out", shapes, **keys)
-    register_datasets(loaded, training=True)
+    read_sets(loaded)
     folders = []
     for names in (loaded.cfg.DATASETS.TRAIN, loaded.cfg.DATASETS.TEST):
         folders.append({str(Path(record["file_name"]).parent) for record in DatasetCatalog.get(names[0])})
@@ -392,7 +398,7 @@ def test_one_file_with_two_image_folders_is_two_sets(tmp_path: Path, shapes: Any
 
 def test_16_bit_images_are_not_white(tmp_path: Path, shapes: Any) -> None:
     loaded = load(tmp_path, shapes)
-    register_datasets(loaded, training=True)
+    read_sets(loaded)
     cfg = to_detectron2(loaded)
     mapper = mapper_for(cfg, cfg.DATASETS.TRAIN, is_train=False)
     assert isinstance(mapper, CocoMapper)

@@ -33,7 +33,7 @@ from tests.engines.detectron2_engine.d2_helpers import (
 )
 from zenith_det.engines import model_format
 from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
-from zenith_det.engines.detectron2_engine.data_order import build_train_loader
+from zenith_det.engines.detectron2_engine.exact_resume import TrainLoader
 from zenith_det.errors import ConfigError
 from zenith_det.optim import ZENITH
 from zenith_det.solver import LR_SCHEDULER_REGISTRY, OPTIMIZER_REGISTRY
@@ -338,7 +338,7 @@ def test_gradient_accumulation_is_the_whole_batch(tmp_path: Path) -> None:
         for run in ("whole", "parts")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    with pytest.raises(ConfigError, match="GRADIENT_ACCUMULATION is 3"):
+    with pytest.raises(ConfigError, match=r"divide by 3 .*GRADIENT_ACCUMULATION 3"):
         KnownTrainer(known_cfg(tmp_path, IMS_PER_BATCH=4, GRADIENT_ACCUMULATION=3))
 
 
@@ -440,6 +440,30 @@ def test_channels_last_and_a_compiled_backbone_train_alike(
             torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
 
 
+# ---- for people who have no trainer of their own
+
+
+def test_zenith_trainer_does_what_the_keys_ask_for(tmp_path: Path, synthetic: Any) -> None:
+    """Averaged and best weights, old checkpoints removed, test-time augmentation, each evaluation at once."""
+    cfg = rcnn_cfg(
+        tmp_path, "checked_by_us", "checked_by_us", SOLVER__MAX_ITER=4, SOLVER__CHECKPOINT_PERIOD=1,
+        SOLVER__AVERAGE__KIND="ema", CHECKPOINT__KEEP=1, CHECKPOINT__BEST="averaged box AP",
+        TEST__EVAL_PERIOD=2, TEST__MAX_IMAGES=2, TEST__AUG__ENABLED=True, TEST__AUG__MIN_SIZES=(48,),
+    )  # fmt: skip
+    assert "AP" in ZenithTrainer(cfg).train()["bbox"]
+    there = {path.name for path in tmp_path.glob("*.pth")}
+    assert there == {"model_0000002.pth", "model_best.pth", "model_final.pth", "model_final_averaged.pth"}
+    for folder in (tmp_path, tmp_path / "averaged", tmp_path / "inference_TTA"):
+        assert list(folder.rglob("coco_instances_results.json")), folder
+    evaluated = {
+        name: [line["iteration"] for line in metrics(tmp_path) if name in line]
+        for name in ("bbox/AP", "averaged/bbox/AP", "bbox_TTA/AP")
+    }
+    assert evaluated["bbox/AP"] == evaluated["averaged/bbox/AP"] == [1, 3]
+    assert len(evaluated["bbox_TTA/AP"]) == 1
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]["metric"] == "averaged box AP"
+
+
 # ---- SGD stays Detectron2's
 
 
@@ -485,7 +509,9 @@ class SeededDefaultTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: Any) -> Any:
-        return build_train_loader(cfg)
+        loader = TrainLoader(cfg)
+        loader.seed = cfg.SEED
+        return iter(loader)  # made now: making it draws a random number
 
 
 @pytest.mark.parametrize(

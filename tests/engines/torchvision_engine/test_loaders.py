@@ -76,8 +76,6 @@ def test_samples_do_not_depend_on_workers_or_resuming(shapes: SmallSet, workers:
             TrainingMapper(cfg, dataset.metadata),
             seed=1,
             start=start,
-            rank=0,
-            world_size=1,
         )
         return [
             (s["image_id"], tuple(s["image"].shape), float(s["image"].float().sum()))
@@ -106,9 +104,7 @@ def test_many_bitmaps_come_from_a_worker_under_one_descriptor(shapes: SmallSet) 
             INPUT__MASK_FORMAT="bitmask",
         ).cfg
         mapper = TrainingMapper(cfg, dataset.metadata)
-        loader = build_train_loader(
-            cfg, training_set(dataset, crowded), mapper, seed=1, start=0, rank=0, world_size=1
-        )
+        loader = build_train_loader(cfg, training_set(dataset, crowded), mapper, seed=1, start=0)
         before = len(os.listdir("/proc/self/fd"))
         masks = next(iter(loader))[0]["targets"].masks
         assert len(os.listdir("/proc/self/fd")) - before < len(masks) / 2
@@ -125,7 +121,7 @@ def test_workers_live_through_signals_that_stop_the_main_process(shapes: SmallSe
     cfg = small_config("mask", DATALOADER__NUM_WORKERS=1, SOLVER__IMS_PER_BATCH=2).cfg
     if kind == "train":
         mapper = TrainingMapper(cfg, dataset.metadata)
-        loader = build_train_loader(cfg, training_set(dataset), mapper, seed=1, start=0, rank=0, world_size=1)
+        loader = build_train_loader(cfg, training_set(dataset), mapper, seed=1, start=0)
     else:
         loader = one_by_one(cfg, TestDataset(dataset.records, TestMapper(cfg)), range(len(dataset.records)))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         allow_mismatch: leave out tensors of another shape, as Detectron2 does (with a warning); ``False``:
             they are an error.
         require_all: every tensor of the model must be in the file, as evaluation needs.
-        facts: written into each checkpoint beside the state.
-        keep: how many periodic checkpoints to keep, the newest; ``None``: all.
 
     Attributes:
-        live_facts: called at each save for facts as they are then.
-        saved_config: the configuration that the file loaded last holds; empty where it holds none.
-        last_good: the newest file saved or loaded whose facts call it ``"good"``.
         loaded: of the file loaded last: (tensors taken from it, tensors of the model).
 
     The other arguments are ``DetectionCheckpointer``'s.
@@ -47,27 +41,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         *,
         allow_mismatch: bool = True,
         require_all: bool = False,
-        facts: dict[str, Any] | None = None,
-        keep: int | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
-        self.facts = facts or {}
-        self.live_facts: Callable[[], dict[str, Any]] = dict
-        self.saved_config: dict[str, Any] = {}
-        self.last_good: str | None = None
         self.loaded: tuple[int, int] | None = None
-        self._keep = keep
         self._allow_mismatch = allow_mismatch
         self._require_all = require_all
         self._last: str | None = None
         self._source = ""
 
-    def save(self, name: str, *, mark_last: bool = True, **kwargs: Any) -> None:
+    def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``<name>.pth``, whole or not at all.
-
-        Args:
-            mark_last: make it the one that a resumed run takes.
 
         Raises:
             CheckpointError: it cannot be written, or holds what no safe loading could read back.
@@ -76,16 +60,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         state = {"model": self.model.state_dict()}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
-        facts = {**self.facts, **self.live_facts(), **kwargs}
-        saver = Checkpointer(self.save_dir, keep=self._keep)
-        path = saver.save(name, {**state, **facts}, mark_last=mark_last)
-        if facts.get("good") and mark_last:
-            self.last_good = str(path)
+        path = Checkpointer(self.save_dir).save(name, {**state, **kwargs}, mark_last=False)
         self.logger.info("Saved the checkpoint %s", path)
+        self.tag_last_checkpoint(path.name)
 
-    def take(self, path: Path | None) -> None:
-        """Let :meth:`resume_or_load` go on from this file; ``None``: from none."""
-        self._last = str(path or "")
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make it the one that a resumed run takes."""
+        path = Path(self.save_dir, last_filename_basename)
+        Checkpointer(self.save_dir).mark_last(path)
+        self._last = str(path)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a file, a ``detectron2://`` name or a URL; "" loads nothing.
@@ -119,11 +102,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         loaded: dict[str, Any] = super().resume_or_load(path, resume=resume)
         return loaded
 
-    @property
-    def source(self) -> str:
-        """The file that was loaded last; "" before."""
-        return self._source
-
     def has_checkpoint(self) -> bool:
         return bool(self._last) if self._last is not None else super().has_checkpoint()
 
@@ -136,9 +114,6 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{self._source} is a checkpoint of the built-in engine: convert it with "
                 f"{cli.command('convert-checkpoint')}, or take --engine torchvision"
             )
-        self.saved_config = checkpoint.get("config") or {}
-        if checkpoint.get("good"):
-            self.last_good = self._source
         incompatible = super()._load_model(checkpoint)
         total = len(self.model.state_dict())
         shapes = [name for name, _, _ in incompatible.incorrect_shapes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,15 @@ from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
     MetadataCatalog,
-    build_detection_test_loader,
+    build_detection_train_loader,
     detection_utils,
     get_detection_dataset_dicts,
 )
 from detectron2.data import transforms as T
+from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from detectron2.structures import Instances
-from torch.utils.data import get_worker_info
 
-from zenith_det.config import LoadedConfig, follow_dataset, name_of_files, settle_files
+from zenith_det.config import LoadedConfig, follow_dataset, name_of_files
 from zenith_det.data import (
     CocoDataset,
     DatasetMetadata,
@@ -30,19 +30,20 @@ from zenith_det.data import (
     SerializedList,
     dataset_names,
     dataset_source,
-    known_classes,
     read_image,
 )
+from zenith_det.engines.batches import TestDataset, one_by_one
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.detectron2_engine.foreign_data import (
     check_foreign_dataset,
     check_model_for_coco_format,
 )
 from zenith_det.engines.detectron2_engine.models import HAS_MASK
-from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets, reading_test_sets
+from zenith_det.engines.engine import Record, Sample, TrainingSet
+from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets
 from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.course.validation_loss import without_augmentation
-from zenith_det.training.processes.loader_wait import WatchedBatches, begin_worker, until_stopped
+from zenith_det.training.course.seeding import seeded
+from zenith_det.training.processes.loader_wait import WatchedBatches, until_stopped
 from zenith_det.training.processes.stopping import stop_code
 
 logger = logging.getLogger(__name__)
@@ -107,24 +108,17 @@ def checked_dataset(name: str) -> CocoDataset | None:
     return CocoDataset(found.metadata, list(found.records), found.report) if found else None
 
 
-def register_datasets(
-    loaded: LoadedConfig,
-    *,
-    training: bool,
-    classes: Sequence[str] | None = None,
-    description: DataDescription | None = None,
+def register_training_sets(
+    loaded: LoadedConfig, description: DataDescription | None = None
 ) -> DatasetMetadata | None:
-    """Check and register what a configuration trains and evaluates on, and fit the model's heads to it.
+    """Check and register what a configuration trains on, and fit the model's heads to it.
 
-    ``DATASETS.TRAIN_JSON`` and ``VAL_JSON``, where given, replace the names in ``TRAIN`` and ``TEST``. Names
-    of COCO-format sets that this toolkit knows are checked; others (LVIS, Cityscapes, one's own) are left to
-    Detectron2. ``NUM_CLASSES`` and ``NUM_KEYPOINTS`` follow the first set.
+    ``DATASETS.TRAIN_JSON``, where given, replaces the names in ``TRAIN``. Names of COCO-format sets that this
+    toolkit knows are checked; others (LVIS, Cityscapes, one's own) are left to Detectron2. ``NUM_CLASSES`` and
+    ``NUM_KEYPOINTS`` follow the first set.
 
     Args:
         loaded: its ``cfg`` is changed in place.
-        training: whether the training sets are wanted at all; an evaluation does without them.
-        classes: the model's classes where they are known, from its checkpoint: each set's categories are then
-            matched to them by name.
         description: is given each checked set as read.
 
     Returns:
@@ -134,23 +128,6 @@ def register_datasets(
         DatasetError: a set cannot be used; see :func:`zenith_det.data.load_coco_dataset`.
         ConfigError: a key contradicts the dataset: both numbers are named; or no object is labelled for a head.
     """
-    settle_files(loaded)
-    if training:
-        first = register_training_sets(loaded, description)
-        with reading_test_sets(loaded.cfg):
-            register_test_sets(loaded, classes or (first.thing_classes if first else None), description)
-        return first
-    first = register_test_sets(loaded, classes)
-    if first is not None:
-        of = first.num_classes if classes is None else len(classes)
-        follow_dataset(loaded, first.name, of, first.num_keypoints, first.keypoint_oks_sigmas)
-    return first
-
-
-def register_training_sets(
-    loaded: LoadedConfig, description: DataDescription | None = None
-) -> DatasetMetadata | None:
-    """The part of :func:`register_datasets` that is about ``DATASETS.TRAIN``."""
     cfg = loaded.cfg
     first = _register(loaded, "TRAIN", None, description)
     if first is not None:
@@ -166,7 +143,11 @@ def register_training_sets(
 def register_test_sets(
     loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
 ) -> DatasetMetadata | None:
-    """The part of :func:`register_datasets` that is about ``DATASETS.TEST``."""
+    """The same of what it evaluates on; the model stays as it is.
+
+    Args:
+        classes: the model's classes where they are known: each set's categories are then matched to them by name.
+    """
     return _register(loaded, "TEST", classes, description)
 
 
@@ -306,17 +287,48 @@ def mapper_for(cfg: Any, names: Sequence[str], is_train: bool) -> DatasetMapper:
     return kind(cfg, is_train)
 
 
-class _UnstoppedInWorkers:
-    """A mapper whose loader workers leave it to the main process when a run ends."""
+class SeededMapper:
+    """One of Detectron2's mappers, whatever it draws a function of the generator."""
 
-    def __init__(self, mapper: DatasetMapper) -> None:
+    def __init__(self, mapper: Callable[[Record], Sample]) -> None:
         self._mapper = mapper
 
-    def __call__(self, record: Mapping[str, Any]) -> Any:
-        if get_worker_info() is not None:
-            # Detectron2's test loader has no worker_init_fn, and takes none.
-            begin_worker()
-        return self._mapper(record)
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        with seeded(int(rng.integers(2**63))):
+            return self._mapper(record)
+
+
+def training_set_of(cfg: Any, metadata: DatasetMetadata | None) -> TrainingSet:
+    """What Detectron2 reads and leaves of ``DATASETS.TRAIN``, and how its sampler would take it.
+
+    Args:
+        cfg: Detectron2's configuration.
+        metadata: of the sets, where this toolkit knows them.
+
+    Raises:
+        DatasetError: no image is left.
+    """
+    try:
+        # The mapper is not used: without one it would make one of Detectron2's.
+        parts = build_detection_train_loader.from_config(cfg, mapper=_no_mapper)
+    except AssertionError as error:  # for a set without images or one that it left all of out
+        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+        what = f"objects with {keypoints} keypoints or more" if keypoints else "objects"
+        raise DatasetError(
+            f"{', '.join(cfg.DATASETS.TRAIN)}: no image with {what} is left to train on ({error})"
+        ) from error
+    records, sampler = parts["dataset"], parts["sampler"]
+    repeats, subset = None, 0
+    if isinstance(sampler, RepeatFactorTrainingSampler):
+        repeats = (sampler._int_part + sampler._frac_part).numpy()
+    elif isinstance(sampler, RandomSubsetTrainingSampler):
+        subset = sampler._size_subset
+    kept = SerializedList(records) if isinstance(records, list) else records
+    return TrainingSet(tuple(cfg.DATASETS.TRAIN), kept, metadata, repeats, subset)
+
+
+def _no_mapper(record: Record) -> Record:
+    return record
 
 
 class _Stoppable:
@@ -334,37 +346,14 @@ class _Stoppable:
             if stop_code():
                 return
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
 
 def build_test_loader(cfg: Any, name: str) -> Any:
-    """Detectron2's test loader, over the first ``TEST.MAX_IMAGES`` images (0: all)."""
-    return _Stoppable(_test_loader(cfg, name))
-
-
-def build_loss_loader(cfg: Any, name: str) -> Any:
-    """The same images with what losses take, at the test size and without augmentation."""
-    still = without_augmentation(cfg)
-    mapper = _UnstoppedInWorkers(mapper_for(still, [name], is_train=True))
-    records = get_detection_dataset_dicts([name], filter_empty=False)
-    return _Stoppable(
-        build_detection_test_loader(
-            known_classes(records[: cfg.TEST.MAX_IMAGES or len(records)], cfg.MODEL.ROI_HEADS.NUM_CLASSES),
-            mapper=mapper,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
-    )
-
-
-def _test_loader(cfg: Any, name: str) -> Any:
-    mapper = _UnstoppedInWorkers(mapper_for(cfg, [name], is_train=False))
-    if not cfg.TEST.MAX_IMAGES:
-        return build_detection_test_loader(cfg, name, mapper=mapper)
+    """The first ``TEST.MAX_IMAGES`` images (0: all) of one of Detectron2's sets, a batch each."""
     proposals = None
     if cfg.MODEL.LOAD_PROPOSALS:
         proposals = [cfg.DATASETS.PROPOSAL_FILES_TEST[list(cfg.DATASETS.TEST).index(name)]]
     records = get_detection_dataset_dicts([name], filter_empty=False, proposal_files=proposals)
-    return build_detection_test_loader(
-        records[: cfg.TEST.MAX_IMAGES], mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    images = TestDataset(
+        records[: cfg.TEST.MAX_IMAGES or len(records)], mapper_for(cfg, [name], is_train=False)
     )
+    return _Stoppable(one_by_one(cfg, images, range(len(images))))

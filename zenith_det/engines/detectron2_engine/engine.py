@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -29,21 +28,22 @@ from torch import nn
 
 from zenith_det.config import CfgNode, LoadedConfig
 from zenith_det.config.keys import leaves
-from zenith_det.data import DatasetMetadata, SerializedList
+from zenith_det.data import DatasetMetadata
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
-from zenith_det.engines.detectron2_engine.config import to_detectron2
+from zenith_det.engines.detectron2_engine.config import auto_scale_workers, to_detectron2
 from zenith_det.engines.detectron2_engine.data import (
     AtLeastAPixel,
+    SeededMapper,
     build_test_loader,
     checked_dataset,
     mapper_for,
     register_test_sets,
     register_training_sets,
+    training_set_of,
 )
-from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, unless_stopped
+from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, detections, unless_stopped
 from zenith_det.engines.detectron2_engine.foreign_data import reading_foreign_datasets
-from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
 from zenith_det.engines.detectron2_engine.models import (
     connect_top_level,
     match_in_bounded_memory,
@@ -52,8 +52,7 @@ from zenith_det.engines.detectron2_engine.models import (
 from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
 from zenith_det.engines.model_format import use_channels_last
-from zenith_det.errors import ConfigError, DatasetError
-from zenith_det.training.course.seeding import seeded
+from zenith_det.errors import ConfigError
 from zenith_det.training.logs.events import EventStorage
 from zenith_det.training.processes.stopping import WaitStopped
 
@@ -77,7 +76,7 @@ class Detectron2Engine:
                 "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
             )
         before = to_detectron2(loaded.cfg)
-        scaled = ZenithTrainerMixin.auto_scale_workers(before, comm.get_world_size())
+        scaled = auto_scale_workers(before, comm.get_world_size())
         if scaled is not before:
             unscaled = dict(leaves(loaded.cfg))
             for key, value in leaves(scaled):
@@ -89,32 +88,20 @@ class Detectron2Engine:
     def training_set(self, loaded: LoadedConfig, description: DataDescription | None = None) -> TrainingSet:
         metadata = register_training_sets(loaded, description)
         cfg = to_detectron2(loaded.cfg)
-        try:
-            with reading_foreign_datasets(loaded):
-                # The mapper is not used: without one it would make one of Detectron2's.
-                parts = build_detection_train_loader.from_config(cfg, mapper=_no_mapper)
-        except AssertionError as error:  # for a set without images or one that it left all of out
-            raise DatasetError(_nothing_left(cfg, error)) from error
-        records, sampler = parts["dataset"], parts["sampler"]
-        repeats, subset = None, 0
-        if isinstance(sampler, RepeatFactorTrainingSampler):
-            repeats = (sampler._int_part + sampler._frac_part).numpy()
-        elif isinstance(sampler, RandomSubsetTrainingSampler):
-            subset = sampler._size_subset
-        kept = SerializedList(records) if isinstance(records, list) else records
-        return TrainingSet(tuple(cfg.DATASETS.TRAIN), kept, metadata, repeats, subset)
+        with reading_foreign_datasets(loaded):
+            return training_set_of(cfg, metadata)
 
     def test_sets(
         self, loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
     ) -> list[TestSet]:
         register_test_sets(loaded, classes, description)
         cfg = to_detectron2(loaded.cfg)
-        return [TestSet(name, checked_dataset(name), _reader(cfg, name)) for name in cfg.DATASETS.TEST]
+        return [test_set(name) for name in cfg.DATASETS.TEST]
 
     def training_mapper(
         self, cfg: CfgNode, names: Sequence[str], metadata: DatasetMetadata | None
     ) -> Callable[[Record, np.random.Generator], Sample]:
-        return _Seeded(mapper_for(to_detectron2(cfg), names, is_train=True))
+        return SeededMapper(mapper_for(to_detectron2(cfg), names, is_train=True))
 
     def shown(self, cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, Detections]:
         rgb = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
@@ -175,18 +162,7 @@ class Detectron2Engine:
     # ---- evaluation
 
     def detections(self, output: Any) -> Detections:
-        if "instances" not in output:
-            raise ConfigError(f"the model finds no objects: its output is {', '.join(output)}")
-        found = output["instances"].to("cpu")
-        detections = {
-            "boxes": found.pred_boxes.tensor.numpy(),
-            "scores": found.scores.numpy(),
-            "classes": found.pred_classes.numpy(),
-        }
-        for name in ("masks", "keypoints"):
-            if found.has(f"pred_{name}"):
-                detections[name] = found.get(f"pred_{name}").numpy()
-        return detections
+        return detections(output)
 
     def evaluate_other(
         self, cfg: CfgNode, model: nn.Module, test_set: TestSet, folder: Path
@@ -241,17 +217,6 @@ class Detectron2Engine:
         return scalars
 
 
-class _Seeded:
-    """One of Detectron2's mappers, whatever it draws a function of the generator."""
-
-    def __init__(self, mapper: Callable[[Record], Sample]) -> None:
-        self.mapper = mapper
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
-        with seeded(int(rng.integers(2**63))):
-            return self.mapper(record)
-
-
 class _Forwarding(Detectron2EventStorage):
     """The storage that Detectron2's models find, which hands on to the run's own."""
 
@@ -304,24 +269,14 @@ def _upright(boxes: Any) -> np.ndarray:
     return corners
 
 
-def _no_mapper(record: Record) -> Record:
-    return record
-
-
-def _nothing_left(cfg: Any, error: AssertionError) -> str:
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    what = f"objects with {keypoints} keypoints or more" if keypoints else "objects"
-    return f"{', '.join(cfg.DATASETS.TRAIN)}: no image with {what} is left to train on ({error})"
-
-
-def _reader(cfg: Any, name: str) -> Callable[[], Sequence[Record]]:
-    """Reads the records of a set that Detectron2 alone knows."""
+def test_set(name: str) -> TestSet:
+    """One of Detectron2's sets to evaluate on."""
 
     def read() -> Sequence[Record]:
         records: Sequence[Record] = get_detection_dataset_dicts([name], filter_empty=False)
         return records
 
-    return read
+    return TestSet(name, checked_dataset(name), read)
 
 
 ENGINE: Engine = Detectron2Engine()

@@ -26,24 +26,33 @@ from detectron2.utils import comm
 
 from zenith_det.data import CocoDataset
 from zenith_det.engines.detectron2_engine.data import checked_dataset
-from zenith_det.engines.evaluating import ABSENT, category_ids, score_results, tasks_of
+from zenith_det.engines.engine import Detections
+from zenith_det.engines.evaluating import category_ids, results_of, score_results, tasks_of
 from zenith_det.errors import ConfigError
 from zenith_det.evaluation import (
     RESULTS_FILE,
-    EvaluatedWeights,
-    detections_to_results,
     forget_weights,
     log_explanations,
-    note_weights,
     results_table,
     write_explanations,
     write_results,
 )
-from zenith_det.training.checkpoints.averaging import FOLDER
 from zenith_det.training.processes.distributed import agree_on_maximum
 from zenith_det.training.processes.stopping import EvaluationStopped, stop_code
 
 logger = logging.getLogger(__name__)
+
+#: For each kind of dataset, as in Detectron2's ``tools/train_net.py``.
+_EVALUATORS: dict[str | None, tuple[type, ...]] = {
+    "sem_seg": (SemSegEvaluator,),
+    "coco": (COCOEvaluator,),
+    "coco_panoptic_seg": (SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator),
+    "cityscapes_instance": (CityscapesInstanceEvaluator,),
+    "cityscapes_sem_seg": (CityscapesSemSegEvaluator,),
+    "pascal_voc": (PascalVOCDetectionEvaluator,),
+    "lvis": (LVISEvaluator,),
+}
+_WITHOUT_FOLDER = (CityscapesInstanceEvaluator, CityscapesSemSegEvaluator, PascalVOCDetectionEvaluator)
 
 
 def compiled_coco_eval() -> type:
@@ -63,9 +72,7 @@ class CocoEvaluator(DatasetEvaluator):
         dataset: the checked set; annotations that the check dropped don't count.
         tasks: of "bbox", "segm", "keypoints".
         output_dir: for the result file; ``None`` writes none.
-        distributed: gather the detections of all processes; the first one evaluates.
         oks_sigmas: per keypoint; default: the dataset's.
-        max_dets_per_image: the highest-scored detections that count.
         score_threshold: the one the model applied, for explanations.
         run: OUTPUT_DIR of the run that evaluates several times, see :func:`zenith_det.evaluation.log_explanations`.
     """
@@ -76,18 +83,14 @@ class CocoEvaluator(DatasetEvaluator):
         tasks: Sequence[str],
         output_dir: str | None = None,
         *,
-        distributed: bool = True,
         oks_sigmas: Sequence[float] | None = None,
-        max_dets_per_image: int = 100,
         score_threshold: float | None = None,
         run: str = "",
     ) -> None:
         self._dataset = dataset
         self._tasks = tuple(tasks)
         self._output_dir = output_dir
-        self._distributed = distributed
         self._oks_sigmas = oks_sigmas
-        self._max_dets = max_dets_per_image
         self._score_threshold = score_threshold
         self._run = run
         self._category_ids = category_ids(dataset)
@@ -106,35 +109,16 @@ class CocoEvaluator(DatasetEvaluator):
             outputs: with ``instances``: Detectron2's ``Instances`` at the original image's size.
         """
         for given, output in zip(inputs, outputs):
-            found = output["instances"].to("cpu")
             self._images.append(given["image_id"])
-            results = detections_to_results(
-                given["image_id"],
-                found.pred_boxes.tensor,
-                found.scores,
-                found.pred_classes,
-                self._category_ids,
-                masks=found.pred_masks if found.has("pred_masks") else None,
-                keypoints=found.pred_keypoints if found.has("pred_keypoints") else None,
-            )
-            self._results += [result for result in results if result["category_id"] != ABSENT]
+            self._results += results_of(given["image_id"], detections(output), self._category_ids)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """The metrics, on the first process; empty on the others.
-
-        Raises:
-            EvaluationStopped: on all processes, when any was told to end the run.
-        """
-        if any(agree_on_maximum([stop_code()]) if self._distributed else [stop_code()]):
-            raise EvaluationStopped
-        results, images = self._results, self._images
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather((results, images), dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            results = list(itertools.chain.from_iterable(part for part, _ in gathered))
-            images = list(itertools.chain.from_iterable(part for _, part in gathered))
+        """The metrics, on the first process; empty on the others."""
+        comm.synchronize()
+        gathered = comm.gather((self._results, self._images), dst=0)
+        if not comm.is_main_process():
+            return OrderedDict()
+        results, images = (list(itertools.chain.from_iterable(parts)) for parts in zip(*gathered))
         if self._output_dir:
             forget_weights(Path(self._output_dir))
             path = write_results(results, os.path.join(self._output_dir, RESULTS_FILE))
@@ -146,7 +130,6 @@ class CocoEvaluator(DatasetEvaluator):
             images,
             oks_sigmas=self._oks_sigmas,
             score_threshold=self._score_threshold,
-            max_dets_per_image=self._max_dets,
         )
         # The "copypaste:" lines are left to Detectron2's trainer, which prints them for any evaluator.
         logger.info("COCO AP in percent:\n%s", results_table(metrics))
@@ -182,54 +165,43 @@ def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) 
             run=cfg.OUTPUT_DIR,
         )
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", "coco" if dataset else None)
-    evaluators: list[DatasetEvaluator] = []
-    if kind in ("sem_seg", "coco_panoptic_seg"):
-        evaluators.append(SemSegEvaluator(dataset_name, distributed=True, output_dir=output_dir))
-    if kind in ("coco", "coco_panoptic_seg"):
-        evaluators.append(COCOEvaluator(dataset_name, output_dir=output_dir))
-    if kind == "coco_panoptic_seg":
-        evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir))
-    if kind == "cityscapes_instance":
-        evaluators.append(CityscapesInstanceEvaluator(dataset_name))
-    if kind == "cityscapes_sem_seg":
-        evaluators.append(CityscapesSemSegEvaluator(dataset_name))
-    if kind == "pascal_voc":
-        evaluators.append(PascalVOCDetectionEvaluator(dataset_name))
-    if kind == "lvis":
-        evaluators.append(LVISEvaluator(dataset_name, output_dir=output_dir))
-    if not evaluators:
+    if kind not in _EVALUATORS:
         raise ConfigError(
             f"DATASETS.TEST: {dataset_name}: no evaluator for datasets of type {kind!r}: override "
             "build_evaluator"
         )
+    evaluators = [
+        one(dataset_name) if one in _WITHOUT_FOLDER else one(dataset_name, output_dir=output_dir)
+        for one in _EVALUATORS[kind]
+    ]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def results_dir(cfg: Any, dataset_name: str, *, averaged: bool = False) -> str:
-    """``OUTPUT_DIR/inference``, with a folder for each set below it where there are several.
+def detections(output: Mapping[str, Any]) -> Detections:
+    """What a model of Detectron2's found in one image, on the host.
 
-    Args:
-        averaged: of the averaged weights: in ``OUTPUT_DIR/averaged``.
+    Raises:
+        ConfigError: it is a model that finds no objects.
     """
-    folder = os.path.join(cfg.OUTPUT_DIR, *([FOLDER] if averaged else []), "inference")
+    if "instances" not in output:
+        raise ConfigError(f"the model finds no objects: its output is {', '.join(output)}")
+    found = output["instances"].to("cpu")
+    there = {
+        "boxes": found.pred_boxes.tensor.numpy(),
+        "scores": found.scores.numpy(),
+        "classes": found.pred_classes.numpy(),
+    }
+    for name in ("masks", "keypoints"):
+        if found.has(f"pred_{name}"):
+            there[name] = found.get(f"pred_{name}").numpy()
+    return there
+
+
+def results_dir(cfg: Any, dataset_name: str) -> str:
+    """``OUTPUT_DIR/inference``, with a folder for each set below it where there are several."""
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     # The name of a set given by its file is a path.
     return os.path.join(folder, Path(dataset_name).stem) if len(cfg.DATASETS.TEST) > 1 else folder
-
-
-def note_evaluated(cfg: Any, *, averaged: bool, iteration: int | None = None, file: str = "") -> None:
-    """Write ``evaluated.json`` beside the detections on each test set; of the first process alone.
-
-    Args:
-        cfg: Detectron2's configuration.
-        averaged, iteration, file: see :class:`~zenith_det.evaluation.EvaluatedWeights`.
-    """
-    if not comm.is_main_process():
-        return
-    for name in cfg.DATASETS.TEST:
-        dataset = checked_dataset(name)
-        weights = EvaluatedWeights(dataset.metadata.name if dataset else name, averaged, iteration, file)
-        # Weights of a file are evaluated in the run's own folder, averaged ones, too.
-        note_weights(Path(results_dir(cfg, name, averaged=averaged and not file)), weights)
 
 
 def unless_stopped(evaluator: DatasetEvaluator) -> DatasetEvaluator:

@@ -10,18 +10,19 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter
-from torch import nn
+from detectron2.utils.events import CommonMetricPrinter
 
 from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
-from zenith_det.engines.detectron2_engine.data import build_loss_loader
 from zenith_det.engines.detectron2_engine.endings import RunEnds
+from zenith_det.engines.detectron2_engine.engine import ENGINE, test_set
 from zenith_det.engines.detectron2_engine.saving import beside
+from zenith_det.engines.evaluating import validation_loss
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
 from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
 from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
-from zenith_det.training.course.validation_loss import validation_losses
+from zenith_det.training.processes.ddp import unwrap
+from zenith_det.training.processes.stopping import stop_code
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class FollowEvaluations(HookBase):
             # Detectron2 writes the newest evaluation alone, every 20 iterations; a resumed run goes by all.
             for hook in self.trainer._hooks:
                 for writer in hook._writers if isinstance(hook, hooks.PeriodicWriter) else ():
-                    if isinstance(writer, JSONWriter):
+                    if not isinstance(writer, CommonMetricPrinter):
                         writer.write()
             self._unwritten = False
         if self._reason and self.trainer.iter + 1 < self.trainer.max_iter:
@@ -127,16 +128,11 @@ class FollowEvaluations(HookBase):
             self.trainer.checkpointer.save(name, iteration=iteration, **facts)
 
     def _validation_losses(self) -> dict[str, float]:
-        """The training losses on the test sets; the models' own scalars go nowhere."""
-        model: Any = self.trainer.model
-        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        names = self._cfg.DATASETS.TEST
+        cfg, names = self._cfg, self._cfg.DATASETS.TEST
         found: dict[str, float] = {}
         for name in names:
-            with EventStorage():
-                losses = validation_losses(
-                    model, build_loss_loader(self._cfg, name), seed=max(self._cfg.SEED, 0)
-                )
-            prefix = "" if len(names) == 1 else f"{name}/"
-            found |= {prefix + key: value for key, value in losses.items()}
+            losses = validation_loss(
+                ENGINE, cfg, unwrap(self.trainer.model), test_set(name), max(cfg.SEED, 0), stop_code
+            )
+            found |= {key if len(names) == 1 else f"{name}/{key}": value for key, value in losses.items()}
         return found

@@ -14,7 +14,6 @@ from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from zenith_det.engines.detectron2_engine.accumulation import image_of
 from zenith_det.engines.detectron2_engine.average_hook import AverageWeights
 from zenith_det.engines.detectron2_engine.endings import RunEnds
 from zenith_det.engines.detectron2_engine.overrides import grad_scaler_of
@@ -26,6 +25,7 @@ from zenith_det.training.failures.divergence import WINDOW, LossWatch
 from zenith_det.training.failures.loop_guard import LoopGuard
 from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.logs.zenith_metrics import effective_lr
+from zenith_det.training.processes.ddp import unwrap
 from zenith_det.training.processes.distributed import broadcast_object
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ class GuardSteps(HookBase):
 
     @property
     def _model(self) -> nn.Module:
-        model: nn.Module = self.trainer.model
-        return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        return unwrap(self.trainer.model)
 
     @property
     def _scheduler(self) -> Any:
@@ -290,4 +289,10 @@ def _on_the_host(value: Any) -> Any:
 
 
 def _images_of(batch: Any) -> list[ImageId]:
-    return [image_of(sample) for sample in batch] if isinstance(batch, list | tuple) else []
+    return [_image_of(sample) for sample in batch] if isinstance(batch, list | tuple) else []
+
+
+def _image_of(sample: Any) -> ImageId:
+    if not isinstance(sample, dict):  # a project's own kind of batch
+        return -1, type(sample).__name__
+    return sample.get("image_id", -1), str(sample.get("file_name", ""))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from detectron2.engine import AMPTrainer, DefaultTrainer, defaults
+from detectron2.engine import AMPTrainer, defaults
 from detectron2.engine.train_loop import HookBase
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -17,6 +17,7 @@ from torch import nn
 
 from zenith_det.config.validation import validate_added_keys
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
+from zenith_det.engines.detectron2_engine.config import auto_scale_workers
 from zenith_det.engines.detectron2_engine.endings import RunEnds
 from zenith_det.engines.detectron2_engine.own_builders import (
     build_projects_optimizer,
@@ -36,6 +37,7 @@ from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import ConfigError
 from zenith_det.optim import accept_other_states
 from zenith_det.solver import build_lr_scheduler, build_optimizer, tell_of_decay
+from zenith_det.training.processes.ddp import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -112,17 +114,14 @@ class ZenithTrainerMixin:
         super().register_hooks(hooks)  # type: ignore[misc]
         if self._zenith_hooks is None and hasattr(self, "cfg") and hasattr(self, "_trainer"):
             self._finish_parts()
-            self._zenith_hooks = self._make_zenith_hooks()
+            self._zenith_hooks = ZenithHooks(self)
         if self._zenith_hooks is not None:
             self._zenith_hooks.place(self)
-
-    def _make_zenith_hooks(self) -> ZenithHooks:
-        return ZenithHooks(self)
 
     def _finish_parts(self) -> None:
         """What the configuration asks of model and inner trainer."""
         cfg, inner = self.cfg, self._trainer  # type: ignore[attr-defined]
-        model = getattr(inner.model, "module", inner.model)
+        model = unwrap(inner.model)
         validate_added_keys(cfg)
         check_accumulation(cfg, self)
         if isinstance(inner, AMPTrainer):
@@ -232,28 +231,8 @@ class ZenithTrainerMixin:
 
     @staticmethod
     def auto_scale_workers(cfg: Any, num_workers: int) -> Any:
-        """Detectron2's scaling for another number of processes, with this toolkit's keys.
-
-        ``SOLVER.ZENITH.WINDOW`` and ``SOLVER.ZENITH.RECORD_AFTER`` count iterations, like ``WARMUP_ITERS``
-        and ``STEPS``, and are divided by the same factor: they span the same number of images as before. The
-        window stays at least 1. ``MAX_NONFINITE_STEPS`` counts failures and stays.
-        """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
-        if scaled is cfg:
-            return cfg
-        frozen = scaled.is_frozen()
-        scaled.defrost()
-        zenith = scaled.SOLVER.ZENITH
-        factor = num_workers / reference
-        zenith.WINDOW = max(1, round(zenith.WINDOW / factor))
-        zenith.RECORD_AFTER = round(zenith.RECORD_AFTER / factor)
-        logger.info(
-            "Auto-scaling SOLVER.ZENITH to WINDOW %d, RECORD_AFTER %d", zenith.WINDOW, zenith.RECORD_AFTER
-        )
-        if frozen:
-            scaled.freeze()
-        return scaled
+        """See :func:`zenith_det.engines.detectron2_engine.config.auto_scale_workers`."""
+        return auto_scale_workers(cfg, num_workers)
 
 
 def _on_a_device(cfg: Any) -> Any:

@@ -25,6 +25,7 @@ from zenith_det.optim import zenith_of
 from zenith_det.training.checkpoints.averaging import WeightAverage
 from zenith_det.training.course.run_record import short_run_lines
 from zenith_det.training.logs.loggers import build_loggers
+from zenith_det.training.processes.ddp import unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -57,29 +58,19 @@ class ZenithHooks:
 
     Args:
         trainer: a ``DefaultTrainer`` with all its parts.
-        metrics_alone: its own loop does the rest.
     """
 
-    def __init__(self, trainer: Any, *, metrics_alone: bool = False) -> None:
+    def __init__(self, trainer: Any) -> None:
         cfg = trainer.cfg
         self._cfg = cfg
         self.metrics = ZenithMetrics(
             batch_size=cfg.SOLVER.IMS_PER_BATCH, keep_history=cfg.SOLVER.ZENITH.KEEP_HISTORY
         )
-        self.guard: GuardSteps | None = None
-        self.average: AverageWeights | None = None
-        self.keep: KeepNewest | None = None
-        self.evaluations: FollowEvaluations | None = None
-        self._logs = False
-        if metrics_alone:
-            return
         self.guard = GuardSteps(cfg)
-        model = trainer.model
-        average = WeightAverage.of(cfg, getattr(model, "module", model))
-        if average is not None:
-            self.average = AverageWeights(cfg, average)
-        if cfg.CHECKPOINT.KEEP:
-            self.keep = KeepNewest(cfg.CHECKPOINT.KEEP, self.guard)
+        average = WeightAverage.of(cfg, unwrap(trainer.model))
+        self.average = None if average is None else AverageWeights(cfg, average)
+        self.keep = KeepNewest(cfg.CHECKPOINT.KEEP, self.guard) if cfg.CHECKPOINT.KEEP else None
+        self.evaluations: FollowEvaluations | None = None
         follows = callable(getattr(getattr(trainer, "scheduler", None), "follow", None))
         if average is not None or follows or any(_is_set(cfg, key) for key in OF_EVALUATIONS):
             losses = cfg.TEST.VALIDATION_LOSS and own(trainer, "build_train_loader") is None
@@ -102,7 +93,8 @@ class ZenithHooks:
         if self._logs and (writers := [hook for hook in own_hooks if isinstance(hook, hooks.PeriodicWriter)]):
             self._logs = False
             writers[0]._writers += [
-                LoggerWriter(one) for one in build_loggers(self._cfg, self._cfg.OUTPUT_DIR)
+                LoggerWriter(lambda one=one: one)  # type: ignore[misc]
+                for one in build_loggers(self._cfg, self._cfg.OUTPUT_DIR)
             ]
         for hook in own_hooks:
             if hook in ours:

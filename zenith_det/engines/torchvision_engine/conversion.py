@@ -18,23 +18,32 @@ from zenith_det.errors import CheckpointError
 
 Weights = dict[str, Tensor]
 
-# (ours, Detectron2's) as (pattern, replacement) pairs, each the inverse of the other. {n} is the stage.
-_RENAMES: tuple[tuple[str, str, str, str], ...] = (
-    (r"^backbone\.body\.conv1\.", "backbone.body.conv1.",
-     r"^backbone\.bottom_up\.stem\.conv1\.(?!norm\.)", "backbone.bottom_up.stem.conv1."),
-    (r"^backbone\.body\.bn1\.", "backbone.body.bn1.",
-     r"^backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.bottom_up.stem.conv1.norm."),
-    (r"^rpn\.head\.cls_logits\.", "rpn.head.cls_logits.",
-     r"^proposal_generator\.rpn_head\.objectness_logits\.", "proposal_generator.rpn_head.objectness_logits."),
-    (r"^rpn\.head\.bbox_pred\.", "rpn.head.bbox_pred.",
-     r"^proposal_generator\.rpn_head\.anchor_deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
-    (r"^roi_heads\.mask_predictor\.conv5_mask\.", "roi_heads.mask_predictor.conv5_mask.",
-     r"^roi_heads\.mask_head\.deconv\.", "roi_heads.mask_head.deconv."),
-    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_heads.mask_predictor.mask_fcn_logits.",
-     r"^roi_heads\.mask_head\.predictor\.", "roi_heads.mask_head.predictor."),
-    (r"^roi_heads\.keypoint_predictor\.kps_score_lowres\.", "roi_heads.keypoint_predictor.kps_score_lowres.",
-     r"^roi_heads\.keypoint_head\.score_lowres\.", "roi_heads.keypoint_head.score_lowres."),
-)  # fmt: skip
+# Ours and Detectron2's: "#" is a number, "*" a tensor's own name. Where the first number differs, how: theirs is
+# ours // SCALE + OFFSET.
+_BLOCK = ("backbone.body.layer#.#.", "backbone.bottom_up.res#.#.")
+_RULES: tuple[tuple[str, str, int, int], ...] = (
+    ("backbone.body.conv1.*", "backbone.bottom_up.stem.conv1.*", 1, 0),
+    ("backbone.body.bn1.*", "backbone.bottom_up.stem.conv1.norm.*", 1, 0),
+    (_BLOCK[0] + "conv#.*", _BLOCK[1] + "conv#.*", 1, 1),
+    (_BLOCK[0] + "bn#.*", _BLOCK[1] + "conv#.norm.*", 1, 1),
+    (_BLOCK[0] + "downsample.0.*", _BLOCK[1] + "shortcut.*", 1, 1),
+    (_BLOCK[0] + "downsample.1.*", _BLOCK[1] + "shortcut.norm.*", 1, 1),
+    ("rpn.head.conv.#.0.*", "proposal_generator.rpn_head.conv.conv#.*", 1, 0),
+    ("rpn.head.conv.0.0.*", "proposal_generator.rpn_head.conv.*", 1, 0),
+    ("rpn.head.cls_logits.*", "proposal_generator.rpn_head.objectness_logits.*", 1, 0),
+    ("rpn.head.bbox_pred.*", "proposal_generator.rpn_head.anchor_deltas.*", 1, 0),
+    ("roi_heads.box_head.conv#.0.*", "roi_heads.box_head.conv#.*", 1, 0),
+    ("roi_heads.box_head.conv#.1.*", "roi_heads.box_head.conv#.norm.*", 1, 0),
+    ("roi_heads.box_head.fc#.*", "roi_heads.box_head.fc#.*", 1, 0),
+    ("roi_heads.box_predictor.cls_score.*", "roi_heads.box_predictor.cls_score.*", 1, 0),
+    ("roi_heads.box_predictor.bbox_pred.*", "roi_heads.box_predictor.bbox_pred.*", 1, 0),
+    ("roi_heads.mask_head.#.0.*", "roi_heads.mask_head.mask_fcn#.*", 1, 1),
+    ("roi_heads.mask_head.#.1.*", "roi_heads.mask_head.mask_fcn#.norm.*", 1, 1),
+    ("roi_heads.mask_predictor.conv5_mask.*", "roi_heads.mask_head.deconv.*", 1, 0),
+    ("roi_heads.mask_predictor.mask_fcn_logits.*", "roi_heads.mask_head.predictor.*", 1, 0),
+    ("roi_heads.keypoint_head.#.*", "roi_heads.keypoint_head.conv_fcn#.*", 2, 1),
+    ("roi_heads.keypoint_predictor.kps_score_lowres.*", "roi_heads.keypoint_head.score_lowres.*", 1, 0),
+)
 
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 # Channel statistics of ImageNet, RGB, that torchvision's weights were trained with (pixels in 0..255).
@@ -58,8 +67,13 @@ def to_detectron2(weights: Mapping[str, Tensor], lowest_level: int = 2) -> Weigh
     Raises:
         CheckpointError: a name that no rule covers.
     """
-    rpn_convs = {k.split(".")[3] for k in weights if k.startswith("rpn.head.conv.")}
-    return {_to_detectron2(k, lowest_level, len(rpn_convs)): v for k, v in weights.items()}
+    # One convolution alone has no number there.
+    one = not any(name.startswith("rpn.head.conv.1.") for name in weights)
+    rules = [rule for rule in _rules(lowest_level) if not (one and "rpn.head.conv.#" in rule[0])]
+    return {
+        _renamed(name, rules, back=False, problem="has no counterpart in Detectron2's FPN R-CNN"): value
+        for name, value in weights.items()
+    }
 
 
 def from_detectron2(weights: Mapping[str, Tensor], lowest_level: int = 2) -> Weights:
@@ -68,7 +82,12 @@ def from_detectron2(weights: Mapping[str, Tensor], lowest_level: int = 2) -> Wei
     Raises:
         CheckpointError: a name that no rule covers: another architecture than FPN R-CNN.
     """
-    return {_from_detectron2(k, lowest_level): v for k, v in weights.items() if not _CONSTANTS.search(k)}
+    rules, problem = _rules(lowest_level), "has no counterpart in the built-in engine's FPN R-CNN"
+    return {
+        _renamed(name, rules, back=True, problem=problem): value
+        for name, value in weights.items()
+        if not _CONSTANTS.search(name)
+    }
 
 
 def is_detectron2(weights: Mapping[str, Tensor]) -> bool:
@@ -76,65 +95,32 @@ def is_detectron2(weights: Mapping[str, Tensor]) -> bool:
     return any(k.startswith(("backbone.bottom_up.", "proposal_generator.")) for k in weights)
 
 
-def _to_detectron2(name: str, lowest: int, rpn_convs: int) -> str:
-    for pattern, _, _, theirs in _RENAMES:
-        if re.match(pattern, name):
-            return re.sub(pattern, theirs, name)
-    if m := re.match(r"backbone\.body\.layer(\d)\.(\d+)\.(.+)$", name):
-        return f"backbone.bottom_up.res{int(m[1]) + 1}.{m[2]}.{_block_to_detectron2(m[3])}"
-    if m := re.match(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.([01])\.(.+)$", name):
-        kind = "lateral" if m[1] == "inner" else "output"
-        return f"backbone.fpn_{kind}{int(m[2]) + lowest}.{'norm.' if m[3] == '1' else ''}{m[4]}"
-    if m := re.match(r"rpn\.head\.conv\.(\d+)\.0\.(.+)$", name):
-        number = f"conv{m[1]}." if rpn_convs > 1 else ""
-        return f"proposal_generator.rpn_head.conv.{number}{m[2]}"
-    if m := re.match(r"roi_heads\.box_head\.conv(\d+)\.([01])\.(.+)$", name):
-        return f"roi_heads.box_head.conv{m[1]}.{'norm.' if m[2] == '1' else ''}{m[3]}"
-    if re.match(r"roi_heads\.(box_head\.fc\d+|box_predictor\.(cls_score|bbox_pred))\.", name):
-        return name
-    if m := re.match(r"roi_heads\.mask_head\.(\d+)\.([01])\.(.+)$", name):
-        return f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.{'norm.' if m[2] == '1' else ''}{m[3]}"
-    if m := re.match(r"roi_heads\.keypoint_head\.(\d+)\.(.+)$", name):
-        return f"roi_heads.keypoint_head.conv_fcn{int(m[1]) // 2 + 1}.{m[2]}"
-    raise CheckpointError(
-        f"weight {name!r} has no counterpart in Detectron2's FPN R-CNN: it can't be converted"
-    )
+def _rules(lowest: int) -> list[tuple[str, str, int, int]]:
+    """All rules; the pyramid's levels count from ``lowest`` there, from 0 here."""
+    pyramid = [
+        (f"backbone.fpn.{ours}_blocks.#.{number}.*", f"backbone.fpn_{theirs}#.{norm}*", 1, lowest)
+        for ours, theirs in (("inner", "lateral"), ("layer", "output"))
+        for number, norm in ((0, ""), (1, "norm."))
+    ]
+    return [*_RULES, *pyramid]
 
 
-def _from_detectron2(name: str, lowest: int) -> str:
-    for _, ours, pattern, _ in _RENAMES:
-        if re.match(pattern, name):
-            return re.sub(pattern, ours, name)
-    if m := re.match(r"backbone\.bottom_up\.res(\d)\.(\d+)\.(.+)$", name):
-        return f"backbone.body.layer{int(m[1]) - 1}.{m[2]}.{_block_from_detectron2(m[3])}"
-    if m := re.match(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(.+)$", name):
-        kind = "inner" if m[1] == "lateral" else "layer"
-        return f"backbone.fpn.{kind}_blocks.{int(m[2]) - lowest}.{1 if m[3] else 0}.{m[4]}"
-    if m := re.match(r"proposal_generator\.rpn_head\.conv\.(?:conv(\d+)\.)?(weight|bias)$", name):
-        return f"rpn.head.conv.{m[1] or 0}.0.{m[2]}"
-    if m := re.match(r"roi_heads\.box_head\.conv(\d+)\.(norm\.)?(.+)$", name):
-        return f"roi_heads.box_head.conv{m[1]}.{1 if m[2] else 0}.{m[3]}"
-    if re.match(r"roi_heads\.(box_head\.fc\d+|box_predictor\.(cls_score|bbox_pred))\.", name):
-        return name
-    if m := re.match(r"roi_heads\.mask_head\.mask_fcn(\d+)\.(norm\.)?(.+)$", name):
-        return f"roi_heads.mask_head.{int(m[1]) - 1}.{1 if m[2] else 0}.{m[3]}"
-    if m := re.match(r"roi_heads\.keypoint_head\.conv_fcn(\d+)\.(.+)$", name):
-        return f"roi_heads.keypoint_head.{2 * (int(m[1]) - 1)}.{m[2]}"
-    raise CheckpointError(
-        f"weight {name!r} has no counterpart in the built-in engine's FPN R-CNN: it can't be converted"
-    )
+def _renamed(name: str, rules: list[tuple[str, str, int, int]], *, back: bool, problem: str) -> str:
+    """``name`` as the other side calls it, by the first rule that it follows; ``back``: it is Detectron2's.
 
-
-def _block_to_detectron2(rest: str) -> str:
-    rest = re.sub(r"^bn(\d)\.", r"conv\1.norm.", rest)
-    rest = re.sub(r"^downsample\.0\.", "shortcut.", rest)
-    return re.sub(r"^downsample\.1\.", "shortcut.norm.", rest)
-
-
-def _block_from_detectron2(rest: str) -> str:
-    rest = re.sub(r"^conv(\d)\.norm\.", r"bn\1.", rest)
-    rest = re.sub(r"^shortcut\.norm\.", "downsample.1.", rest)
-    return re.sub(r"^shortcut\.", "downsample.0.", rest)
+    Raises:
+        CheckpointError: it follows none.
+    """
+    for ours, theirs, scale, offset in rules:
+        given, wanted = (theirs, ours) if back else (ours, theirs)
+        pattern = re.escape(given).replace(r"\#", r"(\d+)").replace(r"\*", r"([a-z_]+)")
+        if match := re.fullmatch(pattern, name):
+            parts = list(match.groups())
+            if parts[0].isdigit():
+                first = int(parts[0])
+                parts[0] = str((first - offset) * scale if back else first // scale + offset)
+            return re.sub(r"[#*]", "{}", wanted).format(*parts)
+    raise CheckpointError(f"weight {name!r} {problem}: it can't be converted")
 
 
 def from_caffe2_resnet(weights: Mapping[str, Tensor]) -> Weights:

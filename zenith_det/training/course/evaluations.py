@@ -59,8 +59,8 @@ class Evaluations:
             for iteration, value in zip(one.iterations.tolist(), one.values.tolist()):
                 at.setdefault(iteration, {})[name] = value
         for iteration, scalars in at.items():
-            # The evaluation after the last of `start` iterations is logged at either number.
-            if iteration <= start and any(name.endswith("/AP") for name in scalars):
+            # The evaluation after the last of `start` iterations is logged at either number; the others are of steps.
+            if iteration <= start:
                 # The file has them by name, an evaluation by test set; of several sets the first one counts.
                 self.add(min(iteration, start - 1), dict(sorted(scalars.items(), key=self._place)))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from zenith_det.config.optimizer_names import ADAMW_OPTIMIZERS, SGD_OPTIMIZERS
+from zenith_det.errors import CheckpointError
 from zenith_det.optim import zenith_of
 
 logger = logging.getLogger(__name__)
@@ -47,18 +49,6 @@ def scaled_lr(lr: float, batch_before: int, batch: int, optimizer: str) -> float
     return float(f"{lr * (batch / batch_before) ** power:.6g}")
 
 
-def what_changed(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """One phrase for the log: ``SOLVER.IMS_PER_BATCH 4 (was 2), ...``; "" where nothing differs.
-
-    Names that ``before``, from a checkpoint, does not have are not compared.
-    """
-    return ", ".join(
-        f"{name} {value} (was {before[name]})"
-        for name, value in now.items()
-        if name in before and before[name] != value
-    )
-
-
 def shares_state(before: str, now: str) -> bool:
     """Whether an optimizer, by its name in the registry, can go on with another one's state."""
     return before == now or any({before, now} <= {*kin} for kin in (SGD_OPTIMIZERS, ADAMW_OPTIMIZERS))
@@ -80,14 +70,35 @@ def forget_history(optimizer: Optimizer, batch_before: int, batch: int, *, keep:
         zenith.reset_history(changed)
 
 
-def configured_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What the configuration has set in each group; to be taken before a checkpoint's state is loaded."""
-    return [
+@contextlib.contextmanager
+def loading_state(optimizer: Optimizer, source: str) -> Iterator[None]:
+    """Around loading a checkpoint's state: the present configuration's hyperparameters stay.
+
+    Args:
+        source: of the state, for messages.
+
+    Raises:
+        CheckpointError: it is of another model, optimizer or parameter groups.
+    """
+    configured = [
         {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
     ]
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; to start a new run from what fits: another OUTPUT_DIR, and this file as MODEL.WEIGHTS"
+        ) from error
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{source} is of another optimizer or parameter groups ({reason[:300]}): use another OUTPUT_DIR, or give "
+            "it as MODEL.WEIGHTS to load its weights"
+        ) from error
+    _reapply(optimizer, configured)
 
 
-def reapply(optimizer: Optimizer, configured: list[dict[str, Any]]) -> None:
+def _reapply(optimizer: Optimizer, configured: list[dict[str, Any]]) -> None:
     """After loading: the configuration wins, and a group of another optimizer gets what it lacks.
 
     State of the shape of its parameter is put into that parameter's order in memory: fused kernels want them

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.config import zenith_unused_keys
+from zenith_det.config.metric_names import is_evaluated
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.files import LEFT_OVERS, write_whole
@@ -108,7 +109,7 @@ def forget_pending(output_dir: str | os.PathLike[str]) -> None:
 
 
 def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
-    """Whether ``metrics.json`` has an AP of the model as it was after ``done`` iterations."""
+    """Whether ``metrics.json`` has an evaluation of the model as it was after ``done`` iterations."""
     try:
         lines = (Path(output_dir) / "metrics.json").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -118,7 +119,7 @@ def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
             record = json.loads(line)
             if record["iteration"] < done - 1:
                 return False
-            if record["iteration"] in (done - 1, done) and any(name.endswith("/AP") for name in record):
+            if record["iteration"] in (done - 1, done) and any(map(is_evaluated, record)):
                 return True
         except (ValueError, TypeError, KeyError):
             continue  # torn by a crash

@@ -1,4 +1,4 @@
-"""DistributedDataParallel whose sums don't depend on when a process started."""
+"""DistributedDataParallel whose sums don't depend on when a process started, and the model inside."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def data_parallel(model: nn.Module, device_index: int | None) -> DistributedData
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     device_ids = None if device_index is None else [device_index]
     return DistributedDataParallel(model, device_ids=device_ids, **{name: False})
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel."""
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    return inner
 
 
 def settle_buckets(model: nn.Module) -> None:
