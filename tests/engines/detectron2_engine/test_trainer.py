@@ -452,7 +452,7 @@ def test_zenith_trainer_does_what_the_keys_ask_for(tmp_path: Path, synthetic: An
     )  # fmt: skip
     assert "AP" in ZenithTrainer(cfg).train()["bbox"]
     there = {path.name for path in tmp_path.glob("*.pth")}
-    assert there == {"model_0000002.pth", "model_best.pth", "model_final.pth", "model_final_averaged.pth"}
+    assert there == {"model_0000003.pth", "model_best.pth", "model_final.pth", "model_final_averaged.pth"}
     for folder in (tmp_path, tmp_path / "averaged", tmp_path / "inference_TTA"):
         assert list(folder.rglob("coco_instances_results.json")), folder
     evaluated = {
