@@ -16,7 +16,9 @@ from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.catalog import ROOT_VARIABLE
 from zenith_det.data.synthetic import generate
 from zenith_det.engines.data_description import DataDescription
+from zenith_det.errors import UserError
 from zenith_det.evaluation import EvaluatedWeights, note_weights
+from zenith_det.report.run_data import recommended_score
 from zenith_det.report.run_report import write_run_report
 
 RESULTS = "coco_instances_results.json"
@@ -244,3 +246,47 @@ def test_a_damaged_note_is_as_none(tmp_path: Path, content: str) -> None:
     text, missing = page_of(run)
     assert missing == []
     assert "Largest objects missed (trained weights)" in text
+
+
+def test_the_score_to_keep_is_recommended_told_and_written_down(tmp_path: Path) -> None:
+    """A cat and two dogs: one dog is taken for a cat with a low score, the other is missed."""
+    data = builders.content(3)
+    data["categories"] = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
+    boxes = [[5, 5, 20, 20], [5, 5, 20, 20], [30, 5, 20, 20]]
+    data["annotations"] = [
+        {"id": n + 1, "image_id": min(n, 1) + 1, "category_id": 4 if n == 0 else 9, "bbox": box,
+         "area": 400, "iscrowd": 0} for n, box in enumerate(boxes)
+    ]  # fmt: skip
+    json_file, images = builders.write(tmp_path / "data", data)
+    keys = ["DATASETS.VAL_JSON", json_file, "DATASETS.VAL_IMAGES", images, "SOLVER.AVERAGE.KIND", "''"]
+    folder = write_run(tmp_path / "run", [{"iteration": 39, "bbox/AP": 40.0}], *keys)
+    (folder / "inference").mkdir()
+    detections = [
+        {"image_id": 1, "category_id": 4, "bbox": boxes[0], "score": 0.9},
+        {"image_id": 2, "category_id": 4, "bbox": boxes[1], "score": 0.3},
+    ]
+    (folder / "inference" / RESULTS).write_text(json.dumps(detections))
+    text, _ = page_of(folder)
+    # F1 of cats: 1 for 0.301 to 0.9, of dogs: 0.
+    assert (
+        "Recommended score: 0.6. Detections from it on have the highest F1, 0.500 averaged over classes."
+        in text
+    )
+    assert "cat | 1 | 1.000 | 1.000 | 1.000 | 1.000 | 0.6 |" in text
+    assert "dog | 2 | n/a | 0.000 | 0.000 | 0 | n/a |" in text
+    assert "cat | 1 | 0 | 0 |" in text
+    assert "dog | 0 | 0 | 2 |" in text
+    assert "background | 0 | 0 | – |" in text
+    assert "found: a box of IoU 0.5 with a score of 0.6 or more" in text
+    note = folder / "inference" / "recommended_score.json"
+    assert json.loads(note.read_text())["score"] == 0.6
+    shown = write_run_report(folder, threshold=0.25, say=lambda line: None).read_text()
+    assert "from 0.25 on, which the tables here are of, it is 0.333" in shown
+
+    Path(json_file).unlink()  # the note is enough
+    recommended = recommended_score(folder)
+    assert recommended is not None
+    assert (recommended.score, recommended.f1) == (0.6, 0.5)
+    (folder / "inference" / RESULTS).write_text(json.dumps(detections[:1]))  # but not for other detections
+    with pytest.raises(UserError, match=r"set\.json"):
+        recommended_score(folder)

@@ -24,9 +24,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score",
         type=score,
-        default=0.5,
         metavar="P",
-        help="lowest score that counts as found (default 0.5)",
+        help="lowest score that counts as found (default: the one with the highest F1)",
     )
     return parser
 

@@ -23,7 +23,9 @@ from zenith_det.evaluation import (
     explain_results,
     finite_scalars,
     forget_weights,
+    judge,
     log_results,
+    note_recommended,
     note_weights,
     write_explanations,
     write_results,
@@ -247,6 +249,7 @@ class Evaluator:
         self.test_sets = test_sets
         self.output_dir = output_dir
         self.results: list[dict[str, Any]] | None = None
+        self._folder = output_dir
 
     def __call__(
         self,
@@ -286,5 +289,19 @@ class Evaluator:
                 found = found | validation_loss(self.engine, cfg, model, one, seed, should_stop)
             scalars |= {f"{one.label}/{key}" if several else key: value for key, value in found.items()}
             if number == 0:
-                self.results = results
+                self.results, self._folder = results, folder
         return scalars
+
+    def recommend(self, cfg: CfgNode) -> None:
+        """Tell and write down from which score on the last detections are worth keeping."""
+        dataset = self.test_sets[0].dataset if self.results is not None else None
+        if dataset is None or self.results is None:
+            return
+        ids = {record["image_id"] for record in self.test_sets[0].records(cfg.TEST.MAX_IMAGES)}
+        judgement = judge(coco_ground_truth(dataset), self.results, image_ids=ids)
+        if best := note_recommended(self._folder, judgement):
+            logger.info(
+                "scores: F1 is highest, %.3f in the mean of the classes, for detections from %.3g on",
+                best.f1,
+                best.score,
+            )

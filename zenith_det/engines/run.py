@@ -421,8 +421,9 @@ def evaluate_only(
 
 
 def draw(evaluator: Evaluator, cfg: CfgNode) -> None:
-    """The run's curves, and the predictions of its last evaluation; the run is done, drawn or not."""
+    """The run's curves, its last evaluation's predictions, and the score to keep them from; the run is done without."""
     dataset = evaluator.test_sets[0].dataset if evaluator.results is not None else None
+    evaluator.recommend(cfg)
     try:
         draw_run(evaluator.output_dir, dataset, evaluator.results or [], cfg.TEST.MAX_IMAGES)
     except UserError as error:

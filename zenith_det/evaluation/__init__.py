@@ -9,6 +9,8 @@ from zenith_det.evaluation.coco import (
     METRICS,
     TASKS,
     Results,
+    SizeBin,
+    evaluate_by_size,
     evaluate_coco,
     finite_scalars,
     infer_tasks,
@@ -23,7 +25,14 @@ from zenith_det.evaluation.evaluated_weights import (
 from zenith_det.evaluation.expected import check_expected
 from zenith_det.evaluation.explain import explain_results
 from zenith_det.evaluation.explained import log_explanations, read_explanations, write_explanations
+from zenith_det.evaluation.judging import Judgement, judge
 from zenith_det.evaluation.masks import decode_masks, encode_masks
+from zenith_det.evaluation.recommended import (
+    RECOMMENDED_FILE,
+    RecommendedScore,
+    note_recommended,
+    noted_recommended,
+)
 from zenith_det.evaluation.results import (
     RESULTS_FILE,
     ResultsWriter,
@@ -38,26 +47,34 @@ __all__ = [
     "COCO_OKS_SIGMAS",
     "EVALUATED_FILE",
     "METRICS",
+    "RECOMMENDED_FILE",
     "RESULTS_FILE",
     "TASKS",
     "EvaluatedWeights",
+    "Judgement",
+    "RecommendedScore",
     "Results",
     "ResultsWriter",
+    "SizeBin",
     "check_expected",
     "check_results",
     "copypaste_lines",
     "decode_masks",
     "detections_to_results",
     "encode_masks",
+    "evaluate_by_size",
     "evaluate_coco",
     "explain_results",
     "finite_scalars",
     "forget_weights",
     "infer_tasks",
+    "judge",
     "load_results",
     "log_explanations",
     "log_results",
+    "note_recommended",
     "note_weights",
+    "noted_recommended",
     "noted_weights",
     "read_explanations",
     "results_table",

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,85 @@ def evaluate_coco(
         ConfigError: the number of ``oks_sigmas`` is not that of the keypoints.
         ValueError: an unknown task or backend, or ``max_dets_per_image`` < 1.
     """
+    work, precisions = _all_precisions(
+        ground_truth, results, tasks, oks_sigmas, max_dets_per_image, image_ids, backend, processes, None
+    )
+    out: Results = OrderedDict()
+    for one, precision in zip(work, precisions):
+        out[one.task] = _metrics(
+            precision, one.task, _class_columns(ground_truth, one.category_ids, class_names)
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class SizeBin:
+    """Objects of a range of sizes.
+
+    Attributes:
+        low, high: the side of a square of the same area, in pixels; both ends belong to it. ``high`` may be infinite.
+        objects: how many there are; crowd regions don't count.
+        ap: task -> AP in percent; ``nan`` without objects that the task asks for.
+    """
+
+    low: float
+    high: float
+    objects: int
+    ap: dict[str, float]
+
+
+#: Where the bins of :func:`evaluate_by_size` begin and end, in pixels.
+SIDES = (0.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)
+
+
+def evaluate_by_size(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str] | None = None,
+    *,
+    oks_sigmas: Sequence[float] | None = None,
+    max_dets_per_image: int = 100,
+    image_ids: Collection[int] | None = None,
+    backend: str = "auto",
+    processes: int | None = None,
+    sides: Sequence[float] = SIDES,
+) -> list[SizeBin]:
+    """AP as COCO defines it for small, medium and large objects, for finer ranges of sizes.
+
+    Args:
+        sides: where they begin and end: the square roots of areas in pixels².
+        ground_truth, results, tasks, oks_sigmas, max_dets_per_image, image_ids, backend, processes: see
+            :func:`evaluate_coco`, also for what is raised.
+
+    Returns:
+        The ranges that have objects.
+    """
+    ranges = {str(n): (low**2, min(high, 1e5) ** 2) for n, (low, high) in enumerate(pairwise(sides))}
+    work, precisions = _all_precisions(
+        ground_truth, results, tasks, oks_sigmas, max_dets_per_image, image_ids, backend, processes, ranges
+    )
+    objects = prepare_ground_truth(ground_truth, "bbox", image_ids, 0)["annotations"]
+    bins = []
+    for n, (low, high) in enumerate(ranges.values()):
+        count = sum(not one["iscrowd"] and low <= one["area"] <= high for one in objects)
+        if count:
+            ap = {one.task: _mean_percent(found[..., n]) for one, found in zip(work, precisions)}
+            bins.append(SizeBin(sides[n], sides[n + 1], count, ap))
+    return bins
+
+
+def _all_precisions(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str] | None,
+    oks_sigmas: Sequence[float] | None,
+    max_dets_per_image: int,
+    image_ids: Collection[int] | None,
+    backend: str,
+    processes: int | None,
+    areas: Mapping[str, tuple[float, float]] | None,
+) -> tuple[list[_Work], list[np.ndarray]]:
+    """Each task's part and its precision; ``areas``: in place of COCO's."""
     if max_dets_per_image < 1:
         raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
     chosen = infer_tasks(ground_truth, results) if tasks is None else tuple(tasks)
@@ -123,14 +202,9 @@ def evaluate_coco(
         for task in sorted(set(chosen)):
             sigmas = _oks_sigmas(ground_truth, results, oks_sigmas) if task == "keypoints" else None
             max_dets = MAX_DETS_KEYPOINTS if task == "keypoints" else max_dets_per_image
-            work.append(_Work(ground_truth, results, task, image_ids, max_dets, sigmas, resolved))
-        precisions = _precisions(work, processes)
-    out: Results = OrderedDict()
-    for one, precision in zip(work, precisions):
-        out[one.task] = _metrics(
-            precision, one.task, _class_columns(ground_truth, one.category_ids, class_names)
-        )
-    return out
+            ranges = areas or _areas(task)
+            work.append(_Work(ground_truth, results, task, image_ids, max_dets, sigmas, resolved, ranges))
+        return work, _precisions(work, processes)
 
 
 def infer_tasks(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -210,7 +284,7 @@ def _oks_sigmas(
     return (mean,) * count
 
 
-def _prepare_ground_truth(
+def prepare_ground_truth(
     ground_truth: Mapping[str, Any], task: str, image_ids: Collection[int] | None, num_keypoints: int
 ) -> dict[str, Any]:
     """A copy that either backend accepts: every field there, annotation ids from 1.
@@ -280,7 +354,7 @@ def _that_count(results: Sequence[Mapping[str, Any]], most: int) -> Sequence[Map
     return [results[index] for index in sorted(chain.from_iterable(kept))]
 
 
-def _prepare_results(
+def prepare_results(
     results: Sequence[Mapping[str, Any]], task: str, gt: Mapping[str, Any], image_ids: Collection[int] | None
 ) -> dict[str, Any]:
     """Detections as an annotation set, each with the area that decides its size.
@@ -354,6 +428,7 @@ class _Work:
     max_dets: int
     sigmas: Sequence[float] | None
     backend: str
+    areas: Mapping[str, tuple[float, float]]
 
     @property
     def category_ids(self) -> list[int]:
@@ -368,11 +443,13 @@ class _Work:
             ground_truth = {**ground_truth, "annotations": annotations}
             results = [result for result in results if result["category_id"] in wanted]
         results = _that_count(results, self.max_dets)
-        gt = _prepare_ground_truth(
+        gt = prepare_ground_truth(
             ground_truth, self.task, self.image_ids, len(self.sigmas) if self.sigmas else 0
         )
-        dt = _prepare_results(results, self.task, gt, self.image_ids)
-        return _precision(gt, dt, self.task, category_ids, self.max_dets, self.sigmas, self.backend)
+        dt = prepare_results(results, self.task, gt, self.image_ids)
+        return _precision(
+            gt, dt, self.task, category_ids, self.max_dets, self.areas, self.sigmas, self.backend
+        )
 
 
 CAN_FORK = "fork" in multiprocessing.get_all_start_methods() and hasattr(os, "sched_getaffinity")
@@ -457,48 +534,76 @@ def _precision(
     task: str,
     category_ids: list[int],
     max_dets: int,
+    areas: Mapping[str, tuple[float, float]],
     sigmas: Sequence[float] | None,
     backend: str,
 ) -> np.ndarray:
     """Precision (T, R, K, A): 10 IoU thresholds, 101 recalls, categories, area ranges; -1 without ground
     truth."""
     if not gt["images"] or not category_ids:
-        return -np.ones((10, 101, len(category_ids), len(_area_labels(task))))
-    # pycocotools prints its progress to standard output.
+        return -np.ones((10, 101, len(category_ids), len(areas)))
+    evaluator = coco_evaluator(gt, dt, task, category_ids, max_dets, areas, sigmas, backend=backend)
     with contextlib.redirect_stdout(io.StringIO()):
-        if backend == "faster":
-            from faster_coco_eval import COCO, COCOeval_faster
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"])[..., -1]
 
+
+def coco_evaluator(
+    gt: dict[str, Any],
+    dt: dict[str, Any],
+    task: str,
+    category_ids: list[int],
+    max_dets: int,
+    areas: Mapping[str, tuple[float, float]],
+    sigmas: Sequence[float] | None = None,
+    *,
+    backend: str,
+) -> Any:
+    """The backend's ``COCOeval`` with its parameters set, before it evaluates.
+
+    Args:
+        gt: from :func:`prepare_ground_truth`.
+        dt: from :func:`prepare_results`.
+        areas: label -> lowest and highest area in pixels², both included.
+        backend: "faster" or "pycocotools", which prints its progress to standard output.
+    """
+    if backend == "faster":
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        # It, too, prints while it indexes.
+        with contextlib.redirect_stdout(io.StringIO()):
             evaluator = COCOeval_faster(COCO(gt), COCO(dt), iouType=task, print_function=_say_nothing)
-        else:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
 
-            indexed = []
+        indexed = []
+        with contextlib.redirect_stdout(io.StringIO()):
             for dataset in (gt, dt):
                 coco = COCO()
                 coco.dataset = dataset
                 coco.createIndex()
                 indexed.append(coco)
             evaluator = COCOeval(*indexed, iouType=task)
-        params = evaluator.params
-        params.catIds = category_ids
-        params.maxDets = [max_dets]
-        params.areaRngLbl = _area_labels(task)
-        params.areaRng = [list(AREA_RANGES[label]) for label in params.areaRngLbl]
-        if sigmas is not None:
-            params.kpt_oks_sigmas = np.array(sigmas)
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])[..., -1]
+    params = evaluator.params
+    params.catIds = category_ids
+    params.maxDets = [max_dets]
+    params.areaRngLbl = list(areas)
+    params.areaRng = [list(area) for area in areas.values()]
+    if sigmas is not None:
+        params.kpt_oks_sigmas = np.array(sigmas)
+    return evaluator
 
 
 def _say_nothing(*_: object) -> None:
     """Takes the backend's progress lines, which would fill every log with five lines a task."""
 
 
-def _area_labels(task: str) -> list[str]:
-    return [label for label in AREA_RANGES if not (task == "keypoints" and label == "small")]
+def _areas(task: str) -> dict[str, tuple[float, float]]:
+    return {
+        label: area for label, area in AREA_RANGES.items() if not (task == "keypoints" and label == "small")
+    }
 
 
 def _class_columns(
@@ -515,7 +620,7 @@ def _class_columns(
 
 
 def _metrics(precision: np.ndarray, task: str, columns: list[tuple[str, int | None]]) -> dict[str, float]:
-    labels = _area_labels(task)
+    labels = list(_areas(task))
     out: dict[str, float] = {}
     for metric in METRICS[task]:
         picked = precision[..., labels.index(SIZE_OF_METRIC.get(metric, "all"))]

@@ -103,6 +103,7 @@ def table(
     wrap_columns: Sequence[int] = (),
     marked: Sequence[int] = (),
     groups: Sequence[tuple[str, int]] = (),
+    shades: Sequence[Sequence[float]] = (),
 ) -> Html:
     """A table that scrolls sideways where it is too wide; nothing without rows.
 
@@ -111,9 +112,10 @@ def table(
         wrap_columns: may break into lines.
         marked: rows with another background.
         groups: headings above the header, each with how many columns it stands over.
+        shades: 0 to 1 for each cell, how dark it stands out.
     """
     return Html(
-        _PARTS.table(caption, header, rows, text_columns, wrap_columns, marked, groups) if rows else ""
+        _PARTS.table(caption, header, rows, text_columns, wrap_columns, marked, groups, shades) if rows else ""
     )
 
 

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from zenith_det.config import files_of, load_config, name_of_files
-from zenith_det.data import CocoDataset, load_coco_dataset
+from zenith_det.data import CocoDataset, coco_ground_truth, load_coco_dataset
 from zenith_det.data.crowds import Crowds
 from zenith_det.data.statistics import find_sets_again
 from zenith_det.errors import UserError
-from zenith_det.evaluation import RESULTS_FILE, EvaluatedWeights, noted_weights
+from zenith_det.evaluation import (
+    RESULTS_FILE,
+    EvaluatedWeights,
+    Judgement,
+    RecommendedScore,
+    judge,
+    note_recommended,
+    noted_recommended,
+    noted_weights,
+)
 from zenith_det.training.checkpoints import averaging
 
 
@@ -29,6 +38,7 @@ class Evaluated:
         by_image: detections in COCO's result format by image id, only of those images.
         averaged: the detections are those of the run's averaged weights.
         weights: what the detections are of; ``None`` where that was not written down.
+        folder: that the detections are in.
     """
 
     dataset: CocoDataset
@@ -36,6 +46,21 @@ class Evaluated:
     by_image: Mapping[int, list[dict[str, Any]]]
     averaged: bool = False
     weights: EvaluatedWeights | None = None
+    folder: Path = Path()
+
+    @property
+    def ground_truth(self) -> dict[str, Any]:
+        """The set as the content of a COCO file."""
+        return coco_ground_truth(self.dataset)
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """All detections."""
+        return [result for results in self.by_image.values() for result in results]
+
+    def judge(self) -> Judgement:
+        """What the detections' scores are worth."""
+        return judge(self.ground_truth, self.results, image_ids=set(self.by_image))
 
     @property
     def of(self) -> str:
@@ -71,18 +96,8 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
     """
     cfg = run_config(folder)
     find_sets_again(folder)
-    source: Any = files_of(cfg, "TEST")
-    name = name_of_files(cfg, "TEST") if source else ""
-    if source is None:
-        if not cfg.DATASETS.TEST:
-            raise UserError(f"{folder}: its config names no set to evaluate on")
-        name = source = cfg.DATASETS.TEST[0]
-    several = name if not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1 else ""
-    if averaged is None:
-        averaged = (
-            bool(cfg.SOLVER.AVERAGE.KIND) and _results_file(folder / averaging.FOLDER, several).exists()
-        )
-    path = _results_file(folder / averaging.FOLDER if averaged else folder, several)
+    source, name = _test_set(folder, cfg)
+    path, averaged = _detections_of(folder, cfg, name, averaged)
     results = read_detections(path)
     dataset = _load(
         source, name, cfg.DATASETS.MAX_BAD_IMAGES, cfg.DATASETS.CROWDS, tuple(cfg.INPUT.VALUE_RANGE)
@@ -100,7 +115,50 @@ def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:
     for result in results:
         if result["image_id"] in by_image and result["category_id"] in known:
             by_image[result["image_id"]].append(result)
-    return Evaluated(dataset, records, by_image, averaged, weights)
+    return Evaluated(dataset, records, by_image, averaged, weights, path.parent)
+
+
+def recommended_score(folder: Path) -> RecommendedScore | None:
+    """The score that a run's last evaluation recommends to keep detections from, of averaged weights where there are.
+
+    It is the one of the highest F1; see :attr:`~zenith_det.evaluation.Judgement.recommended_score`. A run writes it
+    down when it ends; for one that didn't, it is computed from the detections and the set, and then written down.
+
+    Args:
+        folder: the run's OUTPUT_DIR.
+
+    Returns:
+        ``None`` where the detections find nothing.
+
+    Raises:
+        UserError: the config isn't there, or neither the note nor all that it is computed from.
+    """
+    cfg = run_config(folder)
+    path, _ = _detections_of(folder, cfg, _test_set(folder, cfg)[1], None)
+    if noted := noted_recommended(path.parent):
+        return noted
+    evaluated = read_evaluated(folder, averaged=None)
+    return note_recommended(evaluated.folder, evaluated.judge())
+
+
+def _test_set(folder: Path, cfg: Any) -> tuple[Any, str]:
+    """Where the first set that a run is evaluated on comes from, and its name."""
+    source = files_of(cfg, "TEST")
+    if source is not None:
+        return source, name_of_files(cfg, "TEST")
+    if not cfg.DATASETS.TEST:
+        raise UserError(f"{folder}: its config names no set to evaluate on")
+    return cfg.DATASETS.TEST[0], cfg.DATASETS.TEST[0]
+
+
+def _detections_of(folder: Path, cfg: Any, name: str, averaged: bool | None) -> tuple[Path, bool]:
+    """The file of a run's detections, and whether they are of averaged weights (asked for, or ``None``)."""
+    several = name if not cfg.DATASETS.VAL_JSON and len(cfg.DATASETS.TEST) > 1 else ""
+    if averaged is None:
+        averaged = (
+            bool(cfg.SOLVER.AVERAGE.KIND) and _results_file(folder / averaging.FOLDER, several).exists()
+        )
+    return _results_file(folder / averaging.FOLDER if averaged else folder, several), averaged
 
 
 def _results_file(below: Path, name: str) -> Path:

@@ -18,7 +18,7 @@ from zenith_det.config.metric_names import TASKS
 from zenith_det.data import read_image
 from zenith_det.data.statistics import STATISTICS_FILE, read_statistics
 from zenith_det.errors import UserError
-from zenith_det.evaluation import read_explanations
+from zenith_det.evaluation import SizeBin, evaluate_by_size, note_recommended, read_explanations
 from zenith_det.evaluation.coco import METRICS
 from zenith_det.evaluation.explained import EXPLAINED_FILE
 from zenith_det.report import curves
@@ -40,6 +40,7 @@ from zenith_det.report.html import (
     table,
     verdict,
 )
+from zenith_det.report.judged import judged_parts
 from zenith_det.report.pictures import ByteImage, draw_instances
 from zenith_det.report.run_data import Evaluated, read_evaluated, run_config
 from zenith_det.training.checkpoints import averaging
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HTML_FILE = "report.html"
+#: The score from which on detections count as found where none is recommended.
+DEFAULT_THRESHOLD = 0.5
 #: False positives and misses that are shown.
 SHOWN = 12
 #: The longer side of a cell, pixels.
@@ -67,14 +70,19 @@ Metrics = Mapping[str, Series]
 
 
 def write_run_report(
-    output_dir: Path, path: Path | None = None, *, threshold: float = 0.5, say: Callable[[str], None] = print
+    output_dir: Path,
+    path: Path | None = None,
+    *,
+    threshold: float | None = None,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write ``OUTPUT_DIR/report.html``, from whatever the run has left so far.
 
     Args:
         output_dir: of a run of either engine, finished or not.
         path: the page, if it is to be elsewhere.
-        threshold: detections from this score on count as found, in the pictures and counts.
+        threshold: detections from this score on count as found, in the pictures and counts; default: the score that
+            F1 recommends, or 0.5 where nothing is found at any.
         say: told what is missing, a line each.
 
     Raises:
@@ -100,7 +108,8 @@ def write_run_report(
     )
     if metrics and not any(name.endswith("/AP") for name in metrics):
         missing.append("no evaluation yet: there is no AP in metrics.json")
-    page = _page(output_dir, cfg, metrics, evaluated, threshold, missing)
+    sizes = have(lambda: _by_size(cfg, evaluated)) if evaluated is not None else []
+    page = _page(output_dir, cfg, metrics, evaluated, sizes or [], threshold, missing)
     for line in missing:
         say(f"missing: {line}")
     return page.save(path or output_dir / HTML_FILE)
@@ -111,7 +120,8 @@ def _page(
     cfg: Any,
     metrics: Metrics,
     evaluated: Evaluated | None,
-    threshold: float,
+    sizes: Sequence[SizeBin],
+    threshold: float | None,
     missing: list[str],
 ) -> Page:
     done = max((int(s.iterations[-1]) + 1 for name, s in metrics.items() if name == "total_loss"), default=0)
@@ -138,8 +148,11 @@ def _page(
         for prefix in ("", averaging.PREFIX)
     ]
     page.section("Average precision", *tables, *_explained(output_dir))
-    findings, of = None, ""
+    findings, judgement, of = None, None, ""
     if evaluated is not None:
+        judgement = evaluated.judge()
+        note_recommended(evaluated.folder, judgement)
+        threshold = threshold if threshold is not None else judgement.recommended_score or DEFAULT_THRESHOLD
         findings = find_errors(evaluated.records, evaluated.by_image, evaluated.dataset.metadata, threshold)
         of = evaluated.dataset.metadata.name if evaluated.dataset.metadata.name in sets else ""
     # One kind of weights for AP and errors: those to use.
@@ -153,7 +166,9 @@ def _page(
         classes.append(_class_table(scalars, name, prefix, *errors))
     kind = "averaged weights" if averaged else "trained weights"
     page.section(f"Classes, hardest first ({kind})", *classes)
-    if evaluated is not None and findings is not None:
+    if evaluated is not None and findings is not None and judgement is not None:
+        judged = curves.of_test_set("Scores and confusions", of)
+        page.section(f"{judged} ({evaluated.of})", *judged_parts(judgement, sizes, findings.threshold))
         wrong = curves.of_test_set("False positives with the highest scores", of)
         page.section(f"{wrong} ({evaluated.of})", *_false_positives(evaluated, findings))
         missed = curves.of_test_set("Largest objects missed", of)
@@ -162,6 +177,17 @@ def _page(
     page.section("Data", *data)
     page.section("Configuration", *_config(output_dir, cfg))
     return page
+
+
+def _by_size(cfg: Any, evaluated: Evaluated) -> list[SizeBin]:
+    return evaluate_by_size(
+        evaluated.ground_truth,
+        evaluated.results,
+        oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        or evaluated.dataset.metadata.keypoint_oks_sigmas
+        or None,
+        image_ids=set(evaluated.by_image),
+    )
 
 
 def _finals(metrics: Metrics) -> list[str]:
