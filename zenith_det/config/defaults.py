@@ -305,6 +305,9 @@ ZENITH_DEFAULTS: dict[str, Any] = {
     "INPUT": {
         # The values of images of more than 8 bits that become black and white; (): as suits the training set.
         "VALUE_RANGE": (),
+        # Names of torchvision.transforms.v2, or one name with its arguments each, in their order, on an image that has
+        # been resized and flipped: [{"ColorJitter": {"brightness": 0.3}}, {"RandomRotation": {"degrees": 10}}]
+        "AUGMENTATIONS": [],
     },
     "DATASETS": {
         # A COCO-format set by its files, in place of the names in TRAIN and TEST. ``--train-json`` and

@@ -77,6 +77,12 @@ _RANGES: dict[str, tuple[_Check, str]] = {
     "SOLVER.ADAMW.EPS": _POSITIVE,
     "SOLVER.PRODIGY.BETAS": _BETAS,
     "SOLVER.PRODIGY.D_COEF": _POSITIVE,
+    "INPUT.CROP.SIZE": (
+        lambda size: (
+            isinstance(size, (list, tuple)) and len(size) == 2 and all(_POSITIVE[0](x) for x in size)
+        ),
+        "two numbers above 0",
+    ),
     "DATASETS.VAL_SHARE": _UNIT_OPEN,
     "INPUT.VALUE_RANGE": (
         lambda r: (
@@ -85,6 +91,7 @@ _RANGES: dict[str, tuple[_Check, str]] = {
         ),
         "two numbers, the smaller first, or ()",
     ),
+    "DATALOADER.RANDOM_SUBSET_RATIO": (_number(lambda x: 0 < x <= 1), "in (0, 1]"),
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "TEST.EXPECTED_RESULTS": _EXPECTED,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,
@@ -104,6 +111,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "SOLVER.ZENITH.NORM_SOURCE": ("gradient", "momentum"),
     "DATASETS.CROWDS": ("auto", "regions", "objects"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "INPUT.CROP.TYPE": ("relative", "relative_range", "absolute", "absolute_range"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "FLOAT32_PRECISION": ("", "highest", "high", "medium"),
@@ -144,6 +152,14 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not _is_interval(sizes):
         problem = "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range' takes two sizes, the smaller one first"
         raise _wrong("INPUT.MIN_SIZE_TRAIN", sizes, problem, sources)
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and crop.TYPE.startswith("relative") and max(crop.SIZE) > 1:
+        raise _wrong(
+            "INPUT.CROP.SIZE", crop.SIZE, f"INPUT.CROP.TYPE {crop.TYPE!r} takes parts, up to 1", sources
+        )
+    if crop.ENABLED and crop.TYPE == "absolute_range" and not _is_interval(crop.SIZE):
+        problem = "INPUT.CROP.TYPE 'absolute_range' takes two whole numbers of pixels, the smaller one first"
+        raise _wrong("INPUT.CROP.SIZE", crop.SIZE, problem, sources)
     for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
         _check_metric(cfg, key, sources)
     _check_evaluations(cfg, sources)

@@ -96,6 +96,8 @@ def run(engine_name: str, loaded: LoadedConfig, options: RunOptions) -> dict[str
     settle_files(loaded)
     resolve_device(loaded)
     engine.prepare(loaded)
+    if not options.eval_only:
+        check_augmentations(loaded)
     output_dir = prepare_output_dir(loaded.cfg.OUTPUT_DIR)
     with OutputLock(output_dir):
         setup_logging(output_dir, get_rank(), more=engine.loggers)
@@ -322,6 +324,21 @@ class Attempt:
         wanted = len(self.cfg.TEST.EXPECTED_RESULTS) > 0
         done = is_main_process() and evaluated(self.checkpointer.output_dir, self.progress.iteration)
         return wanted or broadcast_object(is_main_process() and not done)
+
+
+def check_augmentations(loaded: LoadedConfig) -> None:
+    """Refuse ``INPUT.AUGMENTATIONS`` that can't be used, before anything is read or written."""
+    entries = loaded.cfg.INPUT.AUGMENTATIONS
+    if not entries:
+        return
+    from zenith_det.engines.augmentation import KEY, Augmentations  # it imports torchvision
+
+    try:
+        Augmentations(entries, loaded.cfg.INPUT.FORMAT)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{loaded.sources[KEY]}: {error}" if KEY in loaded.sources else str(error)
+        ) from error
 
 
 def check_engine(engine: Engine, start: Start | None) -> None:

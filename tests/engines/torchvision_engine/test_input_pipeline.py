@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,14 @@ from pycocotools import mask as mask_api
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.batches import TrainingDataset
-from zenith_det.engines.torchvision_engine.input_pipeline import TrainingMapper, shortest_edge_size
-from zenith_det.engines.torchvision_engine.masks import polygons_to_bitmap
+from zenith_det.engines.torchvision_engine.datasets import repeats, subset
+from zenith_det.engines.torchvision_engine.input_pipeline import (
+    Geometry,
+    TrainingMapper,
+    crop_size,
+    shortest_edge_size,
+)
+from zenith_det.engines.torchvision_engine.masks import bounds, clip_polygon, polygons_to_bitmap
 from zenith_det.errors import DatasetError
 
 NAMES = ("nose", "left_eye", "right_eye")
@@ -128,3 +135,80 @@ def test_an_image_lost_after_the_start_is_replaced_and_said_so(
     assert "painted.png.gone" in caplog.text
     with pytest.raises(DatasetError, match="10 images in a row"):
         _ = TrainingDataset([lost], mapper("mask", "none"))[0, 1]
+
+
+def test_a_crop_takes_boxes_masks_and_keypoints_along() -> None:
+    """A crop of the right lower quarter, then twice the size, then a mirror image."""
+    geometry = Geometry(2.0, 2.0, 40, 60, "horizontal", (30, 20, 60, 40))
+    pixels = np.arange(40 * 60, dtype=np.uint8).reshape(40, 60)
+    assert (geometry.image(pixels, Image.Resampling.NEAREST)[::2, ::-2] == pixels[20:40, 30:60]).all()
+    assert geometry.points(np.array([[30.0, 20.0], [40.0, 25.0]])).tolist() == [[60, 0], [40, 10]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "heights", "widths"),
+    [
+        ("relative", [0.5, 0.25], {50}, {50}),
+        ("relative_range", [0.5, 0.9], range(50, 101), range(180, 201)),
+        ("absolute", [30, 500], {30}, {200}),
+        ("absolute_range", [60, 120], range(60, 101), range(60, 121)),
+    ],
+)
+def test_crops_have_the_sizes_of_detectron2s(kind: str, size: list[float], heights: Any, widths: Any) -> None:
+    rng = np.random.default_rng(0)
+    seen = {crop_size(kind, size, 100, 200, rng) for _ in range(300)}
+    assert {height for height, _ in seen} <= set(heights)
+    assert {width for _, width in seen} <= set(widths)
+    if kind.endswith("range"):
+        assert len({height for height, _ in seen}) > 15
+
+
+def test_a_polygon_is_cut_at_the_images_edges() -> None:
+    """A U whose two arms reach over the right edge: the box around what is left, and its area, are right."""
+    u = np.array([10, 10, 50, 10, 50, 20, 20, 20, 20, 40, 50, 40, 50, 50, 10, 50], dtype=np.float64)
+    cut = clip_polygon(u, 60, 30)
+    assert bounds([cut]).tolist() == [10, 10, 30, 50]
+    whole = polygons_to_bitmap([u], 60, 60)[:, :30]
+    assert (polygons_to_bitmap([cut], 60, 30) == whole).all()
+    assert len(clip_polygon(u + 60.0, 60, 30)) == 0
+    assert len(clip_polygon(u - 60.0, 60, 30)) == 0
+    assert clip_polygon(u, 60, 60).tolist() == u.tolist()
+
+
+@pytest.mark.detectron2
+def test_polygons_are_cut_as_detectron2_cuts_them() -> None:
+    transforms = pytest.importorskip("fvcore.transforms.transform")
+    pytest.importorskip("shapely", reason="what Detectron2 cuts polygons with")
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+        radius = rng.uniform(5, 40, 9)
+        polygon = np.stack([50 + radius * np.cos(angles), 50 + radius * np.sin(angles)], axis=1)
+        x0, y0, w, h = (int(v) for v in rng.integers([20, 20, 10, 10], [60, 60, 50, 50]))
+        theirs = transforms.CropTransform(x0, y0, w, h).apply_polygons([polygon.copy()])
+        ours = clip_polygon((polygon - (x0, y0)).reshape(-1), h, w)
+        assert bool(len(ours)) == bool(theirs)
+        if theirs:
+            around = np.concatenate(theirs)
+            expected = [*around.min(axis=0), *around.max(axis=0)]
+            assert bounds([ours]) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_images_of_rare_classes_come_more_often() -> None:
+    cfg = small_config(
+        "mask", DATALOADER__SAMPLER_TRAIN="RepeatFactorTrainingSampler", DATALOADER__REPEAT_THRESHOLD=0.5
+    ).cfg
+    # Class 0 in four of four images, class 1 in one of them; the last has none.
+    records = [
+        {"annotations": [{"category_id": c} for c in there]} for there in ([0], [0, 0], [0, 1], [0], [])
+    ]
+    factors = repeats(cfg, records)
+    assert factors is not None
+    assert factors.tolist() == pytest.approx([1, 1, np.sqrt(0.5 / 0.2), 1, 1])
+    cfg.DATALOADER.REPEAT_SQRT = False
+    assert repeats(cfg, records) == pytest.approx(np.array([1, 1, 2.5, 1, 1]))
+    cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
+    assert repeats(cfg, records) is None
+    assert subset(cfg, 10) == 0
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.RANDOM_SUBSET_RATIO = "RandomSubsetTrainingSampler", 0.35
+    assert subset(cfg, 10) == 3

@@ -20,7 +20,7 @@ from detectron2.data import (
 )
 from detectron2.data import transforms as T
 from detectron2.data.samplers import RandomSubsetTrainingSampler, RepeatFactorTrainingSampler
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
 from zenith_det.config import LoadedConfig, follow_dataset, name_of_files
 from zenith_det.data import (
@@ -32,6 +32,7 @@ from zenith_det.data import (
     dataset_source,
     read_image,
 )
+from zenith_det.engines.augmentation import Augmentations, Labels
 from zenith_det.engines.batches import TestDataset, one_by_one
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.detectron2_engine.foreign_data import (
@@ -281,10 +282,70 @@ def _as_polygon(box: Sequence[float]) -> list[list[float]]:
     return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
-def mapper_for(cfg: Any, names: Sequence[str], is_train: bool) -> DatasetMapper:
+class AugmentingMapper:
+    """A mapper of training samples, followed by ``INPUT.AUGMENTATIONS``.
+
+    Args:
+        mapper: one of Detectron2's.
+        cfg: the configuration.
+    """
+
+    def __init__(self, mapper: DatasetMapper, cfg: Any) -> None:
+        self.mapper = mapper
+        flip_indices = mapper.keypoint_hflip_indices if mapper.use_keypoint else ()
+        self.augmentations = Augmentations(cfg.INPUT.AUGMENTATIONS, cfg.INPUT.FORMAT, flip_indices)
+        if cfg.MODEL.LOAD_PROPOSALS and self.augmentations.moves:
+            raise ConfigError("INPUT.AUGMENTATIONS moves objects, which MODEL.LOAD_PROPOSALS doesn't follow")
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample; what it draws at random comes from numpy's and torch's generators."""
+        sample: dict[str, Any] = self.mapper(dataset_dict)
+        if self.augmentations.moves and "sem_seg" in sample:
+            raise ConfigError("INPUT.AUGMENTATIONS moves objects, which semantic segmentation doesn't follow")
+        objects = sample.get("instances")
+        sample["image"], moved = self.augmentations(sample["image"], lambda: _labels(objects))
+        if moved is not None and objects is not None:
+            sample["instances"] = _moved(objects, moved, tuple(sample["image"].shape[1:]))
+        return sample
+
+
+def _labels(objects: Instances | None) -> Labels:
+    """What augmentations move."""
+    if objects is None:
+        return Labels(torch.zeros(0, 4))
+    if not isinstance(objects.gt_boxes, Boxes):
+        raise ConfigError("INPUT.AUGMENTATIONS moves objects, which rotated boxes don't follow")
+    masks = known = None
+    if objects.has("gt_masks"):
+        given = objects.gt_masks
+        if isinstance(given, PolygonMasks):
+            given = BitMasks.from_polygon_masks(given, *objects.image_size)
+        masks = given.tensor
+        known = torch.ones(len(masks), dtype=torch.bool)
+    keypoints = objects.gt_keypoints.tensor if objects.has("gt_keypoints") else None
+    return Labels(objects.gt_boxes.tensor, masks, known, keypoints)
+
+
+def _moved(objects: Instances, moved: Labels, size: tuple[int, ...]) -> Instances:
+    after = Instances(size)
+    after.gt_boxes = Boxes(moved.boxes)
+    for name, value in objects[moved.kept].get_fields().items():
+        if name == "gt_masks":
+            value = BitMasks(moved.masks)
+        elif name == "gt_keypoints":
+            value = Keypoints(moved.keypoints)
+        if name != "gt_boxes":
+            after.set(name, value)
+    return after
+
+
+def mapper_for(
+    cfg: Any, names: Sequence[str], is_train: bool
+) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """:class:`CocoMapper` where all of ``names`` are checked sets, else Detectron2's own mapper."""
     kind = CocoMapper if all(name in _checked for name in names) else DatasetMapper
-    return kind(cfg, is_train)
+    mapper = kind(cfg, is_train)
+    return AugmentingMapper(mapper, cfg) if is_train and cfg.INPUT.AUGMENTATIONS else mapper
 
 
 class SeededMapper:

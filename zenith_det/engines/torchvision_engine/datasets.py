@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from zenith_det.config import CfgNode
 from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints
@@ -12,6 +18,9 @@ from zenith_det.engines.training_set import check_labels, dataset_sources, load_
 from zenith_det.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
+
+#: Values of ``DATALOADER.SAMPLER_TRAIN``.
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
 
 def load_training_set(cfg: CfgNode, description: DataDescription | None = None) -> CocoDataset:
@@ -59,3 +68,26 @@ def load_training_set(cfg: CfgNode, description: DataDescription | None = None) 
             f"({len(merged.records)} images in {merged.metadata.json_file})"
         )
     return replace(merged, records=records)
+
+
+def repeats(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """How often each image comes in an epoch, on average; ``None``: once.
+
+    Under ``RepeatFactorTrainingSampler`` an image comes as often as its rarest class asks for: a class in the share f
+    of all images ``max(1, sqrt(t / f))`` times with t = ``DATALOADER.REPEAT_THRESHOLD``, and without the root where
+    ``REPEAT_SQRT`` is False (Gupta et al., LVIS, arXiv 1908.03195, appendix B.2).
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    classes = [{a["category_id"] for a in record["annotations"]} for record in records]
+    images = Counter(label for there in classes for label in there)
+    threshold, root = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+    share = {label: threshold * len(classes) / count for label, count in images.items()}
+    factor = {label: max(1.0, math.sqrt(x) if root else x) for label, x in share.items()}
+    return np.array([max((factor[label] for label in there), default=1.0) for there in classes])
+
+
+def subset(cfg: CfgNode, images: int) -> int:
+    """How many of the images are trained on; 0: all."""
+    chosen = cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler"
+    return int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO) if chosen else 0

@@ -14,7 +14,7 @@ from zenith_det.config import CfgNode, LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata, SerializedList
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
-from zenith_det.engines.torchvision_engine.datasets import load_training_set
+from zenith_det.engines.torchvision_engine.datasets import load_training_set, repeats, subset
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.masks import as_bitmap
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -47,7 +47,13 @@ class TorchvisionEngine:
         found = load_training_set(loaded.cfg, description)
         of = found.metadata
         follow_dataset(loaded, of.name, of.num_classes, of.num_keypoints, of.keypoint_oks_sigmas)
-        return TrainingSet(tuple(loaded.cfg.DATASETS.TRAIN), SerializedList(found.records), of)
+        return TrainingSet(
+            tuple(loaded.cfg.DATASETS.TRAIN),
+            SerializedList(found.records),
+            of,
+            repeats(loaded.cfg, found.records),
+            subset(loaded.cfg, len(found.records)),
+        )
 
     def test_sets(
         self, loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None

@@ -12,25 +12,43 @@ from PIL import Image
 
 from zenith_det.config import CfgNode
 from zenith_det.data import DatasetMetadata, read_image
-from zenith_det.engines.torchvision_engine.masks import Mask, decode_rle, is_empty, polygons_to_bitmap
+from zenith_det.engines.augmentation import Augmentations, Labels
+from zenith_det.engines.torchvision_engine.masks import (
+    Mask,
+    as_bitmap,
+    bounds,
+    clip_polygon,
+    decode_rle,
+    is_empty,
+    polygons_to_bitmap,
+)
 from zenith_det.engines.torchvision_engine.roi_heads import Targets
+from zenith_det.training.course.seeding import seeded
 
 MIN_BOX_SIDE = 1e-5
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A resize of an image to ``height`` × ``width`` pixels, then perhaps a flip."""
+    """Perhaps a crop, a resize to ``height`` × ``width`` pixels, then perhaps a flip.
+
+    Attributes:
+        scale_x, scale_y: of the resize.
+        height, width: what comes out.
+        flip: "horizontal", "vertical" or "none".
+        crop: left, top, right and bottom in the original image; ``None``: all of it.
+    """
 
     scale_x: float
     scale_y: float
     height: int
     width: int
     flip: str
+    crop: tuple[int, int, int, int] | None = None
 
     def points(self, xy: np.ndarray) -> np.ndarray:
         """Map continuous points ``(M, 2)`` of the original image."""
-        moved = xy * (self.scale_x, self.scale_y)
+        moved = (xy - self.crop[:2] if self.crop else xy) * (self.scale_x, self.scale_y)
         if self.flip == "horizontal":
             moved[:, 0] = self.width - moved[:, 0]
         elif self.flip == "vertical":
@@ -39,6 +57,9 @@ class Geometry:
 
     def image(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
         """Map an image ``(H, W)`` or ``(H, W, 3)`` uint8, contiguous."""
+        if self.crop:
+            left, top, right, bottom = self.crop
+            pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
         if pixels.shape[:2] != (self.height, self.width):
             pixels = np.asarray(Image.fromarray(pixels).resize((self.width, self.height), resample))
         if self.flip == "horizontal":
@@ -64,6 +85,30 @@ def shortest_edge_size(height: int, width: int, short: int, longest: int) -> tup
     return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
 
 
+def crop_size(
+    kind: str, size: Sequence[float], height: int, width: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """The (height, width) of a crop under ``INPUT.CROP``, by the rules of Detectron2's ``RandomCrop``.
+
+    Args:
+        kind: ``INPUT.CROP.TYPE``.
+        size: ``INPUT.CROP.SIZE``.
+        height, width: of the image.
+    """
+    first, second = size
+    if kind == "absolute":
+        return min(int(first), height), min(int(second), width)
+    if kind == "absolute_range":
+        low, high = int(first), int(second)
+        return (
+            int(rng.integers(min(height, low), min(height, high) + 1)),
+            int(rng.integers(min(width, low), min(width, high) + 1)),
+        )
+    if kind == "relative_range":
+        first, second = np.asarray(size) + rng.random(2) * (1 - np.asarray(size))
+    return max(int(height * first + 0.5), 1), max(int(width * second + 0.5), 1)
+
+
 class TrainingMapper:
     """A record to a training sample; random choices come from the generator it is given."""
 
@@ -78,27 +123,50 @@ class TrainingMapper:
         self.bitmask = cfg.INPUT.MASK_FORMAT == "bitmask"
         self.keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS if cfg.MODEL.KEYPOINT_ON else 0
         self.flip_indices = metadata.keypoint_flip_indices
+        self.crop = (cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE) if cfg.INPUT.CROP.ENABLED else None
+        self.augmentations = (
+            Augmentations(cfg.INPUT.AUGMENTATIONS, cfg.INPUT.FORMAT, self.flip_indices)
+            if cfg.INPUT.AUGMENTATIONS
+            else None
+        )
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """The sample: ``image`` uint8 ``(3, H, W)``, ``targets``, ``image_id``, ``file_name``."""
+        # First, so that the augmentations of either engine draw alike.
+        seed = int(rng.integers(2**63)) if self.augmentations else 0
         image = read_image(record["file_name"], self.image_format, record.get("value_range"))
         geometry = self._draw(image.shape[0], image.shape[1], rng)
         pixels = geometry.image(image, Image.Resampling.BILINEAR)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        targets = self.targets(record, geometry)
+        if self.augmentations:
+            with seeded(seed):
+                size = geometry.height, geometry.width
+                tensor, moved = self.augmentations(tensor, lambda: _labels(targets, *size))
+            if moved is not None:
+                targets = _moved(targets, moved)
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
-            "targets": self.targets(record, geometry),
+            "image": tensor,
+            "targets": targets,
             "image_id": record["image_id"],
             "file_name": record["file_name"],
         }
 
     def _draw(self, height: int, width: int, rng: np.random.Generator) -> Geometry:
+        crop = None
+        if self.crop:
+            crop_height, crop_width = crop_size(*self.crop, height, width, rng)
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            crop = (left, top, left + crop_width, top + crop_height)
+            height, width = crop_height, crop_width
         if self.sampling == "range":
             short = int(rng.integers(self.short_sides[0], self.short_sides[1] + 1))
         else:
             short = int(rng.choice(self.short_sides))
         flip = self.flip if self.flip != "none" and rng.random() < 0.5 else "none"
         new_height, new_width = shortest_edge_size(height, width, short, self.longest)
-        return Geometry(new_width / width, new_height / height, new_height, new_width, flip)
+        return Geometry(new_width / width, new_height / height, new_height, new_width, flip, crop)
 
     def targets(self, record: dict[str, Any], geometry: Geometry) -> Targets:
         """Boxes clipped to the image, masks and keypoints under ``geometry``; crowds and empty ones left out."""
@@ -111,6 +179,8 @@ class TrainingMapper:
             corners = geometry.points(np.array([[x, y], [x + w, y + h]], dtype=np.float64))
             box = np.concatenate((corners.min(axis=0), corners.max(axis=0))).clip(0, limit)
             mask = self._mask(annotation.get("segmentation"), geometry) if self.masks else None
+            if geometry.crop and mask is not None and not is_empty(mask):
+                box = bounds(mask)
             if (box[2:] - box[:2] <= MIN_BOX_SIDE).any() or is_empty(mask):
                 continue
             boxes.append(box)
@@ -139,6 +209,9 @@ class TrainingMapper:
         polygons = [
             geometry.points(np.array(p, dtype=np.float64).reshape(-1, 2)).reshape(-1) for p in segmentation
         ]
+        if geometry.crop:
+            cut = (clip_polygon(polygon, geometry.height, geometry.width) for polygon in polygons)
+            polygons = [polygon for polygon in cut if len(polygon)]
         if self.bitmask:
             return torch.from_numpy(polygons_to_bitmap(polygons, geometry.height, geometry.width))
         return polygons
@@ -154,6 +227,23 @@ class TrainingMapper:
             points = points[self.flip_indices]
         points[points[:, 2] == 0] = 0
         return points
+
+
+def _labels(targets: Targets, height: int, width: int) -> Labels:
+    """What augmentations move, for an image of this size."""
+    masks = known = None
+    if targets.masks is not None:
+        bitmaps = [as_bitmap(mask, height, width) for mask in targets.masks]
+        masks = torch.from_numpy(np.array(bitmaps, dtype=bool).reshape(-1, height, width))
+        known = torch.tensor([mask is not None for mask in targets.masks], dtype=torch.bool)
+    return Labels(targets.boxes, masks, known, targets.keypoints)
+
+
+def _moved(targets: Targets, moved: Labels) -> Targets:
+    masks: list[Mask] | None = None
+    if moved.masks is not None and moved.has_mask is not None:
+        masks = [mask if known else None for mask, known in zip(moved.masks, moved.has_mask.tolist())]
+    return Targets(moved.boxes, targets.classes[moved.kept], masks, moved.keypoints)
 
 
 class TestMapper:

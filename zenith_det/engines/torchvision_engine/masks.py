@@ -39,6 +39,40 @@ def is_empty(mask: Mask) -> bool:
     return not bool(mask.any()) if isinstance(mask, Tensor) else len(mask) == 0
 
 
+def bounds(mask: Mask) -> np.ndarray:
+    """The box around a mask that isn't empty, xyxy ``(4,)``."""
+    if isinstance(mask, Tensor):
+        x, y = (np.flatnonzero(mask.numpy().any(axis=axis)) for axis in (0, 1))
+        return np.array([x[0], y[0], x[-1] + 1, y[-1] + 1], dtype=np.float64)
+    points = np.concatenate([polygon.reshape(-1, 2) for polygon in mask or []])
+    return np.concatenate((points.min(axis=0), points.max(axis=0)))
+
+
+def clip_polygon(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of a polygon (flat ``x0, y0, x1, …``) within an image, flat too; empty where there is none.
+
+    By Sutherland and Hodgman's algorithm: parts of a concave one stay joined along the image's edge, where they have no
+    area.
+    """
+    points = polygon.reshape(-1, 2)
+    for axis, side in ((0, width), (1, height)):
+        for limit, sign in ((0.0, 1.0), (float(side), -1.0)):
+            before = np.roll(points, 1, axis=0)
+            inside, inside_before = (sign * (p[:, axis] - limit) >= 0 for p in (points, before))
+            kept = []
+            for point, last, here, there in zip(points, before, inside, inside_before):
+                if here != there:
+                    share = (limit - last[axis]) / (point[axis] - last[axis])
+                    kept.append(last + share * (point - last))
+                if here:
+                    kept.append(point)
+            points = np.array(kept).reshape(-1, 2)
+            if not len(points):
+                return points.reshape(-1)
+    flat = points.reshape(-1)
+    return flat if len(points) >= 3 and np.ptp(points, axis=0).min() > 0 else flat[:0]
+
+
 def crop_and_resize(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
     """The part of each mask inside its box, resampled to a square: the mask head's target.
 

@@ -9,6 +9,7 @@ from zenith_det.config import CfgNode, LoadedConfig, get_cfg
 from zenith_det.config.keys import leaves, plain
 from zenith_det.engines.torchvision_engine.backbone import NORM_LAYERS, RESNETS, STAGES
 from zenith_det.engines.torchvision_engine.box_regression import LOSS_TYPES
+from zenith_det.engines.torchvision_engine.datasets import SAMPLERS
 from zenith_det.errors import ConfigError
 
 REMEDY = "the torchvision engine can't honour it; --engine detectron2 does"
@@ -51,10 +52,16 @@ HONOURED = (
     "INPUT.FORMAT",
     "INPUT.MASK_FORMAT",
     "INPUT.VALUE_RANGE",
+    "INPUT.CROP.",
+    "INPUT.AUGMENTATIONS",
     "DATASETS.",
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.ASPECT_RATIO_GROUPING",
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "DATALOADER.SAMPLER_TRAIN",
+    "DATALOADER.REPEAT_THRESHOLD",
+    "DATALOADER.REPEAT_SQRT",
+    "DATALOADER.RANDOM_SUBSET_RATIO",
     "SOLVER.",
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
@@ -117,6 +124,7 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "INPUT.MASK_FORMAT": lambda v, _: v in ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": lambda v, _: v in ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": lambda v, _: v in ("choice", "range"),
+    "DATALOADER.SAMPLER_TRAIN": lambda v, _: v in SAMPLERS,
     "DATASETS.PROPOSAL_FILES_TRAIN": lambda v, _: len(v) == 0,
     "DATASETS.PROPOSAL_FILES_TEST": lambda v, _: len(v) == 0,
     "SOLVER.REFERENCE_WORLD_SIZE": lambda v, _: v == 0,

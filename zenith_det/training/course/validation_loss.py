@@ -27,6 +27,7 @@ def without_augmentation(cfg: Any) -> Any:
     still.INPUT.MAX_SIZE_TRAIN = cfg.INPUT.MAX_SIZE_TEST
     still.INPUT.RANDOM_FLIP = "none"
     still.INPUT.CROP.ENABLED = False
+    still.INPUT.AUGMENTATIONS = []
     return still
 
 
