@@ -321,7 +321,7 @@ def _labels(objects: Instances | None) -> Labels:
         if isinstance(given, PolygonMasks):
             given = BitMasks.from_polygon_masks(given, *objects.image_size)
         masks = given.tensor
-        known = torch.ones(len(masks), dtype=torch.bool)
+        known = objects.get(HAS_MASK) if objects.has(HAS_MASK) else torch.ones(len(masks), dtype=torch.bool)
     keypoints = objects.gt_keypoints.tensor if objects.has("gt_keypoints") else None
     return Labels(objects.gt_boxes.tensor, masks, known, keypoints)
 

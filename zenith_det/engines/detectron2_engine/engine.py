@@ -45,6 +45,7 @@ from zenith_det.engines.detectron2_engine.data import (
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, detections, unless_stopped
 from zenith_det.engines.detectron2_engine.foreign_data import reading_foreign_datasets
 from zenith_det.engines.detectron2_engine.models import (
+    HAS_MASK,
     connect_top_level,
     match_in_bounded_memory,
     skip_missing_masks,
@@ -115,6 +116,8 @@ class Detectron2Engine:
             if isinstance(masks, PolygonMasks):
                 masks = BitMasks.from_polygon_masks(masks, *pixels.shape[:2])
             found["masks"] = masks.tensor.numpy()
+            if objects.has(HAS_MASK):
+                found["masks"] = found["masks"] & objects.get(HAS_MASK).numpy()[:, None, None]
         if objects.has("gt_keypoints"):
             found["keypoints"] = objects.gt_keypoints.tensor.numpy()
         return pixels, found

@@ -40,6 +40,7 @@ NEVER: dict[str, str] = {
     "DATASETS.MAX_BAD_IMAGES": _OF_THE_COMMAND,
     "DATASETS.CACHE": _OF_THE_COMMAND,
     "DATASETS.STRICT": _OF_THE_COMMAND,
+    "INPUT.AUGMENTATIONS": "the project's loader has a mapper of its own",
     "SOLVER.AUTO_LR": "tools/find_lr.py finds the LR before a run",
     "INPUT.VALUE_RANGE": "the project's own mapper reads the images",
     "TEST.MAX_IMAGES": "the project's evaluator takes all images",
