@@ -18,7 +18,7 @@ from zenith_det.commands import demo as demo_command
 from zenith_det.config import load_config
 from zenith_det.data import load_coco_dataset
 from zenith_det.errors import CheckpointError, ConfigError, UserError
-from zenith_det.evaluation import evaluate_coco
+from zenith_det.evaluation import RECOMMENDED_FILE, RESULTS_FILE, evaluate_coco
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +221,27 @@ def test_crops(trained: Path, shapes: SmallSet, tmp_path: Path) -> None:
 def test_one_model_must_be_given(words: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give (the model|one of them)"):
         demo_command.main([*words, "--input", "x.png", "--output", str(tmp_path)])
+
+
+def test_what_the_run_recommends_is_drawn_unless_a_score_is_given(
+    trained: Path, shapes: SmallSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / "inference").mkdir(parents=True)
+    for name in ("config.yaml", "model_final.pth"):
+        (run / name).symlink_to(trained.parent / name)
+    detections = run / "inference" / RESULTS_FILE
+    detections.write_text("[]")
+    note = {"score": 0.31, "f1": 0.8, "detections": 2}
+    (detections.parent / RECOMMENDED_FILE).write_text(json.dumps(note))
+    image = str(next(Path(shapes.val[1]).glob("*.png")))
+
+    def told(*more: str) -> str:
+        demo_command.main([str(run), "--input", image, "--output", str(tmp_path / "found"), *more])
+        return capsys.readouterr().out
+
+    assert "drawn from a score of 0.31 on" in told()
+    assert "drawn from" not in told("--confidence-threshold", "0.4")
+    assert "drawn from" not in told("MODEL.WEIGHTS", str(run / "model_final.pth"))
+    detections.write_text("[{}]")  # of another evaluation than the note
+    assert "drawn from" not in told()

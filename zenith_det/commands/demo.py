@@ -12,6 +12,7 @@ folder that was named, and the frame of a video.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,8 +32,11 @@ from zenith_det.engines.prediction import Prediction, save_picture
 from zenith_det.engines.predictor import Predictor
 from zenith_det.errors import UserError
 from zenith_det.evaluation import ResultsWriter
+from zenith_det.report.run_data import recommended_score
 from zenith_det.training.logs.logging_setup import setup_logging
 
+#: The lowest score that is drawn where none is recommended.
+DEFAULT_THRESHOLD = 0.5
 PREDICTIONS_FILE = "predictions.json"
 CROPS_FOLDER = "crops"
 
@@ -74,9 +78,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.5,
         metavar="P",
-        help="lowest score that is drawn (default %(default)s)",
+        help="lowest score that is drawn (default: the one that RUN's evaluation recommends; "
+        f"{DEFAULT_THRESHOLD} where that is not known)",
     )
     parser.add_argument(
         "--crop",
@@ -106,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         class_names=args.class_names,
         opts=args.opts,
     )
+    threshold = lowest_score(args)
     make_folder(args.output)
     of_path = {one.path: one for one in inputs}
     predictions = predictor.stream((one.path for one in inputs), lambda error: print(f"passed over: {error}"))
@@ -118,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             video = _Video(one) if is_video(path) else None
             try:
                 for detected in group:
-                    found = detected.above(args.confidence_threshold)
+                    found = detected.above(threshold)
                     image_id += 1
                     results.add(_results(found, image_id, one.name))
                     if args.crop:
@@ -135,6 +140,22 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{path}: {video.frames} frames, {one.target}")
     print(f"{results.path}: COCO results of {image_id} images")
     return 0
+
+
+def lowest_score(args: argparse.Namespace) -> float:
+    """From which score on objects are drawn: as asked for, or as the run recommends, which is told."""
+    if args.confidence_threshold is not None:
+        return float(args.confidence_threshold)
+    # The recommendation is for the run's result, not for any of its checkpoints.
+    if args.run is not None and Path(args.run).is_dir() and "MODEL.WEIGHTS" not in args.opts:
+        with contextlib.suppress(UserError):  # not evaluated, or its validation set is elsewhere
+            if recommended := recommended_score(Path(args.run)):
+                print(
+                    f"drawn from a score of {recommended.score:.3g} on, which had the highest F1 when the run was "
+                    "evaluated (--confidence-threshold sets another)"
+                )
+                return recommended.score
+    return DEFAULT_THRESHOLD
 
 
 def make_folder(path: Path) -> None:
