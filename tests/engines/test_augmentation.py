@@ -26,7 +26,7 @@ moving = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        (["ColourJitter"], r"has no 'ColourJitter', did you mean ColorJitter\?"),
+        (["ColourJitter"], r"has no 'ColourJitter': did you mean ColorJitter\?"),
         (
             [{"ColorJitter": {"brightnes": 0.3}}],
             r"ColorJitter with \{'brightnes': 0.3\}: .*unexpected keyword",
@@ -59,13 +59,17 @@ def test_what_cannot_be_used_is_one_line_at_the_start(entries: Any, told: str) -
 
 
 def test_a_run_tells_it_before_it_reads_anything(tmp_path: Path) -> None:
+    generate(tmp_path / "data", train=1, val=1, size=64, seed=5, task="instances")
+    for split in ("train", "val"):
+        split_files(tmp_path / "data", split, "instances")[0].write_text("not JSON")
     words = runs.arguments(
-        "torchvision", tmp_path / "nothing", tmp_path / "run", INPUT__AUGMENTATIONS="['Blur']"
+        "torchvision", tmp_path / "data", tmp_path / "run", INPUT__AUGMENTATIONS="['Blur']"
     )
     code, printed = runs.run(words)
-    assert code == 1
-    assert "INPUT.AUGMENTATIONS: torchvision.transforms.v2 has no 'Blur'" in printed
+    assert code == 1, printed
+    assert "command line: INPUT.AUGMENTATIONS: torchvision.transforms.v2 has no 'Blur'" in printed
     assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
 
 
 def image(height: int = 40, width: int = 60) -> torch.Tensor:

@@ -16,8 +16,8 @@ from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.catalog import ROOT_VARIABLE
 from zenith_det.data.synthetic import generate
 from zenith_det.engines.data_description import DataDescription
-from zenith_det.errors import UserError
-from zenith_det.evaluation import EvaluatedWeights, note_weights
+from zenith_det.evaluation import EvaluatedWeights, RecommendedScore, note_weights
+from zenith_det.report import run_data
 from zenith_det.report.run_data import recommended_score
 from zenith_det.report.run_report import write_run_report
 
@@ -67,7 +67,6 @@ def describe(folder: Path, dataset: CocoDataset) -> None:
     """What a run does when it starts."""
     description = DataDescription(load_config(None).cfg)
     description.add(dataset, training=False)
-    description.tell()
     description.keep(folder)
 
 
@@ -283,10 +282,13 @@ def test_the_score_to_keep_is_recommended_told_and_written_down(tmp_path: Path) 
     shown = write_run_report(folder, threshold=0.25, say=lambda line: None).read_text()
     assert "from 0.25 on, which the tables here are of, it is 0.333" in shown
 
-    Path(json_file).unlink()  # the note is enough
-    recommended = recommended_score(folder)
+    detections[0]["score"] = 0.25
+    (folder / "inference" / RESULTS).write_text(json.dumps(detections[:1]))  # the note is not of these
+    assert recommended_score(folder) == RecommendedScore(
+        0.125, 0.5, (folder / "inference" / RESULTS).stat().st_size
+    )
+    Path(json_file).unlink()
+    run_data._load.cache_clear()
+    recommended = recommended_score(folder)  # the note is enough
     assert recommended is not None
-    assert (recommended.score, recommended.f1) == (0.6, 0.5)
-    (folder / "inference" / RESULTS).write_text(json.dumps(detections[:1]))  # but not for other detections
-    with pytest.raises(UserError, match=r"set\.json"):
-        recommended_score(folder)
+    assert recommended.score == 0.125

@@ -91,7 +91,6 @@ _RANGES: dict[str, tuple[_Check, str]] = {
         ),
         "two numbers, the smaller first, or ()",
     ),
-    "DATALOADER.RANDOM_SUBSET_RATIO": (_number(lambda x: 0 < x <= 1), "in (0, 1]"),
     "DATALOADER.NUM_WORKERS": _NOT_NEGATIVE,
     "TEST.EXPECTED_RESULTS": _EXPECTED,
     "TEST.EVAL_PERIOD": _NOT_NEGATIVE,

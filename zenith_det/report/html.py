@@ -115,7 +115,9 @@ def table(
         shades: 0 to 1 for each cell, how dark it stands out.
     """
     return Html(
-        _PARTS.table(caption, header, rows, text_columns, wrap_columns, marked, groups, shades) if rows else ""
+        _PARTS.table(caption, header, rows, text_columns, wrap_columns, marked, groups, shades)
+        if rows
+        else ""
     )
 
 

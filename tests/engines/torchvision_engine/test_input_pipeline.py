@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.batches import TrainingDataset
-from zenith_det.engines.torchvision_engine.datasets import repeats, subset
+from zenith_det.engines.torchvision_engine.datasets import repeats
 from zenith_det.engines.torchvision_engine.input_pipeline import (
     Geometry,
     TrainingMapper,
@@ -209,6 +209,3 @@ def test_images_of_rare_classes_come_more_often() -> None:
     assert repeats(cfg, records) == pytest.approx(np.array([1, 1, 2.5, 1, 1]))
     cfg.DATALOADER.SAMPLER_TRAIN = "TrainingSampler"
     assert repeats(cfg, records) is None
-    assert subset(cfg, 10) == 0
-    cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.RANDOM_SUBSET_RATIO = "RandomSubsetTrainingSampler", 0.35
-    assert subset(cfg, 10) == 3

@@ -20,7 +20,7 @@ from zenith_det.errors import ConfigError, DatasetError
 logger = logging.getLogger(__name__)
 
 #: Values of ``DATALOADER.SAMPLER_TRAIN``.
-SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 def load_training_set(cfg: CfgNode, description: DataDescription | None = None) -> CocoDataset:
@@ -85,9 +85,3 @@ def repeats(cfg: CfgNode, records: Sequence[Mapping[str, Any]]) -> np.ndarray | 
     share = {label: threshold * len(classes) / count for label, count in images.items()}
     factor = {label: max(1.0, math.sqrt(x) if root else x) for label, x in share.items()}
     return np.array([max((factor[label] for label in there), default=1.0) for there in classes])
-
-
-def subset(cfg: CfgNode, images: int) -> int:
-    """How many of the images are trained on; 0: all."""
-    chosen = cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler"
-    return int(images * cfg.DATALOADER.RANDOM_SUBSET_RATIO) if chosen else 0

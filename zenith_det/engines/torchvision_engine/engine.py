@@ -14,7 +14,7 @@ from zenith_det.config import CfgNode, LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata, SerializedList
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
-from zenith_det.engines.torchvision_engine.datasets import load_training_set, repeats, subset
+from zenith_det.engines.torchvision_engine.datasets import load_training_set, repeats
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.masks import as_bitmap
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -52,7 +52,6 @@ class TorchvisionEngine:
             SerializedList(found.records),
             of,
             repeats(loaded.cfg, found.records),
-            subset(loaded.cfg, len(found.records)),
         )
 
     def test_sets(
