@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -102,6 +103,11 @@ class Detectron2Engine:
     def training_mapper(
         self, cfg: CfgNode, names: Sequence[str], metadata: DatasetMetadata | None
     ) -> Callable[[Record, np.random.Generator], Sample]:
+        if cfg.INPUT.CROP.ENABLED and cfg.MODEL.MASK_ON and importlib.util.find_spec("shapely") is None:
+            raise ConfigError(
+                "INPUT.CROP.ENABLED: Detectron2 cuts masks with the package shapely, which isn't installed: "
+                "pip install shapely"
+            )
         return SeededMapper(mapper_for(to_detectron2(cfg), names, is_train=True))
 
     def shown(self, cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, Detections]:
