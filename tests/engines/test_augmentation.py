@@ -238,7 +238,9 @@ def test_a_resumed_run_augments_as_an_undisturbed_one(engine: str, tmp_path: Pat
     generate(tmp_path / "data", train=6, val=2, size=64, seed=5, task="instances")
     keys = {
         "SOLVER__CHECKPOINT_PERIOD": 2, "TEST__EVAL_PERIOD": 0, "CHECKPOINT__BEST": "''",
-        "INPUT__AUGMENTATIONS": [*RECIPES["colours"], *RECIPES["moved"]], "INPUT__CROP__ENABLED": engine == "torchvision",  # Detectron2 needs shapely to cut polygons
+        "INPUT__AUGMENTATIONS": [*RECIPES["colours"], *RECIPES["moved"]],
+        # Detectron2 cuts polygons with shapely, which need not be there.
+        "INPUT__CROP__ENABLED": engine == "torchvision",
         "DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER__REPEAT_THRESHOLD": 0.9,
         "TEST__VALIDATION_LOSS": True,
     }  # fmt: skip

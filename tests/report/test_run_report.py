@@ -67,6 +67,7 @@ def describe(folder: Path, dataset: CocoDataset) -> None:
     """What a run does when it starts."""
     description = DataDescription(load_config(None).cfg)
     description.add(dataset, training=False)
+    description.tell()
     description.keep(folder)
 
 
