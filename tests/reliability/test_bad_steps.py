@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.reliability import runs
+from zenith_det.errors import UserError
 from zenith_det.optim import ZENITH, ZENITHAdamW
 from zenith_det.training.failures import bad_steps
 from zenith_det.training.failures.bad_steps import StepGuard, count_only_finite, explain
@@ -189,5 +190,5 @@ def test_what_the_evidence_points_to() -> None:
 
 def test_a_report_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     blocked = tmp_path / "gone"
-    with pytest.raises(bad_steps.UserError, match=r"bad_steps.jsonl: cannot be written"):
+    with pytest.raises(UserError, match=r"bad_steps.jsonl: cannot be written"):
         bad_steps.note_event(blocked, "rolled back")

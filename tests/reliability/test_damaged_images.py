@@ -46,7 +46,7 @@ def test_a_loader_workers_error_is_one_line(engine: str, data: Path, tmp_path: P
     code, printed = runs.run(words)
     assert code == 2, printed
     (line,) = (line for line in printed.splitlines() if "error: " in line)
-    assert line.startswith(f"error: {path}: can't be decoded: ")
+    assert line.startswith(f"error: in the evaluation after iteration 1: {path}: can't be decoded: ")
     assert "Traceback" not in printed
 
 
