@@ -148,12 +148,16 @@ def test_what_is_off_the_image_is_gone_and_what_is_half_off_is_cut() -> None:
 
 @moving
 def test_boxes_are_drawn_around_masks_that_turn() -> None:
-    """The box around a turned box is too wide for a disc."""
+    """The box around a turned box is too wide for a disc; the corners are filled with grey, and no mask is there."""
     yy, xx = np.mgrid[:100, :100] + 0.5
     disc = torch.from_numpy((xx - 50) ** 2 + (yy - 50) ** 2 <= 30**2)[None]
     labels = Labels(torch.tensor([[20.0, 20.0, 80.0, 80.0]]), disc, torch.tensor([True]))
-    _, moved = Augmentations([{"RandomRotation": {"degrees": [45, 45]}}])(image(100, 100), lambda: labels)
+    turn = Augmentations([{"RandomRotation": {"degrees": [45, 45], "fill": 114}}])
+    turned, moved = turn(image(100, 100), lambda: labels)
+    assert turned[:, 0, 0].tolist() == [114, 114, 114]
     assert moved is not None
+    assert moved.masks is not None
+    assert not moved.masks[0, 0, 0]
     assert moved.boxes.numpy() == pytest.approx(np.array([[20, 20, 80, 80]]), abs=1.5)
 
 

@@ -222,6 +222,9 @@ def _build(entry: Any) -> v2.Transform:
 def _argument(name: str, key: str, value: Any) -> Any:
     if key == "transforms" and name in _CONTAINERS:
         return _built(value)
+    if key == "fill":
+        # torchvision would fill masks with it, too: objects where there is no image.
+        return {tv_tensors.Image: value, "others": 0}
     if key == "interpolation" and isinstance(value, str):
         try:
             return InterpolationMode(value)
