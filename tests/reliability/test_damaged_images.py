@@ -66,7 +66,7 @@ def test_the_message_does_not_depend_on_workers(shapes: SmallSet, workers: int, 
     dataset = load_coco_dataset(split_files(copy, "train", "instances"))
     cfg = small_config("mask", DATALOADER__NUM_WORKERS=workers, SOLVER__IMS_PER_BATCH=1).cfg
     with pytest.raises(ImageError) as caught:
-        next(one_by_one(cfg, TestDataset(dataset.records, TestMapper(cfg)), range(1)))
+        next(iter(one_by_one(cfg, TestDataset(dataset.records, TestMapper(cfg)), range(1))))
     assert str(caught.value).startswith(f"{paths[0]}: can't be decoded: ")
     assert "Traceback" not in str(caught.value)
     mapper = TrainingMapper(cfg, dataset.metadata)
