@@ -36,7 +36,7 @@ MOST_SECONDS = {"cpu": 3.0, "cuda": 0.5}
 #: Of an iteration in fp32, what one in half precision may take before something is wrong.
 MOST_OVER_FP32 = 1.5
 #: Waits for the device in an iteration of the built-in engine, of two images.
-MOST_WAITS = {"torchvision": 52}
+MOST_WAITS = {"torchvision": 20}
 #: GPU memory, in bytes, that an R50-FPN takes to train with two images of usual size.
 ENOUGH_MEMORY = 6e9
 RESUMED_AT, RESUME_END = 2, 4

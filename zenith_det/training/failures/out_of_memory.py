@@ -46,7 +46,9 @@ def telling_of_memory(
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and not any(sign in str(error) for sign in _SIGNS):
+        # Subclasses of RuntimeError are many, and most are something else: NotImplementedError, a GPU's faults.
+        of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not of_memory and not any(sign in str(error) for sign in _SIGNS):
             raise
         traceback.clear_frames(error.__traceback__)  # their tensors
         asked = one_line(str(error).split("\n")[0].split(". Of the allocated")[0], 300)
