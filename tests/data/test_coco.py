@@ -21,7 +21,7 @@ from zenith_det.data import (
     known_classes,
     load_coco_dataset,
 )
-from zenith_det.data.annotation_file import read_annotation_file
+from zenith_det.data.annotation_file import read_bytes
 from zenith_det.data.segmentations import _compressed_counts
 from zenith_det.errors import DatasetError
 
@@ -365,6 +365,6 @@ def test_examine_returns_what_load_refuses(tmp_path: Path) -> None:
 def test_an_annotation_file_without_an_end_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     for name in ("/dev/zero", str(tmp_path / "pipe.json")):
-        for read in (lambda file: load_coco_dataset((file, str(tmp_path))), read_annotation_file):
+        for read in (lambda file: load_coco_dataset((file, str(tmp_path))), read_bytes):
             with pytest.raises(DatasetError, match="is a device or a pipe, not a file"):
                 read(name)
