@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
@@ -16,7 +17,19 @@ import numpy as np
 import torch
 
 # The one written in Python keeps its memo in a dictionary; C's makes room up to the largest index in the file.
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_PythonUnpickler):
+    def load_bytearray8(self) -> None:
+        # Python's own makes room for as many bytes as the file says before it looks for them.
+        (size,) = struct.unpack("<Q", self.read(8))
+        data = self.read(size)
+        if len(data) != size:
+            raise EOFError(f"{size} bytes, of which the file has {len(data)}")
+        self.append(bytearray(data))
+
+    dispatch = {**_PythonUnpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
 
 class RefusedNameError(pickle.UnpicklingError):
