@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from zenith_det.evaluation.coco import coco_evaluator, prepare_ground_truth, prepare_results
 
+#: A box of this IoU with an object's is that object's.
 MATCH_IOU = 0.5
 #: The scores that thresholds are chosen from.
 SCORES = np.arange(1001) / 1000

@@ -11,9 +11,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 
 from zenith_det.data.metadata import DatasetMetadata
+from zenith_det.evaluation.judging import MATCH_IOU
 
-#: A box of this IoU with an object's is that object's.
-MATCH_IOU = 0.5
 #: Below this, a false positive has nothing to do with an object.
 NEAR_IOU = 0.1
 

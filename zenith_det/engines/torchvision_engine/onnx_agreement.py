@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 from zenith_det.data import read_image
 from zenith_det.engines.prediction import Prediction
 from zenith_det.engines.predictor import Predictor
+from zenith_det.engines.torchvision_engine.input_pipeline import shortest_edge_size
 from zenith_det.engines.torchvision_engine.masks import paste_masks
 from zenith_det.engines.torchvision_engine.onnx_export import need
 from zenith_det.errors import UserError
@@ -151,8 +152,9 @@ def _compare_keypoints(
 ) -> None:
     assert torchs.keypoints is not None
     expected = torchs.keypoints[index]
-    sample = predictor.mapper(np.zeros((*torchs.size, 3), np.uint8))["image"].shape
-    zoom = torchs.size[0] / sample[1]
+    cfg = predictor.cfg
+    height, _ = shortest_edge_size(*torchs.size, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    zoom = torchs.size[0] / height
     distance = np.linalg.norm(expected[:, :2] - found[:, :2], axis=1)
     same = distance <= KEYPOINT_TOLERANCE * max(zoom, 1)
     # The score falls with the height of the peak: of two that are equally high either may be taken.

@@ -61,9 +61,8 @@ def _read(path: Path, device: str) -> dict[str, Any]:
             raise CorruptCheckpointError(f"{path}: is empty; a save that was cut short leaves this")
         if not head.strip(b"\x00"):
             raise CorruptCheckpointError(f"{path}: is damaged: it begins with zeros")
-        if head != _ZIP_MAGIC and not head.startswith(
-            pickle.PROTO
-        ):  # what no reader of torch's would make sense of
+        # What no reader of torch's would make sense of.
+        if head != _ZIP_MAGIC and not head.startswith(pickle.PROTO):
             raise CheckpointError(f"{path}: is not a checkpoint that PyTorch can read")
     with _told(path, zipped=head == _ZIP_MAGIC), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the file's age, of which nobody needs to know
@@ -71,9 +70,8 @@ def _read(path: Path, device: str) -> dict[str, Any]:
             _check_archive(path)
         else:
             with path.open("rb") as file:
-                for _ in range(
-                    5
-                ):  # magic number, version, system, the state, the keys of the storages that follow
+                # Magic number, version, system, the state, the keys of the storages that follow.
+                for _ in range(5):
                     check_pickle(file)
         return _require_dict(torch.load(path, map_location=device, weights_only=True), path)
 
