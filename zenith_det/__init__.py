@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         register_coco_dataset,
     )
     from zenith_det.engines.detectron2_engine import ZenithMetrics, ZenithTrainer, ZenithTrainerMixin
-    from zenith_det.engines.prediction import Prediction
-    from zenith_det.engines.predictor import Predictor
     from zenith_det.errors import CheckpointError, ConfigError, DatasetError, RunStopped, UserError
     from zenith_det.evaluation import evaluate_coco
     from zenith_det.optim import ZENITH, ZENITHAdamW, ZenithRatio, zenith_of
+    from zenith_det.predicting.prediction import Prediction
+    from zenith_det.predicting.predictor import Predictor
     from zenith_det.solver import (
         LR_SCHEDULER_REGISTRY,
         OPTIMIZER_REGISTRY,
@@ -89,8 +89,6 @@ _MODULES = {
         "ZenithTrainer",
         "ZenithTrainerMixin",
     ),
-    "engines.prediction": ("Prediction",),
-    "engines.predictor": ("Predictor",),
     "errors": (
         "CheckpointError",
         "ConfigError",
@@ -105,6 +103,8 @@ _MODULES = {
         "ZenithRatio",
         "zenith_of",
     ),
+    "predicting.prediction": ("Prediction",),
+    "predicting.predictor": ("Predictor",),
     "solver": (
         "LR_SCHEDULER_REGISTRY",
         "OPTIMIZER_REGISTRY",

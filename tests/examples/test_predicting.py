@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SmallSet
-from tests.engines.trained_run import write_run
+from tests.predicting.trained_run import write_run
 from zenith_det.data import load_coco_dataset
 
 NOTEBOOK = ROOT / "examples" / "predicting" / "predicting.ipynb"

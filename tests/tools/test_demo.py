@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import SmallSet
-from tests.engines.trained_run import write_run
+from tests.predicting.trained_run import write_run
 from zenith_det.commands import demo as demo_command
 from zenith_det.config import load_config
 from zenith_det.data import load_coco_dataset

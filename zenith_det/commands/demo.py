@@ -27,11 +27,11 @@ from PIL import Image
 from zenith_det import cli
 from zenith_det import opencv as cv2
 from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
-from zenith_det.engines.image_sources import check_file, files_below, frames_per_second, is_video
-from zenith_det.engines.prediction import Prediction, save_picture
-from zenith_det.engines.predictor import Predictor
 from zenith_det.errors import UserError
 from zenith_det.evaluation import ResultsWriter
+from zenith_det.predicting.image_sources import check_file, files_below, frames_per_second, is_video
+from zenith_det.predicting.prediction import Prediction, save_picture
+from zenith_det.predicting.predictor import Predictor
 from zenith_det.report.run_data import recommended_score
 from zenith_det.training.logs.logging_setup import setup_logging
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from zenith_det import cli
 from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
 from zenith_det.config import CfgNode
-from zenith_det.engines.image_sources import check_file, files_below, is_video
-from zenith_det.engines.predictor import Predictor
 from zenith_det.errors import UserError
 from zenith_det.files import write_whole
+from zenith_det.predicting.image_sources import check_file, files_below, is_video
+from zenith_det.predicting.predictor import Predictor
 from zenith_det.training.logs.logging_setup import setup_logging
 
 
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_model_arguments(argument_parser(), argv)
     setup_logging()
     # Here and not above: --help needs no torchvision.
-    from zenith_det.engines.torchvision_engine.onnx_agreement import check_agreement
-    from zenith_det.engines.torchvision_engine.onnx_export import need, to_onnx
+    from zenith_det.exporting.onnx_agreement import check_agreement
+    from zenith_det.exporting.onnx_export import need, to_onnx
 
     for library in ("onnx", "onnxscript", "onnxruntime"):
         need(library)

@@ -22,7 +22,6 @@ from zenith_det.engines.lr_range_test import CURVE_FILE, set_base_lr
 from zenith_det.engines.options import RunOptions
 from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.run_pictures import draw_run, pictured
-from zenith_det.engines.trained_model import remembered_classes
 from zenith_det.engines.trainer import Progress, Trainer, build_parts
 from zenith_det.engines.training_set import reading_test_sets, warn_of_sides_in_mirrored_images
 from zenith_det.engines.val_share import hold_out
@@ -36,6 +35,7 @@ from zenith_det.training.checkpoints.checkpoint import Checkpointer
 from zenith_det.training.course.earlier_run import give_way, undo_unfinished_move
 from zenith_det.training.course.evaluations import Evaluations
 from zenith_det.training.course.output_lock import OutputLock
+from zenith_det.training.course.remembered import remembered_classes
 from zenith_det.training.course.resume_report import TRAINING_SET, config_facts, log_changes
 from zenith_det.training.course.resuming import (
     batches_done,

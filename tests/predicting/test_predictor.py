@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import SmallSet
-from tests.engines.trained_run import write_run
+from tests.predicting.trained_run import write_run
 from zenith_det import Prediction, Predictor, UserError
 from zenith_det.data import ImageError, load_coco_dataset, read_image
 from zenith_det.errors import CheckpointError, ConfigError, MissingLibraryError

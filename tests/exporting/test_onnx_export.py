@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from tests.conftest import ROOT, SmallSet
-from tests.engines.trained_run import write_run
+from tests.predicting.trained_run import write_run
 from zenith_det import Predictor, UserError
 from zenith_det.commands import export as export_command
 from zenith_det.data import load_coco_dataset, read_image
@@ -160,7 +160,7 @@ def test_a_file_that_differs_is_not_kept(
     mask: Exported, tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], None], told: str
 ) -> None:
     """The agreement of the file with another model's."""
-    from zenith_det.engines.torchvision_engine.onnx_agreement import check_agreement
+    from zenith_det.exporting.onnx_agreement import check_agreement
 
     predictor = Predictor(mask.run, threshold=None, engine="torchvision")
     seen = check_agreement(mask.file.read_bytes(), predictor, mask.images[:1])

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import torch
-from torchvision.ops import box_iou
 
 from zenith_det.data import read_image
-from zenith_det.engines.prediction import Prediction
-from zenith_det.engines.predictor import Predictor
 from zenith_det.engines.torchvision_engine.input_pipeline import shortest_edge_size
 from zenith_det.engines.torchvision_engine.masks import paste_masks
-from zenith_det.engines.torchvision_engine.onnx_export import need
 from zenith_det.errors import UserError
+from zenith_det.exporting.onnx_export import need
+from zenith_det.predicting.prediction import Prediction
+from zenith_det.predicting.predictor import Predictor
 
 #: What counts as the same: boxes of this score and more, by IoU and by score.
 LEAST_SCORE, LEAST_IOU, SCORE_TOLERANCE = 0.05, 0.99, 1e-3
@@ -94,7 +94,7 @@ def _compare(
     where: str, torchs: Prediction, onnxs: Mapping[str, np.ndarray], predictor: Predictor, seen: Agreement
 ) -> None:
     boxes, scores, classes = onnxs["boxes"], onnxs["scores"], onnxs["classes"]
-    iou = box_iou(torch.from_numpy(torchs.boxes), torch.from_numpy(boxes)).numpy()
+    iou = _box_iou(torchs.boxes, boxes)
     apart = np.abs(torchs.scores[:, None] - scores)
     fits = (torchs.classes[:, None] == classes) & (apart <= SCORE_TOLERANCE)
     overlap = np.where(fits, iou, 0.0)
@@ -120,6 +120,15 @@ def _compare(
             _compare_masks(where, index, torchs.masks[index], one, seen)
         if torchs.keypoints is not None:
             _compare_keypoints(where, index, torchs, one["keypoints"][0], predictor, seen)
+
+
+def _box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of all pairs of boxes, xyxy."""
+    sides = [
+        np.hstack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2])).astype(np.float64) for boxes in (first, second)
+    ]
+    iou = coco_mask.iou(*sides, [0] * len(second))
+    return np.asarray(iou, dtype=np.float64).reshape(len(first), len(second))
 
 
 def _least(predictor: Predictor, others: np.ndarray) -> float:

@@ -16,9 +16,9 @@ import torch
 from zenith_det.config import CfgNode
 from zenith_det.data import DatasetMetadata
 from zenith_det.engines.torchvision_engine.export_module import ExportableRCNN, export_arguments
-from zenith_det.engines.torchvision_engine.onnx_graphs import DECODING, IR_VERSION, OPSET, preparing
 from zenith_det.engines.torchvision_engine.rcnn import GeneralizedRCNN
 from zenith_det.errors import MissingLibraryError, UserError
+from zenith_det.exporting.onnx_graphs import DECODING, IR_VERSION, OPSET, preparing
 
 HOW_TO_INSTALL = 'pip install "zenith_det[onnx]" (onnx, onnxscript and onnxruntime)'
 #: What the metadata of the file is written under.

@@ -19,7 +19,7 @@ from zenith_det.engines.selection import probe_detectron2, select_engine
 from zenith_det.errors import CheckpointError, ConfigError
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.checkpoints.checkpoint import LAST_FILE
-from zenith_det.training.checkpoints.reading import read_facts
+from zenith_det.training.course.remembered import remembered_facts
 from zenith_det.training.course.run_record import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def find_trained_model(
         raise ConfigError(
             f"MODEL.WEIGHTS is empty: add MODEL.WEIGHTS OUTPUT_DIR/{averaging.result_file(loaded.cfg)} at the end"
         )
-    facts = _facts(loaded.cfg.MODEL.WEIGHTS)
+    facts = remembered_facts(loaded.cfg.MODEL.WEIGHTS)
     metadata = _classes(loaded, facts, class_names)
     chosen = _engine(engine, facts)
     if chosen == "torchvision" and loaded.cfg.MODEL.RESNETS.NORM == "SyncBN":
@@ -131,17 +131,6 @@ def weights_of_run(folder: Path, *, required: bool = True) -> Path | None:
     return folder / name
 
 
-def remembered_classes(weights: str) -> DatasetMetadata | None:
-    """What a checkpoint of this toolkit remembers of its training set; ``None`` for any other weights."""
-    return DatasetMetadata.from_dict(_facts(weights).get("dataset"))
-
-
-def _facts(weights: str) -> dict[str, Any]:
-    """What a checkpoint says beside its tensors; nothing of another file, or of an address."""
-    path = Path(weights)
-    return read_facts(path) if path.suffix == ".pth" and path.is_file() else {}
-
-
 def _config_of_checkpoint(path: Path) -> LoadedConfig:
     """The configuration that a checkpoint was trained with, what of it is the model's.
 
@@ -150,7 +139,7 @@ def _config_of_checkpoint(path: Path) -> LoadedConfig:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    saved = _facts(str(path)).get("config")
+    saved = remembered_facts(str(path)).get("config")
     if not isinstance(saved, dict):
         beside = path.parent / CONFIG_FILE
         if beside.is_file():

@@ -13,7 +13,8 @@ from PIL import Image
 
 from zenith_det.engines.device import resolve_device
 from zenith_det.engines.engine import Sample, load_engine
-from zenith_det.engines.image_sources import (
+from zenith_det.errors import ConfigError, UserError
+from zenith_det.predicting.image_sources import (
     ByteImage,
     OnBadImage,
     OneImage,
@@ -24,9 +25,8 @@ from zenith_det.engines.image_sources import (
     read_all,
     read_one,
 )
-from zenith_det.engines.prediction import Prediction
-from zenith_det.engines.trained_model import find_trained_model
-from zenith_det.errors import ConfigError, UserError
+from zenith_det.predicting.prediction import Prediction
+from zenith_det.predicting.trained_model import find_trained_model
 
 __all__ = ["Predictor"]
 
