@@ -20,6 +20,7 @@ pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see 
 
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetMapper
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.utils.events import EventStorage
 
@@ -32,6 +33,7 @@ from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.rcnn import build_model
+from zenith_det.engines.torchvision_engine.tta import RCNNWithTTA
 from zenith_det.training.checkpoints.weights import read_weights
 
 pytestmark = pytest.mark.detectron2
@@ -203,6 +205,24 @@ def test_the_same_detections(task: str, dataset: CocoDataset) -> None:
             expected = theirs.eval()([their_mapper(record)])[0]["instances"]
             found = ours.eval()([our_mapper(record)])[0]
             compared += compare(expected, found)
+    assert compared > 20, "too few detections for the comparison to mean anything"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("task", ["faster", "mask"], indirect=True)
+def test_the_same_detections_with_test_time_augmentation(task: str, flip: bool, dataset: CocoDataset) -> None:
+    """Three or six views, the latter more than go through the network together."""
+    aug = {"TEST.AUG.MIN_SIZES": (64, 112, 80), "TEST.AUG.MAX_SIZE": 130, "TEST.AUG.FLIP": flip}
+    ours, theirs, loaded, theirs_cfg = trained_pair(task, dataset, **aug)
+    with_ours = RCNNWithTTA(loaded.cfg, ours.eval())
+    with_theirs = GeneralizedRCNNWithTTA(theirs_cfg, theirs.eval())
+    compared = 0
+    for record in dataset.records[:4]:
+        sample = TestMapper(loaded.cfg)(record)
+        with torch.no_grad():
+            expected = with_theirs([dict(sample)])[0]["instances"]
+        (found,) = with_ours([dict(sample)])
+        compared += compare(expected, found)
     assert compared > 20, "too few detections for the comparison to mean anything"
 
 

@@ -113,8 +113,12 @@ def test_a_run_within_its_warm_up_looks_out_of_the_ordinary(tmp_path: Path) -> N
 
 def test_one_test_set_has_no_name(tmp_path: Path) -> None:
     evaluation = {"iteration": 39, "bbox/AP": 40.0, "bbox/AP50": 60.0, "averaged/bbox/AP": 42.0}
-    text, _ = page_of(write_run(tmp_path / "run", [evaluation]))
-    assert "Box AP 40.0, box AP 42.0 with averaged weights, at iteration 39.\n" in text
+    with_tta = {"iteration": 39, "bbox_TTA/AP": 41.0, "bbox_TTA/AP50": 61.0}
+    text, _ = page_of(write_run(tmp_path / "run", [evaluation, with_tta]))
+    assert (
+        "Box AP 40.0, box AP 41.0 with test-time augmentation, box AP 42.0 with averaged weights, at iteration 39.\n"
+    ) in text
+    assert "box, test-time augmentation | 41.0 | 61.0 | n/a | n/a | n/a | n/a | 39 | 41.0 at 39 |" in text
     assert "COCO AP in percent, last evaluation; n/a" in text
     assert "box | 40.0 | 60.0 | n/a | n/a | n/a | n/a | 39 | 40.0 at 39 |" in text
     assert "COCO AP in percent, averaged weights; n/a" in text

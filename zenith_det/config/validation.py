@@ -159,6 +159,12 @@ def validate_config(cfg: CfgNode, sources: Mapping[str, str] | None = None) -> N
     if crop.ENABLED and crop.TYPE == "absolute_range" and not _is_interval(crop.SIZE):
         problem = "INPUT.CROP.TYPE 'absolute_range' takes two whole numbers of pixels, the smaller one first"
         raise _wrong("INPUT.CROP.SIZE", crop.SIZE, problem, sources)
+    if cfg.TEST.AUG.ENABLED:
+        sizes, longest = cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE
+        if not sizes or not all(isinstance(size, int) and size >= 0 for size in sizes):
+            raise _wrong("TEST.AUG.MIN_SIZES", sizes, "it must be a list of whole numbers of pixels", sources)
+        if not _FROM_1[0](longest):
+            raise _wrong("TEST.AUG.MAX_SIZE", longest, f"it must be {_FROM_1[1]}", sources)
     for key in ("CHECKPOINT.BEST", "TEST.EARLY_STOPPING"):
         _check_metric(cfg, key, sources)
     _check_evaluations(cfg, sources)

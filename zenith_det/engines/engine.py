@@ -184,8 +184,12 @@ class Engine(Protocol):
             batches: begins with the training batches anew.
         """
 
-    def after_training(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-        """Scalars of what is evaluated at the very end, beside the usual evaluation."""
+    def augmented(self, cfg: CfgNode, model: nn.Module, metadata: DatasetMetadata | None) -> nn.Module:
+        """The model under test-time augmentation, ``TEST.AUG``; takes and gives what ``model`` does in evaluation.
+
+        Args:
+            metadata: of what the model was trained on, else of the test set: which keypoints a mirror image exchanges.
+        """
 
 
 def load_engine(name: str) -> Engine:

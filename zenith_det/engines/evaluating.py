@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from zenith_det.config import CfgNode
-from zenith_det.data import CocoDataset, coco_ground_truth, known_classes
+from zenith_det.config.metric_names import TTA, with_tta
+from zenith_det.data import CocoDataset, DatasetMetadata, coco_ground_truth, known_classes
 from zenith_det.engines.batches import TestDataset, TrainingDataset, one_by_one
 from zenith_det.engines.engine import Detections, Engine, TestSet
 from zenith_det.evaluation import (
@@ -238,14 +239,22 @@ class Evaluator:
     Args:
         test_sets: of the run.
         output_dir: of the run.
+        metadata: of what the model was trained on; ``None``: not known.
 
     Attributes:
         results: of the last evaluation (of averaged weights, where there are any), on the first test set, in
             COCO's format; of the main process. ``None`` before one, and for a set that only the engine knows.
     """
 
-    def __init__(self, engine: Engine, test_sets: Sequence[TestSet], output_dir: Path) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        test_sets: Sequence[TestSet],
+        output_dir: Path,
+        metadata: DatasetMetadata | None = None,
+    ) -> None:
         self.engine = engine
+        self.metadata = metadata
         self.test_sets = test_sets
         self.output_dir = output_dir
         self.results: list[dict[str, Any]] | None = None
@@ -275,22 +284,61 @@ class Evaluator:
             EvaluationStopped: any rank was told to stop; raised on all.
         """
         scalars: dict[str, float] = {}
-        # Weights of a file are evaluated in the run's own folder, averaged ones, too.
-        parent = self.output_dir / averaging.FOLDER if averaged and not file else self.output_dir
-        several = len(self.test_sets) > 1
         for number, one in enumerate(self.test_sets):
-            folder = parent / "inference" / one.label if several else parent / "inference"
+            folder = self._folder_of(one, averaged and not file, "inference")
             of = EvaluatedWeights(one.label, averaged, iteration, file)
-            if one.dataset is None:
-                found, results = self.engine.evaluate_other(cfg, model, one, folder), None
-            else:
-                found, results = evaluate(self.engine, cfg, model, one, folder, weights, should_stop, of)
+            found, results = self._evaluate(cfg, model, one, folder, weights, should_stop, of)
             if cfg.TEST.VALIDATION_LOSS and seed is not None:
                 found = found | validation_loss(self.engine, cfg, model, one, seed, should_stop)
-            scalars |= {f"{one.label}/{key}" if several else key: value for key, value in found.items()}
+            scalars |= self._named(one, found)
             if number == 0:
                 self.results, self._folder = results, folder
         return scalars
+
+    def with_tta(
+        self,
+        cfg: CfgNode,
+        model: nn.Module,
+        *,
+        averaged: bool = False,
+        should_stop: Callable[[], int] = lambda: 0,
+    ) -> dict[str, float]:
+        """Scalars (``bbox_TTA/AP``) of all test sets under ``TEST.AUG``; the files go into ``inference_TTA``.
+
+        Args:
+            model: in evaluation mode, not wrapped by DDP.
+            averaged: it has a run's averaged weights.
+
+        Raises:
+            EvaluationStopped: any rank was told to stop; raised on all.
+        """
+        scalars: dict[str, float] = {}
+        for one in self.test_sets:
+            logger.info("with test-time augmentation (TEST.AUG):")
+            augmented = self.engine.augmented(cfg, model, self.metadata or one.metadata)
+            folder = self._folder_of(one, averaged, "inference" + TTA)
+            found, _ = self._evaluate(cfg, augmented, one, folder, should_stop=should_stop)
+            scalars |= self._named(one, {with_tta(key): value for key, value in found.items()})
+        return scalars
+
+    def _evaluate(
+        self, cfg: CfgNode, model: nn.Module, one: TestSet, folder: Path, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, float], list[dict[str, Any]] | None]:
+        if one.dataset is None:
+            return self.engine.evaluate_other(cfg, model, one, folder), None
+        return evaluate(self.engine, cfg, model, one, folder, *args, **kwargs)
+
+    def _folder_of(self, one: TestSet, averaged: bool, name: str) -> Path:
+        # Weights of a file are evaluated in the run's own folder, averaged ones, too.
+        parent = self.output_dir / averaging.FOLDER if averaged else self.output_dir
+        return parent / name / one.label if len(self.test_sets) > 1 else parent / name
+
+    def _named(self, one: TestSet, found: dict[str, float]) -> dict[str, float]:
+        return (
+            {f"{one.label}/{key}": value for key, value in found.items()}
+            if len(self.test_sets) > 1
+            else found
+        )
 
     def recommend(self, cfg: CfgNode) -> None:
         """Tell and write down from which score on the last detections are worth keeping."""

@@ -194,7 +194,7 @@ def train(engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir:
             processes=(start.state.get("processes", get_world_size()), get_world_size()),
             training_set=(start.state.get(TRAINING_SET), run_facts[TRAINING_SET]),
         )
-    evaluator = Evaluator(engine, test_sets, output_dir)
+    evaluator = Evaluator(engine, test_sets, output_dir, metadata)
     with StopRequest(options.deadline, main=is_main_process()) as stop:
 
         def begin() -> None:
@@ -295,6 +295,9 @@ class Attempt:
                 should_stop=should_stop,
             )
 
+        def evaluate_with_tta(should_stop: Callable[[], int], averaged: bool) -> dict[str, float]:
+            return self.evaluator.with_tta(cfg, unwrap(model), averaged=averaged, should_stop=should_stop)
+
         return Trainer(
             cfg,
             model,
@@ -312,7 +315,7 @@ class Attempt:
             average,
             Evaluations(cfg, output_dir, progress.iteration) if main else None,
             before_evaluation=lambda: engine.before_evaluation(cfg, model, lambda: self.batches(0)),
-            at_the_end=lambda: engine.after_training(cfg, unwrap(model)),
+            at_the_end=evaluate_with_tta if cfg.TEST.AUG.ENABLED else None,
         )
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -322,8 +325,13 @@ class Attempt:
     def _evaluation_missing(self) -> bool:
         # A run that had ended already evaluates nothing by itself, and there would be nothing to compare.
         wanted = len(self.cfg.TEST.EXPECTED_RESULTS) > 0
-        done = is_main_process() and evaluated(self.checkpointer.output_dir, self.progress.iteration)
+        done = is_main_process() and self._evaluated()
         return wanted or broadcast_object(is_main_process() and not done)
+
+    def _evaluated(self) -> bool:
+        folder, iteration = self.checkpointer.output_dir, self.progress.iteration
+        with_tta = self.cfg.TEST.AUG.ENABLED and iteration >= self.cfg.SOLVER.MAX_ITER
+        return evaluated(folder, iteration) and (not with_tta or evaluated(folder, iteration, tta=True))
 
 
 def check_augmentations(loaded: LoadedConfig) -> None:
@@ -428,9 +436,10 @@ def evaluate_only(
     model = engine.build_model(cfg)
     counts = engine.load_weights(cfg, model, require_all=True)
     model.eval()
-    evaluator = Evaluator(engine, test_sets, output_dir)
+    evaluator = Evaluator(engine, test_sets, output_dir, remembered)
     scalars = evaluator(cfg, model, averaged=averaging.is_averaged(weights), file=weights, weights=counts)
-    scalars |= engine.after_training(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        scalars |= evaluator.with_tta(cfg, model)
     if is_main_process():
         draw(evaluator, cfg)
         check_expected(cfg.TEST.EXPECTED_RESULTS, scalars)

@@ -118,7 +118,7 @@ class Trainer:
         average: of the model's weights.
         evaluations: of this run so far; of the main process.
         before_evaluation: called where an evaluation is due, before the checkpoint is saved.
-        at_the_end: scalars of what is evaluated when training is over, beside the last evaluation.
+        at_the_end: as ``evaluate``: what is evaluated when training is over, beside the last evaluation.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Trainer:
         average: WeightAverage | None = None,
         evaluations: Evaluations | None = None,
         before_evaluation: Callable[[], None] = lambda: None,
-        at_the_end: Callable[[], dict[str, float]] = dict,
+        at_the_end: Callable[[Callable[[], int], bool], dict[str, float]] | None = None,
     ) -> None:
         self.cfg = cfg
         self.model = model
@@ -229,11 +229,8 @@ class Trainer:
                 if self.evaluation_due():
                     results, evaluated = self._evaluate(stop), True
                     ended = not last and self._follow(stop)
-            if evaluated:
-                with self._evaluating(stop):
-                    found = self.at_the_end()
-                self._log(found)
-                results |= found
+            if evaluated and self.at_the_end is not None:
+                results |= self._evaluate_by(self.at_the_end, stop)
         finally:
             for writer in self.writers:
                 writer.close()
@@ -407,17 +404,24 @@ class Trainer:
         )
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
-        with self._evaluating(stop):
-            results = self.evaluate(stop.code, False)
-            if self.average is not None:
-                with self.average.applied():
-                    averaged = self.evaluate(stop.code, True)
-                results |= {averaging.PREFIX + name: value for name, value in averaged.items()}
-        self._log(results)
+        results = self._evaluate_by(self.evaluate, stop)
         if is_main_process():
             if self.evaluations is not None:
                 self.evaluations.add(self.progress.iteration - 1, results)
             self.best.offer(results, self.progress.iteration - 1, self._save_best)
+        return results
+
+    def _evaluate_by(
+        self, evaluate: Callable[[Callable[[], int], bool], dict[str, float]], stop: StopRequest
+    ) -> dict[str, float]:
+        """Scalars of the model, and of its averaged weights; logged."""
+        with self._evaluating(stop):
+            results = evaluate(stop.code, False)
+            if self.average is not None:
+                with self.average.applied():
+                    averaged = evaluate(stop.code, True)
+                results = results | {averaging.PREFIX + name: value for name, value in averaged.items()}
+        self._log(results)
         return results
 
     @contextmanager

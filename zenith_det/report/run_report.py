@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from zenith_det.config.metric_names import TASKS
+from zenith_det.config.metric_names import TASKS, TTA
 from zenith_det.data import read_image
 from zenith_det.data.statistics import STATISTICS_FILE, read_statistics
 from zenith_det.errors import UserError
@@ -67,6 +68,8 @@ _KEYS = (
 )  # fmt: skip
 
 Metrics = Mapping[str, Series]
+#: What comes after a task's name, and how that is told.
+_HOW = {"": "", TTA: ", test-time augmentation"}
 
 
 def write_run_report(
@@ -196,10 +199,11 @@ def _finals(metrics: Metrics) -> list[str]:
     for name, scalars in by_test_set(metrics).items():
         told, at = [], 0
         for prefix, what in (("", ""), (averaging.PREFIX, " with averaged weights")):
-            for task, title in TASKS.items():
-                series = scalars.get(f"{prefix}{task}/AP")
+            for (task, title), (suffix, how) in itertools.product(TASKS.items(), _HOW.items()):
+                series = scalars.get(f"{prefix}{task}{suffix}/AP")
                 if series is not None:
-                    told.append(f"{title} AP {series.values[-1]:.1f}{what}")
+                    how = how.replace(",", " with" if not what else " and")
+                    told.append(f"{title} AP {series.values[-1]:.1f}{what}{how}")
                     at = int(series.iterations[-1])
         if told:
             text = ", ".join(told)
@@ -264,15 +268,15 @@ def _ap_table(metrics: Metrics, test_set: str, prefix: str) -> Html:
     """Of one test set, its name taken off; ``prefix``: of averaged weights."""
     rows = []
     columns = METRICS["bbox"]
-    for task, title in TASKS.items():
-        series = metrics.get(f"{prefix}{task}/AP")
+    for (task, title), (suffix, how) in itertools.product(TASKS.items(), _HOW.items()):
+        series = metrics.get(f"{prefix}{task}{suffix}/AP")
         if series is None:
             continue
         best = int(series.values.argmax())
         at = int(series.iterations[-1])
-        row = [title]
+        row = [title + how]
         for name in columns:
-            values = metrics.get(f"{prefix}{task}/{name}")
+            values = metrics.get(f"{prefix}{task}{suffix}/{name}")
             there = values is not None and int(values.iterations[-1]) == at
             row.append(f"{values.values[-1]:.1f}" if values is not None and there else "n/a")
         rows.append([*row, at, f"{series.values[best]:.1f} at {series.iterations[best]}"])

@@ -24,7 +24,6 @@ from zenith_det.errors import ConfigError
         ("MODEL.LOAD_PROPOSALS", True),
         ("DATALOADER.SAMPLER_TRAIN", "MySampler"),
         ("INPUT.FORMAT", "YUV-BT.601"),
-        ("TEST.AUG.ENABLED", True),
         ("TEST.PRECISE_BN.ENABLED", True),
     ],
 )
@@ -42,9 +41,9 @@ def test_refused(key: str, value: object) -> None:
 def test_the_file_that_set_the_key_is_named(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text(
-        f'_BASE_: "{Path("configs/mask_rcnn_zenith.yaml").absolute()}"\nTEST:\n  AUG:\n    ENABLED: True\n'
+        f'_BASE_: "{Path("configs/mask_rcnn_zenith.yaml").absolute()}"\nTEST:\n  PRECISE_BN:\n    ENABLED: True\n'
     )
-    with pytest.raises(ConfigError, match=r"TEST\.AUG\.ENABLED = True .*mine\.yaml"):
+    with pytest.raises(ConfigError, match=r"TEST\.PRECISE_BN\.ENABLED = True .*mine\.yaml"):
         check_supported(load_config(str(config)))
 
 

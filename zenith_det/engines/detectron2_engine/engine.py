@@ -19,7 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.structures import BitMasks, PolygonMasks, RotatedBoxes
 from detectron2.utils import comm
@@ -77,6 +77,7 @@ class Detectron2Engine:
                 f"MODEL.WEIGHTS {weights} is torchvision's name, which the built-in engine takes "
                 "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
             )
+        check_tta(loaded.cfg)
         before = to_detectron2(loaded.cfg)
         scaled = auto_scale_workers(before, comm.get_world_size())
         if scaled is not before:
@@ -210,20 +211,9 @@ class Detectron2Engine:
                 module.momentum = momentum
                 module.load_state_dict(state)
 
-    def after_training(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-        names = cfg.DATASETS.TEST
-        if not cfg.TEST.AUG.ENABLED or not names:
-            return {}
-        logger.info("evaluating with test-time augmentation (TEST.AUG)")
-        augmented = GeneralizedRCNNWithTTA(to_detectron2(cfg), model)
-        scalars: dict[str, float] = {}
-        for name in names:
-            folder = Path(cfg.OUTPUT_DIR, "inference_TTA")
-            found = self._evaluate_by_library(cfg, augmented, name, folder)
-            for key, value in found.items():
-                task, _, metric = key.partition("/")
-                scalars[("" if len(names) == 1 else f"{name}/") + f"{task}_TTA/{metric}"] = value
-        return scalars
+    def augmented(self, cfg: CfgNode, model: nn.Module, metadata: DatasetMetadata | None) -> nn.Module:
+        with_augmentation: nn.Module = GeneralizedRCNNWithTTA(to_detectron2(cfg), model)
+        return with_augmentation
 
 
 class _Forwarding(Detectron2EventStorage):
@@ -254,6 +244,33 @@ class _Forwarding(Detectron2EventStorage):
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
         super().put_histogram(hist_name, hist_tensor, bins)
         self._storage.histograms.append(self._histograms.pop())
+
+
+def check_tta(cfg: Any) -> None:
+    """Refuse what Detectron2 can't augment at test time, which it would tell when the training is over.
+
+    Raises:
+        ConfigError: ``TEST.AUG`` is asked of keypoints, of precomputed proposals or of another kind of model.
+    """
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    model = cfg.MODEL
+    if model.KEYPOINT_ON:
+        what = "keypoints (--engine torchvision can)"
+    elif model.LOAD_PROPOSALS:
+        what = "precomputed proposals"
+    elif not _is_generalized_rcnn(model.META_ARCHITECTURE):
+        what = f"MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE}, which is no GeneralizedRCNN"
+    else:
+        return
+    raise ConfigError(
+        f"TEST.AUG.ENABLED is True, but Detectron2 has no test-time augmentation for {what}: set it False"
+    )
+
+
+def _is_generalized_rcnn(name: str) -> bool:
+    # A name that isn't known is told of where the model is built.
+    return name not in META_ARCH_REGISTRY or issubclass(META_ARCH_REGISTRY.get(name), GeneralizedRCNN)
 
 
 def join_machine() -> None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_context
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter
 from torch import nn
@@ -16,12 +16,13 @@ from torch import nn
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.data import build_test_loader
 from zenith_det.engines.detectron2_engine.endings import ending_the_run
-from zenith_det.engines.detectron2_engine.engine import ENGINE
+from zenith_det.engines.detectron2_engine.engine import ENGINE, check_tta, test_set
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, unless_stopped
 from zenith_det.engines.detectron2_engine.exact_resume import ResumeExactly, TrainLoader
 from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
 from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter
+from zenith_det.engines.evaluating import Evaluator
 from zenith_det.engines.trainer import LOG_PERIOD
 from zenith_det.errors import RunStopped
 from zenith_det.training.course.resuming import loading_state, shares_state
@@ -48,6 +49,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     """
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        check_tta(cfg)
         self.seed = choose_seed(cfg.SEED)
         seed_all(self.seed)  # the model's initialisation
         super().__init__(cfg, *args, **kwargs)
@@ -64,9 +66,15 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
         built = [*super().build_hooks(), ResumeExactly()]
         if self.cfg.TEST.AUG.ENABLED:
             evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
-            with_tta = hooks.EvalHook(0, lambda: ENGINE.after_training(self.cfg, unwrap(self.model)))
-            built.insert(evaluation + 1, with_tta)
+            built.insert(evaluation + 1, hooks.EvalHook(0, self._evaluate_with_tta))
         return built
+
+    def _evaluate_with_tta(self) -> dict[str, float]:
+        sets = [test_set(name) for name in self.cfg.DATASETS.TEST]
+        evaluator = Evaluator(ENGINE, sets, Path(self.cfg.OUTPUT_DIR))
+        model = unwrap(self.model)
+        with inference_context(model):
+            return evaluator.with_tta(self.cfg, model)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the present configuration's hyperparameters win.

@@ -17,9 +17,10 @@ from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample,
 from zenith_det.engines.torchvision_engine.datasets import load_training_set, repeats
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.masks import as_bitmap
-from zenith_det.engines.torchvision_engine.rcnn import build_model
+from zenith_det.engines.torchvision_engine.rcnn import GeneralizedRCNN, build_model
 from zenith_det.engines.torchvision_engine.support import check_supported
 from zenith_det.engines.torchvision_engine.training_pictures import recording
+from zenith_det.engines.torchvision_engine.tta import RCNNWithTTA
 from zenith_det.engines.torchvision_engine.weights import load_weights
 from zenith_det.engines.training_set import dataset_sources, load_sets
 from zenith_det.errors import ConfigError
@@ -109,8 +110,9 @@ class TorchvisionEngine:
     ) -> None:
         pass
 
-    def after_training(self, cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-        return {}
+    def augmented(self, cfg: CfgNode, model: nn.Module, metadata: DatasetMetadata | None) -> nn.Module:
+        assert isinstance(model, GeneralizedRCNN)
+        return RCNNWithTTA(cfg, model, metadata.keypoint_flip_indices if metadata else ())
 
 
 ENGINE: Engine = TorchvisionEngine()

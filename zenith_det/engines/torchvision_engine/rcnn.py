@@ -46,13 +46,7 @@ class GeneralizedRCNN(nn.Module):
         self.register_buffer("pixel_std", std, persistent=False)
 
     def forward(self, samples: list[dict[str, Any]]) -> Any:
-        images, sizes = normalize_and_pad(
-            [s["image"] for s in samples],
-            self.pixel_mean,
-            self.pixel_std,
-            self.backbone.size_divisibility,
-        )
-        features = self.backbone(images)
+        images, sizes, features = self.extract([s["image"] for s in samples])
         proposals, raw, anchors = self.rpn.propose(images, sizes, features)
         if self.training:
             targets = [s["targets"].to(images.device) for s in samples]
@@ -64,6 +58,17 @@ class GeneralizedRCNN(nn.Module):
             to_original_size(d, size, (s.get("height", size[0]), s.get("width", size[1])))
             for d, size, s in zip(detections, sizes, samples)
         ]
+
+    def extract(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]], dict[str, Tensor]]:
+        """The batch that images make, their sizes before padding, and feature maps by name.
+
+        Args:
+            images: ``(C, H, W)`` in ``INPUT.FORMAT``, one channel for each of ``MODEL.PIXEL_MEAN``.
+        """
+        batch, sizes = normalize_and_pad(
+            images, self.pixel_mean, self.pixel_std, self.backbone.size_divisibility
+        )
+        return batch, sizes, self.backbone(batch)
 
 
 def to_original_size(

@@ -427,6 +427,23 @@ class ROIHeads(nn.Module):
             ``boxes (D, 4)``, ``scores (D,)``, ``classes (D,)``, and where the model has them
             ``masks (D, M, M)`` (probabilities within the box) and ``keypoints (D, K, 3)`` (x, y, score).
         """
+        detections = self.detect_boxes(features, proposals, image_sizes)
+        boxes = [d["boxes"] for d in detections]
+        counts = [len(b) for b in boxes]
+        if self.mask_head is not None:
+            masks = self.masks_of(features, boxes, torch.cat([d["classes"] for d in detections]))
+            for detection, mask in zip(detections, masks.split(counts)):
+                detection["masks"] = mask
+        if self.keypoint_head is not None:
+            points = heatmaps_to_keypoints(self.heatmaps_of(features, boxes), torch.cat(boxes))
+            for detection, keypoints in zip(detections, points.split(counts)):
+                detection["keypoints"] = keypoints
+        return detections
+
+    def detect_boxes(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """:meth:`detect` without masks and keypoints."""
         maps = [features[name] for name in self.in_features]
         pooled = self.box_pooler(maps, rois_of(proposals))
         scores, deltas = self.box_predictor(self.box_head(pooled))
@@ -434,25 +451,31 @@ class ROIHeads(nn.Module):
         kinds = deltas.shape[1] // 4
         decoded = self.box_coder.decode_single(deltas.float(), torch.cat(proposals)).view(-1, kinds, 4)
         counts = [len(p) for p in proposals]
-        detections = [
+        return [
             self._select(b, p, size)
             for b, p, size in zip(decoded.split(counts), probabilities.split(counts), image_sizes)
         ]
-        boxes = [d["boxes"] for d in detections]
-        counts, rois = [len(b) for b in boxes], rois_of(boxes)
-        if self.mask_head is not None:
-            logits = self.mask_predictor(self.mask_head(self.mask_pooler(maps, rois))).float()
-            classes = torch.cat([d["classes"] for d in detections])
-            channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
-            masks = logits[torch.arange(len(logits), device=logits.device), channel].sigmoid()
-            for detection, mask in zip(detections, masks.split(counts)):
-                detection["masks"] = mask
-        if self.keypoint_head is not None:
-            heatmaps = self.keypoint_predictor(self.keypoint_head(self.keypoint_pooler(maps, rois))).float()
-            points = heatmaps_to_keypoints(heatmaps, torch.cat(boxes))
-            for detection, keypoints in zip(detections, points.split(counts)):
-                detection["keypoints"] = keypoints
-        return detections
+
+    def masks_of(self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Tensor) -> Tensor:
+        """Probabilities ``(D, M, M)`` within ``D`` boxes, ``(D_i, 4)`` per image, of ``classes (D,)``."""
+        assert self.mask_head is not None
+        maps = [features[name] for name in self.in_features]
+        logits = self.mask_predictor(self.mask_head(self.mask_pooler(maps, rois_of(boxes)))).float()
+        channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
+        return logits[torch.arange(len(logits), device=logits.device), channel].sigmoid()
+
+    def heatmaps_of(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Logits ``(D, K, S, S)`` of each keypoint within ``D`` boxes, ``(D_i, 4)`` per image."""
+        assert self.keypoint_head is not None
+        maps = [features[name] for name in self.in_features]
+        pooled = self.keypoint_pooler(maps, rois_of(boxes))
+        heatmaps: Tensor = self.keypoint_predictor(self.keypoint_head(pooled)).float()
+        return heatmaps
+
+    def best(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> Tensor:
+        """Which of ``D`` detections are left by NMS within each class, best first, up to the limit."""
+        keep = box_ops.batched_nms(boxes, scores, classes, self.nms_thresh)
+        return keep[: self.detections_per_image] if self.detections_per_image >= 0 else keep
 
     def _select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         finite = torch.isfinite(boxes).all(dim=(1, 2)) & torch.isfinite(scores).all(dim=1)
@@ -461,7 +484,5 @@ class ROIHeads(nn.Module):
         index, classes = (scores > self.score_thresh).nonzero(as_tuple=True)
         chosen = boxes[index, 0] if self.class_agnostic else boxes[index, classes]
         chosen_scores = scores[index, classes]
-        keep = box_ops.batched_nms(chosen, chosen_scores, classes, self.nms_thresh)
-        if self.detections_per_image >= 0:
-            keep = keep[: self.detections_per_image]
+        keep = self.best(chosen, chosen_scores, classes)
         return {"boxes": chosen[keep], "scores": chosen_scores[keep], "classes": classes[keep]}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from zenith_det.config.metric_names import TTA
 from zenith_det.errors import UserError
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.course import validation_loss
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.json"
 # The shortest name that a set can have: a class's own (bbox/AP-NAME) may hold slashes, too.
 _EVALUATED = re.compile(
-    rf"({averaging.PREFIX})?(?:(.+?)/)??((?:bbox|segm|keypoints)/AP.*|{validation_loss.PREFIX}.*)"
+    rf"({averaging.PREFIX})?(?:(.+?)/)??((?:bbox|segm|keypoints)(?:{TTA})?/AP.*|{validation_loss.PREFIX}.*)"
 )
 
 

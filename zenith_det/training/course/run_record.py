@@ -108,8 +108,12 @@ def forget_pending(output_dir: str | os.PathLike[str]) -> None:
         (Path(output_dir) / PENDING_ID_FILE).unlink()
 
 
-def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
-    """Whether ``metrics.json`` has an evaluation of the model as it was after ``done`` iterations."""
+def evaluated(output_dir: str | os.PathLike[str], done: int, *, tta: bool = False) -> bool:
+    """Whether ``metrics.json`` has an evaluation of the model as it was after ``done`` iterations.
+
+    Args:
+        tta: one with test-time augmentation.
+    """
     try:
         lines = (Path(output_dir) / "metrics.json").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -119,7 +123,9 @@ def evaluated(output_dir: str | os.PathLike[str], done: int) -> bool:
             record = json.loads(line)
             if record["iteration"] < done - 1:
                 return False
-            if record["iteration"] in (done - 1, done) and any(map(is_evaluated, record)):
+            if record["iteration"] in (done - 1, done) and any(
+                is_evaluated(name, tta=tta) for name in record
+            ):
                 return True
         except (ValueError, TypeError, KeyError):
             continue  # torn by a crash
