@@ -35,7 +35,9 @@ def a_run(
     run = Run(arm, lr, seed, folder, {}, "f", 100, optimizer)
     Result("ok" if ok else "failed", "f", [], seconds=99.0, reason="" if ok else "disk full").save(folder)
     period = 100 // len(aps)
-    lines = [{"iteration": i, "total_loss": 1.0, "time": pace} for i in range(9, 100, 10)]
+    lines = [
+        {"iteration": i, "total_loss": 1.0, "time": pace, "cpu_time": 0.9 * pace} for i in range(9, 100, 10)
+    ]
     lines += [
         {"iteration": (n + 1) * period - 1, "bbox/AP": ap, "averaged/bbox/AP": ap + 5}
         for n, ap in enumerate(aps)
@@ -62,10 +64,12 @@ def test_differences_are_paired_and_times_are_those_of_steps(tmp_path: Path) -> 
     assert reference is not None
     assert own is not None
     expected = [49 + 50 * 18.95 / (20 + seed) for seed in range(3)]
-    assert reference[0].mean == pytest.approx(sum(expected) / 3)
-    assert reference[1].mean == pytest.approx(0.5 * sum(expected) / 3)
-    assert own[0].mean == 49  # at its first evaluation
-    assert own[1].mean == pytest.approx(49.0)
+    assert reference.iterations.mean == pytest.approx(sum(expected) / 3)
+    assert reference.seconds.mean == pytest.approx(0.5 * sum(expected) / 3)
+    assert reference.cpu_seconds is not None
+    assert reference.cpu_seconds.mean == pytest.approx(0.45 * sum(expected) / 3)
+    assert own.iterations.mean == 49  # at its first evaluation
+    assert own.seconds.mean == pytest.approx(49.0)
     assert found.best(ZENITH).outcomes[0].seconds_per_iteration == 1.0
 
 

@@ -10,6 +10,8 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,10 @@ import zenith_det
 from zenith_det import cli
 from zenith_det.benchmarking.machine import describe_machine
 from zenith_det.commands.data_folders import data_overrides
-from zenith_det.comparing.arms import BUILT_IN, choose_arms, read_arms
+from zenith_det.comparing.arms import BUILT_IN, Arm, choose_arms, read_arms
 from zenith_det.comparing.html_report import write_report
 from zenith_det.comparing.plan import distinct, plan_runs
-from zenith_det.comparing.results import collect, default_reference
+from zenith_det.comparing.results import Comparison, collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
 from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
 from zenith_det.config import get_cfg
@@ -30,6 +32,9 @@ from zenith_det.config.keys import first_key
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError, RunStopped
+
+#: Where the runs that choose learning rates are, below the output folder.
+TUNING = "tuning"
 
 EPILOG = """
 examples:
@@ -41,6 +46,9 @@ examples:
   your own data, two GPUs:
     %(prog)s --config-file … --train-json t.json --train-images t --val-json v.json --val-images v \\
         --devices cuda:0 cuda:1
+  learning rates chosen on a fifth of the training images, not on those reported:
+    %(prog)s --config-file … --train-json t.json --train-images t --val-json v.json --val-images v \\
+        --lr-scales 0.5 1 2 --tune-share 0.2
 
 Give the same command again to continue after an interruption.
 """
@@ -73,6 +81,11 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lr-scales", nargs="+", type=positive_float, default=[1.0], metavar="X",
         help="for the other arms: try their own learning rate times each of these (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tune-share", type=part, default=0.0, metavar="SHARE",
+        help="choose each arm's learning rate on this share of the training set, which the tries don't train on, "
+        "with the first seed; then train on the whole set and report the validation set",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("output/compare"), metavar="DIR",
                         help="where runs and tables go (default output/compare)")  # fmt: skip
@@ -119,6 +132,14 @@ def positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def part(text: str) -> float:
+    """A share: a number between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
     return value
 
 
@@ -174,13 +195,6 @@ def main(argv: list[str] | None = None) -> int:
         hold_out(loaded, output, resume=True, say=print)
         for key in ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
             opts += [f"DATASETS.{key}", str(loaded.cfg.DATASETS[key])]
-    runs = plan_runs(
-        load_config_file, args.config_file, arms, args.seeds, output,
-        opts=opts, engine=args.engine, lrs=parse_lrs(args.lrs), lr_scales=args.lr_scales,
-        evaluations=args.evaluations,
-    )  # fmt: skip
-    named = [arm for arm in arms if arm.name == args.reference]
-    reference = named[0] if named else default_reference(runs)
     devices = [parse_device(device, torch.cuda.device_count()) for device in args.devices]
     jobs = args.jobs or max(1, len(devices))
     flags = ["--engine", args.engine]
@@ -191,29 +205,119 @@ def main(argv: list[str] | None = None) -> int:
         jobs=jobs, threads=args.threads or max(1, (os.cpu_count() or 1) // jobs), devices=devices,
         retry_failed=args.retry_failed, describe=describe_final, say=lambda line: print(line, flush=True),
     )  # fmt: skip
-    stopped: RunStopped | None = None
-    if not args.report_only:
-        print(
-            f"{len(distinct(runs))} runs: {len(arms)} arms, {len(args.seeds)} seeds, {runs[0].max_iter} iterations each"
-        )
-        try:
-            runner.carry_out(distinct(runs))
-        except RunStopped as stop:
-            stopped = stop
-    comparison = collect(runs, arms, reference)
-    facts = {
-        "command": f"{cli.command('compare')} {shlex.join(argv)}",
-        "config_file": args.config_file,
-        "keys": opts,
-        **made_with(output, new=not args.report_only),
-    }
-    print(text_table(comparison))
-    print(
-        "written:", *save(comparison, output, facts), write_report(comparison, output, facts)[0], sep="\n  "
-    )
-    if stopped:
-        raise stopped
+    study = Study(args, argv, arms, runner)
+    tries: dict[str, Any] = {"lrs": parse_lrs(args.lrs), "lr_scales": args.lr_scales}
+    chosen_on = ""
+    if args.tune_share:
+        chosen_on, tries["lrs"] = tune(study, opts, tries, output)
+        tries["lr_scales"] = [1.0]
+    comparison = study.carry_out(args.seeds, output, opts, chosen_on, evaluations=args.evaluations, **tries)
     return 0 if any(outcome.ok for outcome in comparison.outcomes) else 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the runs that choose the learning rates and those that are reported share.
+
+    Attributes:
+        args: of the command line.
+        argv: the same, as words.
+        arms: all.
+        runner: carries out runs.
+    """
+
+    args: argparse.Namespace
+    argv: Sequence[str]
+    arms: Sequence[Arm]
+    runner: Runner
+
+    def carry_out(
+        self, seeds: Sequence[int], output: Path, opts: list[str], chosen_on: str = "",
+        only: Collection[str] | None = None, **tries: Any,
+    ) -> Comparison:  # fmt: skip
+        """Plan and carry out runs, and write what they gave.
+
+        Args:
+            only: names of the arms; default: all.
+            tries: of :func:`plan_runs`.
+
+        Raises:
+            RunStopped: a signal came; what is there was written.
+        """
+        arms = [arm for arm in self.arms if only is None or arm.name in only]
+        args = self.args
+        runs = plan_runs(
+            load_config_file, args.config_file, arms, seeds, output, opts=opts, engine=args.engine, **tries
+        )
+        named = [arm for arm in arms if arm.name == args.reference]
+        reference = named[0] if named else default_reference(runs)
+        stopped: RunStopped | None = None
+        if not args.report_only:
+            print(
+                f"{len(distinct(runs))} runs: {len(arms)} arms, {len(seeds)} seeds, {runs[0].max_iter} iterations each"
+            )
+            try:
+                self.runner.carry_out(distinct(runs))
+            except RunStopped as stop:
+                stopped = stop
+        comparison = collect(runs, arms, reference, chosen_on)
+        facts = {
+            "command": f"{cli.command('compare')} {shlex.join(self.argv)}",
+            "config_file": args.config_file,
+            "keys": opts,
+            **made_with(output, new=not args.report_only),
+        }
+        print(text_table(comparison))
+        written = [*save(comparison, output, facts), write_report(comparison, output, facts)[0]]
+        print("written:", *written, sep="\n  ", flush=True)
+        if stopped:
+            raise stopped
+        return comparison
+
+
+def tune(
+    study: Study, opts: list[str], tries: Mapping[str, Any], output: Path
+) -> tuple[str, dict[str, list[float]]]:
+    """Choose every arm's learning rate on a part of the training set, with the first seed.
+
+    Returns:
+        A sentence about it, and by arm its learning rate.
+
+    Raises:
+        ConfigError: the training set can't be split, or there is nothing to choose.
+        RunStopped: see :meth:`Study.carry_out`.
+    """
+    share = study.args.tune_share
+    # Whatever is wrong with the runs to report is told now, not after the tries.
+    plan_runs(
+        load_config_file, study.args.config_file, study.arms, study.args.seeds, output, opts=opts, **tries
+    )
+    several = {
+        arm.name
+        for arm in study.arms
+        if not arm.finds_lr and len(tries["lrs"].get(arm.name, tries["lr_scales"])) > 1
+    }
+    if not several:
+        raise ConfigError(
+            f"--tune-share {share:g}: every arm has one learning rate: give more with --lrs or --lr-scales"
+        )
+    without_val = ["DATASETS.VAL_JSON", "", "DATASETS.VAL_IMAGES", ""]
+    held = load_config_file(study.args.config_file, [*opts, *without_val, "DATASETS.VAL_SHARE", f"{share:g}"])
+    folder = output / TUNING
+    hold_out(held, folder, resume=True, say=print)
+    opts = list(opts)
+    for key in ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
+        opts += [f"DATASETS.{key}", str(held.cfg.DATASETS[key])]
+    found = study.carry_out(
+        study.args.seeds[:1], folder, opts, only=several, evaluations=1,
+        **dict(tries) | {"lrs": {name: lrs for name, lrs in tries["lrs"].items() if name in several}},
+    )  # fmt: skip
+    chosen = {arm.name: [found.best(arm).lr] for arm in found.arms}
+    sentence = (
+        f"chosen with seed {study.args.seeds[0]} on {share:.0%} of the training images, which those runs did not "
+        f"train on ({TUNING}/compare.html); the arms reported train on all of them."
+    )
+    return sentence, {**tries["lrs"], **chosen}
 
 
 def made_with(output: Path, *, new: bool) -> dict[str, Any]:

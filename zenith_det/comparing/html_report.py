@@ -161,6 +161,8 @@ def _notes(comparison: Comparison) -> list[str]:
             "η₀ is the best of those tried, by the mean AP over the seeds, chosen on the images that are reported: "
             "each arm gains a little by its choice."
         )
+    if comparison.chosen_on:
+        lines.append(f"η₀: {comparison.chosen_on}")
     return lines
 
 
@@ -187,20 +189,22 @@ def _targets(comparison: Comparison) -> Html:
             reaching = comparison.reaching(arm, task)
             if reaching is None:
                 ran = comparison.best(arm).final(task) is not None
-                rows.append([TASKS[task], f"{target:.1f}", arm.label, "never" if ran else "–", "–", "–"])
+                rows.append([TASKS[task], f"{target:.1f}", arm.label, "never" if ran else "–", "–", "–", "–"])
                 continue
-            iterations, seconds, missed = reaching
-            share = f"{seconds.mean / reference[1].mean:.2f}" if reference and reference[1].mean > 0 else "–"
+            iterations, seconds, missed = reaching.iterations, reaching.seconds, reaching.never
+            cpu = "–" if reaching.cpu_seconds is None else duration(reaching.cpu_seconds.mean)
+            base = reference.iterations.mean if reference else 0
+            share = f"{iterations.mean / base:.2f}" if base > 0 else "–"
             spread = "" if np.isnan(iterations.std) else f" ± {iterations.std:.0f}"
             never = f" ({missed} of {missed + iterations.n} never)" if missed else ""
             rows.append(
                 [TASKS[task], f"{target:.1f}", arm.label, f"{iterations.mean:.0f}{spread}{never}",
-                 duration(seconds.mean), share]
+                 share, duration(seconds.mean), cpu]
             )  # fmt: skip
     return table(
         f"Iterations and training time to 95 % of {comparison.reference.label}'s final AP, by straight lines "
-        "between evaluations; the mean over the seeds that reach it, and the time as a share of the reference's",
-        ["task", "AP", "arm", "iterations", "time", "share"],
+        "between evaluations; the mean over the seeds that reach it, and the iterations as a share of the reference's",
+        ["task", "AP", "arm", "iterations", "share", "time", "CPU time"],
         rows,
         text_columns=(0, 2),
     )

@@ -61,10 +61,14 @@ class Outcome:
         series = self.ap(task)
         return float(series.values[-1]) if self.ok and series is not None else None
 
-    def training_seconds(self, iterations: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Time spent in iterations up to each of ``iterations``; without evaluations, saving and start-up."""
+    def training_seconds(self, iterations: npt.ArrayLike, clock: str = "time") -> npt.NDArray[np.float64]:
+        """Time spent in iterations up to each of ``iterations``; without evaluations, saving and start-up.
+
+        Args:
+            clock: ``"time"``, or ``"cpu_time"`` for seconds of CPU time; NaN where a run has not logged it.
+        """
         at = np.asarray(iterations, dtype=np.float64)
-        series = self.metrics.get("time")
+        series = self.metrics.get(clock)
         if series is None:
             return np.full(at.shape, np.nan)
         # A line holds the median of the iterations since the last one.
@@ -80,13 +84,15 @@ class Outcome:
             return None
         return float(np.median(series.values[len(series) // 10 :]))
 
-    def reach(self, task: str, target: float) -> tuple[float, float] | None:
-        """The iteration and the training time, in seconds, at which an AP is reached; ``None``: never."""
+    def reach(self, task: str, target: float) -> tuple[float, float, float] | None:
+        """The iteration at which an AP is reached, and the training and CPU time, in seconds; ``None``: never."""
         series = self.ap(task)
         if series is None:
             return None
         at = first_crossing(series.iterations.tolist(), series.values.tolist(), target)
-        return None if at is None else (at, float(self.training_seconds(at)))
+        if at is None:
+            return None
+        return at, float(self.training_seconds(at)), float(self.training_seconds(at, "cpu_time"))
 
 
 def read_outcome(run: Run) -> Outcome:
@@ -129,6 +135,23 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """What it takes to an AP, over the seeds that reach it.
+
+    Attributes:
+        iterations: how many.
+        seconds: of training.
+        cpu_seconds: of CPU time in training; ``None`` where runs have not logged it.
+        never: how many seeds don't reach it.
+    """
+
+    iterations: Estimate
+    seconds: Estimate
+    cpu_seconds: Estimate | None
+    never: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All runs of a comparison, as far as they have come.
 
@@ -136,11 +159,13 @@ class Comparison:
         arms: in the order asked for.
         groups: one for each arm and learning rate.
         reference: the arm that the others are compared with.
+        chosen_on: on which other images η₀ was chosen, a sentence; "": on those reported.
     """
 
     arms: Sequence[Arm]
     groups: Sequence[Group]
     reference: Arm
+    chosen_on: str = ""
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -176,20 +201,22 @@ class Comparison:
         final = self.best(self.reference).final(task)
         return None if final is None or final.mean <= 0 else TARGET * final.mean
 
-    def reaching(
-        self, arm: Arm, task: str, target: float | None = None
-    ) -> tuple[Estimate, Estimate, int] | None:
-        """Iterations and seconds to an AP, :meth:`target`'s by default, over the seeds that reach it, and how
-        many don't; ``None`` where none does."""
+    def reaching(self, arm: Arm, task: str, target: float | None = None) -> Reached | None:
+        """What an AP takes, :meth:`target`'s by default; ``None`` where no seed reaches it."""
         target = self.target(task) if target is None else target
         if target is None:
             return None
         outcomes = [o for o in self.best(arm).outcomes if o.ok]
         reached = [at for o in outcomes if (at := o.reach(task, target)) is not None]
-        iterations, seconds = estimate([at[0] for at in reached]), estimate([at[1] for at in reached])
+        iterations, seconds, cpu = (estimate([at[n] for at in reached]) for n in range(3))
         if iterations is None or seconds is None:
             return None
-        return iterations, seconds, len(outcomes) - len(reached)
+        return Reached(
+            iterations,
+            seconds,
+            None if cpu is None or np.isnan(cpu.mean) else cpu,
+            len(outcomes) - len(reached),
+        )
 
     @property
     def zenith_arms(self) -> list[Arm]:
@@ -204,13 +231,13 @@ class Comparison:
         return [arm for arm in self.arms if arm not in zenith]
 
 
-def collect(runs: Sequence[Run], arms: Sequence[Arm], reference: Arm) -> Comparison:
-    """Read all runs."""
+def collect(runs: Sequence[Run], arms: Sequence[Arm], reference: Arm, chosen_on: str = "") -> Comparison:
+    """Read all runs; ``chosen_on`` as in :class:`Comparison`."""
     by_group: dict[tuple[str, float], list[Outcome]] = {}
     for run in runs:
         by_group.setdefault((run.arm.name, run.lr), []).append(read_outcome(run))
     groups = [Group(outcomes[0].run.arm, lr, outcomes) for (_, lr), outcomes in by_group.items()]
-    return Comparison(arms, groups, reference)
+    return Comparison(arms, groups, reference, chosen_on)
 
 
 def default_reference(runs: Sequence[Run]) -> Arm:

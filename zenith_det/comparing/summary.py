@@ -47,7 +47,7 @@ def text_table(comparison: Comparison) -> str:
     header = ["arm", "eta0", "runs"]
     for task in tasks:
         header += [TASKS[task], "difference"]
-    header += ["iterations", "time", "s/iter"]
+    header += ["iterations", "time", "CPU time", "s/iter"]
     rows = [header]
     for arm in comparison.arms:
         group = comparison.best(arm)
@@ -59,10 +59,12 @@ def text_table(comparison: Comparison) -> str:
             row += [show(group.final(task)), difference]
         reaching = comparison.reaching(arm, tasks[0]) if tasks else None
         if reaching is None:
-            row += ["–", "–"]
+            row += ["–", "–", "–"]
         else:
-            missed = f" ({reaching[2]} never)" if reaching[2] else ""
-            row += [f"{reaching[0].mean:.0f}{missed}", duration(reaching[1].mean)]
+            missed = f" ({reaching.never} never)" if reaching.never else ""
+            cpu = reaching.cpu_seconds
+            row += [f"{reaching.iterations.mean:.0f}{missed}", duration(reaching.seconds.mean)]
+            row.append("–" if cpu is None else duration(cpu.mean))
         pace = mean_of(done, "seconds_per_iteration")
         row.append("–" if pace is None else f"{pace:.3f}")
         rows.append(row)
@@ -93,11 +95,13 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if comparison.tasks and (target := comparison.target(comparison.tasks[0])) is not None:
         lines.append(
-            f"iterations, time: to {target:.1f} {TASKS[comparison.tasks[0]]}, 95 % of {comparison.reference.name}'s "
-            "final; time in training steps alone."
+            f"iterations, time, CPU time: to {target:.1f} {TASKS[comparison.tasks[0]]}, 95 % of "
+            f"{comparison.reference.name}'s final; in training steps alone."
         )
     if any(len(comparison.groups_of(arm)) > 1 for arm in comparison.arms):
         lines.append("eta0: the best of those tried, by the mean AP over seeds.")
+    if comparison.chosen_on:
+        lines.append(f"eta0: {comparison.chosen_on}")
     return lines
 
 
@@ -127,6 +131,7 @@ def run_row(outcome: Outcome, comparison: Comparison) -> dict[str, Any]:
         reach = outcome.reach(task, target) if target is not None else None
         row[f"{task}/iterations_to_target"] = reach[0] if reach else None
         row[f"{task}/seconds_to_target"] = reach[1] if reach else None
+        row[f"{task}/cpu_seconds_to_target"] = reach[2] if reach and not math.isnan(reach[2]) else None
     row["output_dir"] = str(run.folder)
     return row
 
@@ -148,9 +153,10 @@ def arm_summary(group: Group, comparison: Comparison) -> dict[str, Any]:
             values["difference"] = _plain(comparison.difference(group.arm, task))
             reaching = comparison.reaching(group.arm, task)
             if reaching:
-                values["iterations_to_target"] = _plain(reaching[0])
-                values["seconds_to_target"] = _plain(reaching[1])
-                values["never"] = reaching[2]
+                values["iterations_to_target"] = _plain(reaching.iterations)
+                values["seconds_to_target"] = _plain(reaching.seconds)
+                values["cpu_seconds_to_target"] = _plain(reaching.cpu_seconds)
+                values["never"] = reaching.never
         entry["tasks"][task] = values
     return entry
 

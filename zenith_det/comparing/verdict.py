@@ -84,9 +84,9 @@ def _times(comparison: Comparison, zenith: Arm, rival: Arm, task: str) -> str:
     own, other = comparison.reaching(zenith, task, target), comparison.reaching(rival, task, target)
     if own is None:
         return f"; it never reaches 95 % of that baseline's final AP, {target:.1f}"
-    if other is None or not other[1].mean > 0:
+    if other is None or not other.seconds.mean > 0:
         return ""
-    never = f" where it gets there ({own[2]} of {own[2] + own[1].n} seeds never do)" if own[2] else ""
-    return (
-        f"; to 95 % of that baseline's final AP it takes {own[1].mean / other[1].mean:.2f} of its time{never}"
-    )
+    seeds = own.never + own.iterations.n
+    never = f" where it gets there ({own.never} of {seeds} seeds never do)" if own.never else ""
+    share = own.seconds.mean / other.seconds.mean
+    return f"; to 95 % of that baseline's final AP it takes {share:.2f} of its time{never}"

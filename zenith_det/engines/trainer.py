@@ -289,7 +289,7 @@ class Trainer:
         """One iteration: a batch, a step, the LR of the next. Nothing is written."""
         iteration = self.progress.iteration
         self.storage.iter = iteration
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         batch = next(self.batches)
         data_time = self.batches.waited
         seed_step(self.progress.seed, iteration)
@@ -298,8 +298,8 @@ class Trainer:
             self.batches.prefetch()
         self.progress.iteration = iteration + 1
         self.progress.images_seen += self.cfg.SOLVER.IMS_PER_BATCH
-        took = time.perf_counter() - start
-        self.storage.put_scalars(time=took, data_time=data_time)
+        took, cpu_took = time.perf_counter() - start, time.process_time() - cpu_start
+        self.storage.put_scalars(time=took, data_time=data_time, cpu_time=cpu_took)
         if self._console is not None:
             self._console.update(self.storage)
 
