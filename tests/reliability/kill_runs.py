@@ -3,9 +3,11 @@
     python tests/reliability/kill_runs.py --engine torchvision --data SET --output DIR --kills 30
 
 Each attempt is a process of its own, forked from this one after the imports, that runs ``tools/train_net.py``
-and ends by a real SIGKILL at a random moment: within the start-up, a step, a save (any write, sync or rename of it), an
-evaluation (any image), or what comes after the last one (pictures). It is resumed until it reaches the end. Prints a
-JSON object.
+and ends by a real SIGKILL at a random moment: within the start-up, the LR range test, the moving aside of an earlier run
+(any rename), a step, the writers of metrics (any scalar), a save (any write, sync or rename of it), an evaluation (any
+image), or the pictures after the last one. It begins in the folder of an earlier run, anew until that has been moved
+aside, and is resumed until it reaches the end. Compared are weights and optimizer, the evaluations in ``metrics.json``
+and TensorBoard, and the earlier run's files. Prints a JSON object.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import importlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -31,23 +35,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils import tensorboard
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from zenith_det import cli  # noqa: E402
+from zenith_det.config.metric_names import is_evaluated  # noqa: E402
 from zenith_det.data.synthetic import split_files  # noqa: E402
-from zenith_det.engines import evaluating, run, run_pictures  # noqa: E402
+from zenith_det.engines import evaluating, lr_range_test, run, run_pictures  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
 from zenith_det.training.checkpoints import checkpoint  # noqa: E402
 from zenith_det.training.failures import bad_steps  # noqa: E402
+from zenith_det.training.logs import events  # noqa: E402
 
-PHASES = ("step", "save", "evaluation", "start-up", "end")
+#: The phases in the order in which each run is killed in them: before and after it has begun, it starts up.
+ORDER = (
+    "start-up", "range test", "moving aside", "step", "start-up", "writing", "save", "evaluation", "pictures",
+)  # fmt: skip
+PHASES = tuple(dict.fromkeys(ORDER))
 MAX_ITER, SAVE_PERIOD, EVAL_PERIOD = 24, 4, 8
-# A run makes so many writes to save a small model's checkpoint, and evaluates so many images.
-WRITES, IMAGES = 150, 4
-# It takes about so long to begin, and to draw.
-START_SECONDS, END_SECONDS = 1.5, 1.0
+# A run makes so many writes to save a small model's checkpoint, evaluates so many images, moves so many files of an
+# earlier run and writes so many scalars at least.
+WRITES, IMAGES, RENAMES, SCALARS = 150, 4, 8, 60
+# It takes about so long to begin, to draw, and to test LRs.
+START_SECONDS, END_SECONDS, TEST_SECONDS = 1.5, 1.0, 1.5
+RANGE_TEST_ITERATIONS = 8
 
 KEYS = {
     "MODEL.DEVICE": "cpu",
@@ -105,6 +119,18 @@ def train_net() -> Any:
     return importlib.import_module("zenith_det.commands.train")
 
 
+def shorten_range_test() -> None:
+    """Let a range test take few iterations, and its LR follow from their losses, whatever the curve."""
+
+    def choose(test: lr_range_test.RangeTest) -> lr_range_test.Choice:
+        lr = 0.01 + 0.01 * math.modf(float(test.losses.sum()))[0]
+        return lr_range_test.Choice(lr, float(test.lrs[-1]), test.losses, "")
+
+    (lr_range_test.measure.__kwdefaults__ or {})["iterations"] = RANGE_TEST_ITERATIONS
+    lr_range_test.choose = choose
+    importlib.import_module("zenith_det.report.lr_curve")
+
+
 def kill_me() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -153,7 +179,17 @@ def arm(phase: str, moment: float) -> None:
             before_call(checkpoint.os, name, kill)
     elif phase == "start-up":
         after(START_SECONDS * moment)
-    elif phase == "end":
+    elif phase == "range test":
+        before_call(lr_range_test, "measure", lambda: after(TEST_SECONDS * moment))
+    elif phase == "moving aside":
+        kill = at_call(1 + int(moment * RENAMES))
+        before_call(run, "give_way", lambda: before_call(os, "replace", kill))
+    elif phase == "writing":
+        kill = at_call(1 + int(moment * SCALARS))
+        before_call(events, "append_whole", kill)
+        for name in ("add_scalar", "flush"):
+            before_call(tensorboard.SummaryWriter, name, kill)
+    elif phase == "pictures":
         before_call(run, "draw", lambda: after(END_SECONDS * moment))
     else:
         before_call(evaluating.EvaluationProgress, "update", at_call(1 + int(moment * IMAGES)))
@@ -259,6 +295,71 @@ def state_of(output: Path) -> dict[str, Any]:
     return {name: state[name] for name in names if name in state}
 
 
+def evaluations_of(output: Path) -> dict[str, list[tuple[str, int, float]]]:
+    """(scalar, iteration, value) of all evaluations, as a run's two writers have them.
+
+    Killed between the two, a run does the evaluation again, and TensorBoard has the same values twice.
+    """
+    found: dict[str, list[tuple[str, int, float]]] = {"metrics.json": [], "TensorBoard": []}
+    for line in (output / "metrics.json").read_text().splitlines():
+        record = json.loads(line)
+        found["metrics.json"] += [(k, record["iteration"], v) for k, v in record.items() if is_evaluated(k)]
+    accumulated = EventAccumulator(str(output), size_guidance={"scalars": 0}).Reload()
+    for name in filter(is_evaluated, accumulated.Tags()["scalars"]):
+        found["TensorBoard"] += {(name, e.step, float(e.value)) for e in accumulated.Scalars(name)}
+    return {writer: sorted(scalars, key=repr) for writer, scalars in found.items()}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Killing:
+    """The runs of one engine: one of which nobody takes notice, and those that are killed."""
+
+    def __init__(self, engine: str, data: Path, folder: Path) -> None:
+        self.engine, self.data, self.folder = engine, data, folder
+        self.log = folder / "log.txt"
+        self.module = train_net()
+        self.earlier, self.whole = folder / "earlier", folder / "undisturbed"
+        # The earlier run's folder, in which the others begin.
+        words = command(engine, data, self.earlier, resume=False)
+        self.expect_end([*words, "SEED", "8", "SOLVER.MAX_ITER", "4"])
+        (self.earlier / "log.txt").unlink()  # it would be continued
+        shutil.copytree(self.earlier, self.whole)
+        self.expect_end(self.words(self.whole))
+        self.expected = state_of(self.whole)
+        self.evaluated = evaluations_of(self.whole)
+        self.of_the_earlier = files_of(self.whole / "earlier_run_1")
+
+    def words(self, output: Path) -> list[str]:
+        """Anew until the earlier run has been moved aside, then resumed."""
+        words = command(self.engine, self.data, output, resume=(output / "earlier_run_1").exists())
+        return ["--auto-lr", *words]
+
+    def expect_end(self, words: list[str]) -> None:
+        code = attempt(lambda: self.module.main(words), self.log)
+        if code != 0:
+            raise SystemExit(f"an undisturbed run ended with {code}: see {self.log}")
+
+    def attempt(self, output: Path, phase: str | None, moment: float) -> int:
+        """The exit code of one attempt at a run, killed in that phase."""
+        return attempt(functools.partial(armed, self.module, self.words(output), phase, moment), self.log)
+
+    def differences(self, output: Path) -> list[str]:
+        """In what a run that was killed differs from the one that was not."""
+        found = []
+        if not same(self.expected, state_of(output)):
+            found.append("weights or optimizer")
+        found += [
+            writer for writer, scalars in evaluations_of(output).items() if scalars != self.evaluated[writer]
+        ]
+        if files_of(output / "earlier_run_1") != self.of_the_earlier or (output / "earlier_run_2").exists():
+            found.append("the earlier run")
+        found += [f"{name} is left" for name in files_of(output) if name.endswith((".tmp", ".moving"))]
+        return [f"{output}: {one}" for one in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -271,16 +372,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(args.seed)
-    module = train_net()
     load_engine(args.engine)
+    shorten_range_test()
     args.output.mkdir(parents=True, exist_ok=True)
-
-    whole = args.output / "undisturbed"
-    log = args.output / "log.txt"
-    code = attempt(lambda: module.main(command(args.engine, args.data, whole, resume=False)), log)
-    if code != 0:
-        raise SystemExit(f"the undisturbed run ended with {code}: see {log}")
-    expected = state_of(whole)
+    killing = Killing(args.engine, args.data, args.output)
 
     kills: Counter[str] = Counter()
     runs = attempts = 0
@@ -288,21 +383,29 @@ def main() -> None:
     while kills.total() < args.kills:
         runs += 1
         output = args.output / f"killed{runs}"
+        shutil.copytree(killing.earlier, output)
         while True:
             attempts += 1
             # By the kills, not the attempts: one that ends by itself, as after the end, leaves its turn to the next.
-            phase = PHASES[kills.total() % len(PHASES)] if kills.total() < args.kills else None
-            # The first attempt of a run is resumed too: from nothing.
-            words = command(args.engine, args.data, output, resume=True)
+            phase = ORDER[kills.total() % len(ORDER)] if kills.total() < args.kills else None
             # Drawn here: what a forked process draws, the next one draws again.
-            code = attempt(functools.partial(armed, module, words, phase, rng.random()), log)
+            code = killing.attempt(output, phase, rng.random())
             if code == 0:
                 break
             if code != -signal.SIGKILL or phase is None:
-                raise SystemExit(f"attempt {attempts} (killed in a {phase}) ended with {code}: see {log}")
+                raise SystemExit(
+                    f"attempt {attempts} (killed in: {phase}) ended with {code}: see {killing.log}"
+                )
             kills[phase] += 1
-        if not same(expected, state_of(output)):
-            differing.append(str(output))
+        found = killing.differences(output)
+        differing += found
+        print(
+            json.dumps({"kills": dict(kills), "runs": runs, "differing": differing}),
+            file=sys.stderr,
+            flush=True,
+        )
+        if not found:
+            shutil.rmtree(output)
     print(json.dumps({"kills": dict(kills), "runs": runs, "attempts": attempts, "differing": differing}))
 
 

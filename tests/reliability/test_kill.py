@@ -17,7 +17,7 @@ from tests.reliability.kill_runs import PHASES
 def test_killed_runs_end_as_if_nothing_had_happened(
     engine: str, data: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """30 kills, or as many as ``--kills`` says: within start-up, steps, saves, evaluations and what follows."""
+    """30 kills, or as many as ``--kills`` says, within each of the phases of a run."""
     runs.need(engine)
     wanted = int(pytestconfig.getoption("kills"))
     done = subprocess.run(

@@ -384,7 +384,7 @@ def resume(trainer: Trainer, start: Start) -> None:
 
 
 def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images: int) -> list[Writer]:
-    """Progress on the console, ``metrics.json`` and TensorBoard events, and what ``LOGGERS`` names."""
+    """Progress on the console, TensorBoard events, what ``LOGGERS`` names, and ``metrics.json``."""
     return [
         ConsoleWriter(
             cfg.SOLVER.MAX_ITER,
@@ -392,9 +392,10 @@ def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images
             iters_per_epoch=num_images / cfg.SOLVER.IMS_PER_BATCH,
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
         ),
-        JsonWriter(output_dir / "metrics.json", start_iter=progress.iteration),
         TensorBoardWriter(output_dir, start_iter=progress.iteration),
         *build_loggers(cfg, output_dir),
+        # The last: an evaluation that it has is not done again when a run that was killed here is resumed.
+        JsonWriter(output_dir / "metrics.json", start_iter=progress.iteration),
     ]
 
 

@@ -450,7 +450,9 @@ class Trainer:
         """Put an evaluation at once where a run's scalars go."""
         if not scalars:
             return
-        self.storage.put_scalars(smoothing=False, **scalars)
+        for name, value in scalars.items():
+            # One that a resumed run makes up for belongs to the iteration before its first, too.
+            self.storage.put_scalar(name, value, smoothing=False, iteration=self.progress.iteration - 1)
         for writer in self.writers:
             if writer is not self._console:
                 writer.write(self.storage)

@@ -45,6 +45,8 @@ def scaled_lr(lr: float, batch_before: int, batch: int, optimizer: str) -> float
         lr: for ``batch_before`` images a batch.
         optimizer: as ``SOLVER.OPTIMIZER``.
     """
+    if batch == batch_before:
+        return lr
     power = 0.5 if optimizer in ADAMW_OPTIMIZERS else 1.0
     return float(f"{lr * (batch / batch_before) ** power:.6g}")
 

@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing.queues import Queue
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, get_temp_dir
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -71,6 +71,8 @@ class WatchedBatches(Iterator[list[Any]]):
             if "cv2" in sys.modules:
                 # A worker forked from a process whose OpenCV has threads would wait for them, and there are none.
                 sys.modules["cv2"].setNumThreads(0)
+            # Workers keep their sockets in a folder of their own, which a killed one leaves behind, or in this process's.
+            get_temp_dir()
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         with starting_workers():
