@@ -3,11 +3,11 @@
     python tests/reliability/kill_runs.py --engine torchvision --data SET --output DIR --kills 30
 
 Each attempt is a process of its own, forked from this one after the imports, that runs ``tools/train_net.py``
-and ends by a real SIGKILL at a random moment: within the start-up, the LR range test, the moving aside of an earlier run
-(any rename), a step, the writers of metrics (any scalar), a save (any write, sync or rename of it), an evaluation (any
-image), or the pictures after the last one. It begins in the folder of an earlier run, anew until that has been moved
-aside, and is resumed until it reaches the end. Compared are weights and optimizer, the evaluations in ``metrics.json``
-and TensorBoard, and the earlier run's files. Prints a JSON object.
+and ends by a real SIGKILL at a random moment: within the start-up, the LR range test, the moving aside of an earlier
+run (any rename), a step, the writers of metrics (any scalar), a save (any write, sync or rename of it), an evaluation
+(any image), or the pictures after the last one. It begins in the folder of an earlier run, anew until that has been
+moved aside, and is resumed until it reaches the end. Compared are weights and optimizer, the evaluations in
+``metrics.json`` and TensorBoard, and the earlier run's files. Prints a JSON object.
 """
 
 from __future__ import annotations

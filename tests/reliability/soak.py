@@ -3,9 +3,10 @@
     python tests/reliability/soak.py --engine torchvision --data SET --output DIR --minutes 30 --leg 300 KEY VALUE …
 
 Each leg is ``tools/train_net.py --resume`` as a process of its own, ended by SIGTERM: a small model, two loader
-workers, evaluations, saves and pictures in TensorBoard. Of all its processes together, memory, open files and threads
-are sampled; so are the files in its TMPDIR, which nothing else uses, in ``OUTPUT_DIR``, and the entries of /dev/shm (its
-own, where the machine lets it mount one). Prints a JSON object, and ends with 1 if anything has grown or was left.
+workers, evaluations, saves and pictures in TensorBoard. Memory, open files and threads of all its processes together
+are sampled; so are the files in its TMPDIR, which nothing else uses, in ``OUTPUT_DIR``, and the entries of /dev/shm
+(its own, where the machine lets it mount one). Prints a JSON object a leg and one at the end, and ends with 1 if
+anything has grown or was left.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.reliability.kill_runs import KEYS, command  # noqa: E402
+from tests.reliability.kill_runs import command  # noqa: E402
 
 #: What a run does besides training, so often.
 MORE_KEYS = {
@@ -62,7 +63,7 @@ class Soak:
         self.words = [*command(engine, data, self.output, resume=True), *more, *keys]
 
     def leg(self, seconds: float, period: float) -> dict[str, Any]:
-        """Train for so long after the first evaluation, stop, and say what was held early and late, and what is left."""
+        """Train for so long after the first evaluation, then stop; what was held early and late, and what is left."""
         log_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("a") as log:
             process = subprocess.Popen(

@@ -66,7 +66,7 @@ def test_metrics_on_a_full_disk_are_one_line(
     code, printed = runs.run(words, {"fill": [str(small_disk), 5]})
     assert code == 2, printed
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert "TensorBoard events cannot be written: No space left on device" in line
+    assert "metrics.json: cannot be written: No space left on device" in line
     assert "Traceback" not in printed
     assert not (output / "metrics.json").read_text()
     assert yaml.safe_load((output / "config.yaml").read_text())["SOLVER"]["CHECKPOINT_PERIOD"] == 100

@@ -45,10 +45,17 @@ def test_an_output_directory_without_a_name_is_not_the_current_folder() -> None:
 
 
 def test_what_a_killed_run_was_writing_is_cleared_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".config.yaml.4242.tmp", ".notes.tmp", "mine.4242.tmp", "config.yaml"):
+    kept = {".notes.tmp", "mine.4242.tmp", "config.yaml", "inference/evaluated.json", "other/.mine.4242.tmp"}
+    cleared = {
+        ".config.yaml.4242.tmp",
+        "inference/.evaluated.json.42.tmp",
+        "averaged/inference/.a.json.42.tmp",
+    }
+    for name in kept | cleared:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     remove_left_overs(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".notes.tmp", "mine.4242.tmp", "config.yaml"}
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def test_an_output_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

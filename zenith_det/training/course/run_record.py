@@ -10,6 +10,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zenith_det.config.metric_names import is_evaluated
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.files import LEFT_OVERS, write_whole
+from zenith_det.training.checkpoints import averaging
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ def prepare_output_dir(output_dir: str | os.PathLike[str]) -> Path:
 
 def remove_left_overs(output_dir: Path) -> None:
     """Clear what a run that was killed has left of a file that it was writing; nobody else writes here."""
-    for path in output_dir.glob(LEFT_OVERS.format("*")):
+    of_evaluations = (output_dir / name for name in ("inference", averaging.FOLDER))
+    pattern = LEFT_OVERS.format("*")
+    for path in (*output_dir.glob(pattern), *chain.from_iterable(f.rglob(pattern) for f in of_evaluations)):
         if _LEFT_OVER.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()

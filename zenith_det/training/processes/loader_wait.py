@@ -71,7 +71,7 @@ class WatchedBatches(Iterator[list[Any]]):
             if "cv2" in sys.modules:
                 # A worker forked from a process whose OpenCV has threads would wait for them, and there are none.
                 sys.modules["cv2"].setNumThreads(0)
-            # Workers keep their sockets in a folder of their own, which a killed one leaves behind, or in this process's.
+            # Workers keep their sockets in this process's folder. They would make others, and leave them when killed.
             get_temp_dir()
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
