@@ -109,20 +109,25 @@ def data_overrides(args: argparse.Namespace) -> list[tuple[str, str, str]]:
 
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line whose KEY VALUE pairs (``opts``, all that is left over) may stand before flags, too."""
-    return flags_among_keys(parser, parser.parse_args(argv))
+    """Parse a command line whose KEY VALUE pairs (``opts``) may stand anywhere, also behind ``--input a.jpg b.jpg``.
 
+    A misspelt KEY isn't known for one: it is left to the parser, whose own ``opts`` takes it.
+    """
+    # Here and not above: it takes fvcore, which most of what is here does without.
+    from zenith_det.config import get_cfg
+    from zenith_det.config.keys import is_key
 
-def flags_among_keys(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
-    """Take the flags out of ``args.opts``, where the first KEY of a command line puts all that follows it."""
+    others: list[str] = []
     keys: list[str] = []
-    while args.opts:
-        words, args.opts = args.opts, []
-        at = next((i for i, word in enumerate(words) if _FLAG.match(word)), len(words))
-        keys += words[:at]
-        if at < len(words):
-            args = parser.parse_args(words[at:], args)
-    args.opts = keys
+    cfg, now = get_cfg(), others
+    for word in sys.argv[1:] if argv is None else argv:
+        if _FLAG.match(word):
+            now = others
+        elif is_key(word, cfg):
+            now = keys
+        now.append(word)
+    args = parser.parse_intermixed_args(others)
+    args.opts = [*args.opts, *keys]
     return args
 
 

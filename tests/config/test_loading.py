@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zenith_det.config import CfgNode, LoadedConfig, get_cfg, load_config
-from zenith_det.config.keys import first_key, leaves
+from zenith_det.config.keys import leaves
 from zenith_det.errors import ConfigError
 
 
@@ -326,17 +326,3 @@ def test_retinanets_anchor_expression_is_known_by_its_text(tmp_path: Path) -> No
     sizes = load_config(write(tmp_path / "x.yaml", config % text)).cfg.MODEL.ANCHOR_GENERATOR.SIZES
     assert sizes == eval(text)
     assert "the YAML tag" in error_of(write(tmp_path / "y.yaml", config % (text + " ")))
-
-
-@pytest.mark.parametrize(
-    ("words", "place"),
-    [
-        (["--seeds", "0", "1", "SOLVER.MAX_ITER", "9"], 3),
-        (["--seeds", "0", "SEED", "9"], 2),
-        (["--input", "DSC_0001.JPG", "MODEL", "MODEL.DEVICE", "cpu"], 3),
-        (["--input", "SEED.JPG", "a.jpg"], 3),
-        ([], 0),
-    ],
-)
-def test_where_the_keys_of_a_command_line_begin(words: list[str], place: int) -> None:
-    assert first_key(words, get_cfg()) == place

@@ -18,7 +18,6 @@ from zenith_det.engines import trainer
 from zenith_det.errors import UserError
 from zenith_det.optim import ZENITH
 from zenith_det.self_check import evaluation, optimizer, runner, training
-from zenith_det.self_check.__main__ import checks_of
 from zenith_det.self_check.finding import BROKEN, NOT_CHECKED, OK, SLOW
 from zenith_det.self_check.images import make_set
 
@@ -58,11 +57,6 @@ def test_a_machine_that_works_is_told_so(tmp_path: Path) -> None:
         any(line.startswith(name) and verdict in line for line in lines) for name, verdict in verdicts.items()
     )
     assert [path for path in temporary.iterdir() if path.name.startswith("zenith_det")] == []
-
-
-def test_the_names_told_are_those_of_the_checks(data: tuple[Path, Path], tmp_path: Path) -> None:
-    for group, names in runner.NAMES.items():
-        assert tuple(checks_of(group, data, tmp_path)) == names
 
 
 def test_a_step_that_is_off_the_formulas_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

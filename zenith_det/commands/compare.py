@@ -27,8 +27,6 @@ from zenith_det.comparing.plan import distinct, plan_runs
 from zenith_det.comparing.results import Comparison, collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
 from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
-from zenith_det.config import get_cfg
-from zenith_det.config.keys import first_key
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError, RunStopped
@@ -111,14 +109,6 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """As argparse does, but what follows ``--seeds 0 1 2`` may be the first KEY."""
-    first = first_key(argv, get_cfg())
-    args = argument_parser().parse_args(argv[:first])
-    args.opts += argv[first:]
-    return cli.flags_among_keys(argument_parser(), args)
-
-
 def positive(text: str) -> int:
     """A whole number >= 1."""
     value = int(text)
@@ -175,7 +165,7 @@ def list_arms(arms_file: str | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Plan, carry out, compare."""
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_arguments(argv)
+    args = cli.parse_arguments(argument_parser(), argv)
     if args.list_arms:
         list_arms(args.arms_file)
         return 0

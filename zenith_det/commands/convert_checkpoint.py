@@ -31,15 +31,13 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="the model's config, checked against the weights"
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to override"
-    )
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read, convert, check against the model that the config describes, write."""
-    args = argument_parser().parse_args(argv)
+    args = cli.parse_arguments(argument_parser(), argv)
     if args.output.suffix != ".pth":
         raise UserError(f"{args.output}: the name must end in .pth")
     loaded = load_config(args.config_file, args.opts)

@@ -29,7 +29,7 @@ from zenith_det import opencv as cv2
 from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
 from zenith_det.errors import UserError
 from zenith_det.evaluation import ResultsWriter
-from zenith_det.predicting.image_sources import check_file, files_below, frames_per_second, is_video
+from zenith_det.predicting.image_sources import collect, frames_per_second, is_video
 from zenith_det.predicting.prediction import Prediction, save_picture
 from zenith_det.predicting.predictor import Predictor
 from zenith_det.report.run_data import recommended_score
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     """Find the inputs, build the model once, draw one after the other."""
     args = parse_model_arguments(argument_parser(), argv)
     setup_logging()
-    inputs = targets(collect(args.input, args.output), args.output)
+    inputs = targets(collect(args.input, leave_out=args.output), args.output)
     predictor = Predictor(
         args.run or args.config_file,
         threshold=None,
@@ -168,32 +168,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {path}: {error.strerror}") from error
-
-
-def collect(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """The images and videos that ``paths`` name, folders and their subfolders opened; each once.
-
-    Args:
-        paths: files and folders.
-        output: is not searched where it lies within one of them: it holds what an earlier command drew.
-
-    Returns:
-        Each with its path below the folder that was named, or its name alone.
-
-    Raises:
-        UserError: a path that isn't there or is neither, or nothing at all.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if path.is_dir():
-            for file in files_below(path, output):
-                found.setdefault(file, file.relative_to(path))
-        else:
-            check_file(path)
-            found.setdefault(path, Path(path.name))
-    if not found:
-        raise UserError(f"--input {' '.join(map(str, paths))}: no images or videos there")
-    return list(found.items())
 
 
 def targets(found: Sequence[tuple[Path, Path]], output: Path) -> list[Input]:

@@ -20,7 +20,7 @@ from zenith_det.commands.model_arguments import add_model_flags, parse_model_arg
 from zenith_det.config import CfgNode
 from zenith_det.errors import UserError
 from zenith_det.files import write_whole
-from zenith_det.predicting.image_sources import check_file, files_below, is_video
+from zenith_det.predicting.image_sources import collect
 from zenith_det.predicting.predictor import Predictor
 from zenith_det.training.logs.logging_setup import setup_logging
 
@@ -93,14 +93,5 @@ def chosen_images(given: Sequence[Path] | None, cfg: CfgNode, most: int) -> list
             raise UserError(
                 "the run's validation images aren't here: give some to compare the exported model on (--images)"
             )
-    files: list[Path] = []
-    for path in given:
-        if path.is_dir():
-            files += files_below(path)
-        else:
-            check_file(path)
-            files.append(path)
-    files = [file for file in files if not is_video(file)]
-    if not files:
-        raise UserError(f"--images {' '.join(map(str, given))}: no images there")
+    files = [file for file, _ in collect(given, videos=False)]
     return files[:: max(1, len(files) // most)][:most]

@@ -46,7 +46,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("output/find_lr"), metavar="DIR",
         help="folder for the curve, as PNG and JSON (default output/find_lr)",
     )  # fmt: skip
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to override")
     return parser
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from zenith_det.config import get_cfg
-from zenith_det.config.keys import first_key
+from zenith_det import cli
 from zenith_det.errors import UserError
 
 
@@ -23,17 +21,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         default=[],
         metavar="KEY VALUE",
-        help="config keys to override, at the end; without --opts, too",
+        help="config keys to override; without --opts, too",
     )
 
 
 def parse_model_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """As argparse does, but what follows ``--input a.jpg b.jpg`` may be the first KEY.
+    """Parse a command line, and see that it names one model.
 
     Args:
         parser: with :func:`add_model_flags`.
@@ -42,10 +40,7 @@ def parse_model_arguments(
     Raises:
         UserError: neither a run nor a config, or both.
     """
-    words = sys.argv[1:] if argv is None else argv
-    first = first_key(words, get_cfg())
-    args = parser.parse_intermixed_args(words[:first])
-    args.opts = [*args.opts, *words[first:]]
+    args = cli.parse_arguments(parser, argv)
     if (args.run is None) == (args.config_file is None):
         raise UserError(
             "give the model: the OUTPUT_DIR of a run or one of its checkpoints"

@@ -95,7 +95,7 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="where the machines meet: tcp://HOST:PORT of machine 0; auto on one machine",
     )
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to override")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to override")
     return parser
 
 

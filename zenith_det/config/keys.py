@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _KEY = re.compile(r"([A-Z][A-Z0-9_]*)((?:\.[A-Z0-9_]+)*)")
@@ -35,16 +35,13 @@ def sections(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from sections(value, f"{prefix}{name}.")
 
 
-def first_key(words: Sequence[str], cfg: Mapping[str, Any]) -> int:
-    """Where the ``KEY VALUE`` pairs begin in the words of a command line; their number where there are none.
+def is_key(word: str, cfg: Mapping[str, Any]) -> bool:
+    """Whether a word of a command line is a KEY.
 
-    Files of a camera look like keys, too (``DSC_0001.JPG``): the first part must be one of the configuration's.
+    Files of a camera look like one, too (``DSC_0001.JPG``): the first part must be one of the configuration's.
     """
-    for place, word in enumerate(words):
-        match = _KEY.fullmatch(word)
-        if match and match[1] in cfg and bool(match[2]) == isinstance(cfg[match[1]], Mapping):
-            return place
-    return len(words)
+    match = _KEY.fullmatch(word)
+    return bool(match and match[1] in cfg and bool(match[2]) == isinstance(cfg[match[1]], Mapping))
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str | None:

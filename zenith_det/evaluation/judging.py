@@ -115,6 +115,28 @@ class Judgement:
         """
         return _peak(self.mean_f1)
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Of the classes, by the file's category ids."""
+        ids = [category["id"] for category in self._ground_truth["categories"]]
+        return {category: one.name for category, one in zip(ids, self.classes)}
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Annotations of what there is to find, in COCO's format; crowd regions don't count."""
+        return [one for one in self._ground_truth["annotations"] if not one["iscrowd"]]
+
+    def detections(self, score: float) -> list[dict[str, Any]]:
+        """Those with this score or a higher one that are right or wrong, in COCO's result format."""
+        found = self._detections["annotations"]
+        return [one for one in found if one["score"] >= score and one["id"] in self._matches]
+
+    def errors(self, score: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The detections with this score or a higher one that found no object, and the objects none of them found."""
+        detections = self.detections(score)
+        found = {self._matches[one["id"]] for one in detections}
+        wrong = [one for one in detections if not self._matches[one["id"]]]
+        return wrong, [one for one in self.objects() if one["id"] not in found]
+
     def confusion(self, score: float) -> npt.NDArray[np.int64]:
         """What was taken for what, by the detections with this score or a higher one.
 
@@ -125,25 +147,12 @@ class Judgement:
             (C + 1, C + 1): rows what is there, columns what was detected; last the background, that is false
             positives (row) and misses (column).
         """
-        index = {category["id"]: n for n, category in enumerate(self._ground_truth["categories"])}
+        index = {category: n for n, category in enumerate(self.names)}
         background = len(index)
         table = np.zeros((background + 1, background + 1), dtype=np.int64)
-        found = set()
-        wrong = []
-        for detection in self._detections["annotations"]:
-            if detection["score"] < score or detection["id"] not in self._matches:
-                continue
-            if match := self._matches[detection["id"]]:
-                found.add(match)
-                n = index[detection["category_id"]]
-                table[n, n] += 1
-            else:
-                wrong.append(detection)
-        missed = [
-            annotation
-            for annotation in self._ground_truth["annotations"]
-            if not annotation["iscrowd"] and annotation["id"] not in found
-        ]
+        for n, one in enumerate(self.classes):
+            table[n, n] = one.counts(score)[1]
+        wrong, missed = self.errors(score)
         taken = _match_any_class(self._ground_truth, missed, wrong)
         label = {annotation["id"]: index[annotation["category_id"]] for annotation in missed}
         for detection in wrong:

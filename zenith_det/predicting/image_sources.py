@@ -51,13 +51,40 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """The images and videos in a folder and its subfolders, linked ones too, sorted by name.
+def collect(
+    paths: Sequence[Path], *, videos: bool = True, leave_out: Path | None = None
+) -> list[tuple[Path, Path]]:
+    """The images and videos that ``paths`` name, folders and their subfolders opened; each once.
 
     Args:
-        folder: to search.
+        paths: files and folders.
+        videos: take videos, too.
         leave_out: a folder that is not searched, such as one of an earlier command's pictures.
+
+    Returns:
+        Each with its path below the folder that was named, or its name alone.
+
+    Raises:
+        UserError: a path that isn't there or is neither, or nothing at all.
     """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            for file in _files_below(path, leave_out):
+                found.setdefault(file, file.relative_to(path))
+        else:
+            check_file(path)
+            found.setdefault(path, Path(path.name))
+    if not videos:
+        found = {path: below for path, below in found.items() if not is_video(path)}
+    if not found:
+        kinds = "images or videos" if videos else "images"
+        raise UserError(f"{' '.join(map(str, paths))}: no {kinds} there")
+    return list(found.items())
+
+
+def _files_below(folder: Path, leave_out: Path | None) -> list[Path]:
+    """The images and videos in a folder and its subfolders, linked ones too, sorted by name."""
     files: list[Path] = []
     opened = {leave_out.resolve()} - {folder.resolve()} if leave_out else set()
     for parent, subfolders, names in os.walk(folder, followlinks=True):

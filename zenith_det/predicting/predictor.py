@@ -13,14 +13,14 @@ from PIL import Image
 
 from zenith_det.engines.device import resolve_device
 from zenith_det.engines.engine import Sample, load_engine
-from zenith_det.errors import ConfigError, UserError
+from zenith_det.errors import ConfigError
 from zenith_det.predicting.image_sources import (
     ByteImage,
     OnBadImage,
     OneImage,
     Picture,
     check_file,
-    files_below,
+    collect,
     is_video,
     read_all,
     read_one,
@@ -160,14 +160,7 @@ class Predictor:
         """
         sources: Iterable[Any]
         if isinstance(source, str | os.PathLike):
-            path = Path(source)
-            if path.is_dir():
-                sources = files_below(path)
-                if not sources:
-                    raise UserError(f"{path}: no images or videos there")
-            else:
-                check_file(path)
-                sources = [path]
+            sources = [path for path, _ in collect([Path(source)])]
         else:
             sources = source
         return self._detect(read_all(sources, on_bad_image, value_range=self.cfg.INPUT.VALUE_RANGE))

@@ -1,20 +1,22 @@
-"""Where a model errs: detections matched with the ground truth by their boxes, at one IoU."""
+"""Where a model errs: why each false positive is one, and what is where an object was missed."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from zenith_det.data.metadata import DatasetMetadata
+from zenith_det.evaluation import Judgement
 from zenith_det.evaluation.judging import MATCH_IOU
 
 #: Below this, a false positive has nothing to do with an object.
 NEAR_IOU = 0.1
+
+Boxed = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,12 @@ class FalsePositive:
     """A detection that is no object's.
 
     Attributes:
-        record: of its image.
-        result: in COCO's result format.
+        detection: in COCO's result format.
         reason: ``background``, ``poor box``, ``duplicate``, ``in truth: CLASS`` or ``near: CLASS``.
         iou: with the object that the reason speaks of.
     """
 
-    record: Mapping[str, Any]
-    result: Mapping[str, Any]
+    detection: Boxed
     reason: str
     iou: float
 
@@ -39,132 +39,77 @@ class Miss:
     """An object without a detection.
 
     Attributes:
-        record: of its image.
-        annotation: of the object.
+        annotation: of the object, in COCO's format.
         reason: what is there instead.
     """
 
-    record: Mapping[str, Any]
-    annotation: Mapping[str, Any]
+    annotation: Boxed
     reason: str
 
 
-@dataclass
-class Findings:
-    """What matching gave.
+def find_errors(judgement: Judgement, score: float) -> tuple[list[FalsePositive], list[Miss]]:
+    """The errors of the detections with this score or a higher one.
 
-    Attributes:
-        threshold: the lowest score that counts.
-        objects, found, wrong: by class index: objects, objects found, false positives.
-        false_positives: by falling score.
-        misses: by falling area.
+    Returns:
+        False positives by falling score, and misses by falling area of the box.
     """
-
-    threshold: float
-    objects: Counter[int] = field(default_factory=Counter)
-    found: Counter[int] = field(default_factory=Counter)
-    wrong: Counter[int] = field(default_factory=Counter)
-    false_positives: list[FalsePositive] = field(default_factory=list)
-    misses: list[Miss] = field(default_factory=list)
-
-
-def find_errors(
-    records: Sequence[Mapping[str, Any]],
-    by_image: Mapping[int, Sequence[Mapping[str, Any]]],
-    metadata: DatasetMetadata,
-    threshold: float = 0.5,
-) -> Findings:
-    """Match each image's detections, best scores first, with objects of their class, as COCO does at IoU 0.5.
-
-    What lies in a crowd region of its class is neither right nor wrong.
-
-    Args:
-        records: dataset records; ``category_id`` indexes the classes.
-        by_image: detections by image id, with the file's own category ids.
-        metadata: of the set.
-        threshold: detections below this score don't count.
-    """
-    findings = Findings(threshold)
-    for record in records:
-        detections = [r for r in by_image.get(record["image_id"], ()) if r["score"] >= threshold]
-        detections.sort(key=lambda r: -r["score"])
-        _match(record, detections, metadata, findings)
-    findings.false_positives.sort(key=lambda fp: -fp.result["score"])
-    findings.misses.sort(key=lambda miss: -_area(miss.annotation))
-    return findings
+    wrong, missed = judgement.errors(score)
+    objects = _by_image(judgement.objects())
+    detections = _by_image(judgement.detections(score))
+    false_positives = [
+        FalsePositive(one, *_why_wrong(one, objects[one["image_id"]], judgement.names)) for one in wrong
+    ]
+    misses = [Miss(one, _why_missed(one, detections[one["image_id"]], judgement.names)) for one in missed]
+    return (
+        sorted(false_positives, key=lambda found: -found.detection["score"]),
+        sorted(misses, key=lambda miss: -miss.annotation["bbox"][2] * miss.annotation["bbox"][3]),
+    )
 
 
-def _area(annotation: Mapping[str, Any]) -> float:
-    return float(annotation["bbox"][2] * annotation["bbox"][3])
+def _by_image(boxed: Sequence[Boxed]) -> Mapping[int, list[Boxed]]:
+    images = defaultdict(list)
+    for one in boxed:
+        images[one["image_id"]].append(one)
+    return images
 
 
-def _match(
-    record: Mapping[str, Any],
-    detections: Sequence[Mapping[str, Any]],
-    metadata: DatasetMetadata,
-    findings: Findings,
-) -> None:
-    objects = list(record["annotations"])
-    crowd = np.array([bool(o.get("iscrowd")) for o in objects], dtype=bool)
-    classes = np.array([o["category_id"] for o in objects], dtype=np.int64)
-    labels = [metadata.thing_dataset_id_to_contiguous_id[d["category_id"]] for d in detections]
-    overlaps = np.zeros((len(detections), len(objects)))
-    if detections and objects:
-        boxes = np.array([d["bbox"] for d in detections], dtype=np.float64)
-        overlaps = np.asarray(
-            coco_mask.iou(boxes, np.array([o["bbox"] for o in objects], dtype=np.float64), crowd.tolist())
-        )
-    taken = np.zeros(len(objects), dtype=bool)
-    for n, (detection, label) in enumerate(zip(detections, labels)):
-        same = (classes == label) & ~crowd
-        free = np.where(same & ~taken, overlaps[n], 0.0)
-        if len(objects) and free.max() >= MATCH_IOU:
-            taken[int(free.argmax())] = True
-            continue
-        if len(objects) and np.where((classes == label) & crowd, overlaps[n], 0.0).max() >= MATCH_IOU:
-            continue
-        findings.wrong[label] += 1
-        reason, iou = _why_wrong(overlaps[n], classes, same, crowd, metadata)
-        findings.false_positives.append(FalsePositive(record, detection, reason, iou))
-    for n, annotation in enumerate(objects):
-        if crowd[n]:
-            continue
-        label = int(classes[n])
-        findings.objects[label] += 1
-        if taken[n]:
-            findings.found[label] += 1
-            continue
-        findings.misses.append(Miss(record, annotation, _why_missed(overlaps[:, n], labels, label, metadata)))
+def _nearest(one: Boxed, others: Sequence[Boxed], *, same: bool) -> tuple[float, int]:
+    """The highest IoU with a box of the same class, or of another, and the class."""
+    compared = [other for other in others if (other["category_id"] == one["category_id"]) == same]
+    if not compared:
+        return 0.0, 0
+    overlaps = coco_mask.iou(
+        *(
+            np.array(boxes, dtype=np.float64)
+            for boxes in ([one["bbox"]], [other["bbox"] for other in compared])
+        ),
+        [0] * len(compared),
+    )[0]
+    best = int(overlaps.argmax())
+    return float(overlaps[best]), compared[best]["category_id"]
 
 
-def _why_wrong(
-    overlaps: np.ndarray, classes: np.ndarray, same: np.ndarray, crowd: np.ndarray, metadata: DatasetMetadata
-) -> tuple[str, float]:
-    if not len(overlaps):
-        return "background", 0.0
-    own = np.where(same, overlaps, 0.0)
-    if own.max() >= MATCH_IOU:
-        return "duplicate", float(own.max())
-    other = np.where(~same & ~crowd, overlaps, 0.0)
-    if other.max() >= MATCH_IOU:
-        index = int(other.argmax())
-        return f"in truth: {metadata.thing_classes[classes[index]]}", float(other[index])
-    if own.max() >= NEAR_IOU:
-        return "poor box", float(own.max())
-    if other.max() >= NEAR_IOU:
-        index = int(other.argmax())
-        return f"near: {metadata.thing_classes[classes[index]]}", float(other[index])
-    return "background", float(max(own.max(), other.max()))
+def _why_wrong(detection: Boxed, objects: Sequence[Boxed], names: Mapping[int, str]) -> tuple[str, float]:
+    own, _ = _nearest(detection, objects, same=True)
+    other, category = _nearest(detection, objects, same=False)
+    if own >= MATCH_IOU:
+        return "duplicate", own
+    if other >= MATCH_IOU:
+        return f"in truth: {names[category]}", other
+    if own >= NEAR_IOU:
+        return "poor box", own
+    if other >= NEAR_IOU:
+        return f"near: {names[category]}", other
+    return "background", max(own, other)
 
 
-def _why_missed(overlaps: np.ndarray, labels: Sequence[int], label: int, metadata: DatasetMetadata) -> str:
-    if len(overlaps):
-        others = [n for n in range(len(labels)) if labels[n] != label and overlaps[n] >= MATCH_IOU]
-        if others:
-            return f"taken for {metadata.thing_classes[labels[others[0]]]}"
-        own = [float(overlaps[n]) for n in range(len(labels)) if labels[n] == label]
-        if own and max(own) >= MATCH_IOU:
-            return "its detection went to a neighbour"
-        if own and max(own) >= NEAR_IOU:
-            return f"only a poor box (IoU {max(own):.2f})"
+def _why_missed(annotation: Boxed, detections: Sequence[Boxed], names: Mapping[int, str]) -> str:
+    own, _ = _nearest(annotation, detections, same=True)
+    other, category = _nearest(annotation, detections, same=False)
+    if other >= MATCH_IOU:
+        return f"taken for {names[category]}"
+    if own >= MATCH_IOU:
+        return "its detection went to a neighbour"
+    if own >= NEAR_IOU:
+        return f"only a poor box (IoU {own:.2f})"
     return "no detection there"

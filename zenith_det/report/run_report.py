@@ -6,7 +6,9 @@ import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +21,15 @@ from zenith_det.config.metric_names import TASKS, TTA
 from zenith_det.data import read_image
 from zenith_det.data.statistics import STATISTICS_FILE, read_statistics
 from zenith_det.errors import UserError
-from zenith_det.evaluation import SizeBin, evaluate_by_size, note_recommended, read_explanations
+from zenith_det.evaluation import Judgement, SizeBin, evaluate_by_size, note_recommended, read_explanations
 from zenith_det.evaluation.coco import METRICS
 from zenith_det.evaluation.explained import EXPLAINED_FILE
+from zenith_det.evaluation.judging import ScoredClass
 from zenith_det.report import curves
 from zenith_det.report.dataset_page import statistics_parts
 from zenith_det.report.diagnosis import config_window, diagnose, sentences
 from zenith_det.report.figures import Picture, draw
-from zenith_det.report.findings import FalsePositive, Findings, Miss, find_errors
+from zenith_det.report.findings import FalsePositive, Miss, find_errors
 from zenith_det.report.html import (
     Html,
     Page,
@@ -118,6 +121,15 @@ def write_run_report(
     return page.save(path or output_dir / HTML_FILE)
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Detections of a run, and the score from which on they count."""
+
+    evaluated: Evaluated
+    judgement: Judgement
+    score: float
+
+
 def _page(
     output_dir: Path,
     cfg: Any,
@@ -151,12 +163,12 @@ def _page(
         for prefix in ("", averaging.PREFIX)
     ]
     page.section("Average precision", *tables, *_explained(output_dir))
-    findings, judgement, of = None, None, ""
+    judged, of = None, ""
     if evaluated is not None:
         judgement = evaluated.judge()
         note_recommended(evaluated.folder, judgement)
-        threshold = threshold if threshold is not None else judgement.recommended_score or DEFAULT_THRESHOLD
-        findings = find_errors(evaluated.records, evaluated.by_image, evaluated.dataset.metadata, threshold)
+        score = threshold if threshold is not None else judgement.recommended_score or DEFAULT_THRESHOLD
+        judged = _Judged(evaluated, judgement, score)
         of = evaluated.dataset.metadata.name if evaluated.dataset.metadata.name in sets else ""
     # One kind of weights for AP and errors: those to use.
     averaged = any(_has_averaged(scalars) for scalars in sets.values())
@@ -164,18 +176,18 @@ def _page(
     other = _other_weights(evaluated, sets.get(of, {})) if evaluated is not None else ""
     classes = [paragraph(other)] if other else []
     for name, scalars in sets.items():
-        errors = (evaluated, findings) if name == of else (None, None)
         prefix = averaging.PREFIX if averaged and _has_averaged(scalars) else ""
-        classes.append(_class_table(scalars, name, prefix, *errors))
+        classes.append(_class_table(scalars, name, prefix, judged if name == of else None))
     kind = "averaged weights" if averaged else "trained weights"
     page.section(f"Classes, hardest first ({kind})", *classes)
-    if evaluated is not None and findings is not None and judgement is not None:
-        judged = curves.of_test_set("Scores and confusions", of)
-        page.section(f"{judged} ({evaluated.of})", *judged_parts(judgement, sizes, findings.threshold))
-        wrong = curves.of_test_set("False positives with the highest scores", of)
-        page.section(f"{wrong} ({evaluated.of})", *_false_positives(evaluated, findings))
-        missed = curves.of_test_set("Largest objects missed", of)
-        page.section(f"{missed} ({evaluated.of})", *_misses(evaluated, findings))
+    if judged is not None:
+        false_positives, misses = find_errors(judged.judgement, judged.score)
+        for title, parts in (
+            ("Scores and confusions", judged_parts(judged.judgement, sizes, judged.score)),
+            ("False positives with the highest scores", _false_positives(judged, false_positives)),
+            ("Largest objects missed", _misses(judged, misses)),
+        ):
+            page.section(f"{curves.of_test_set(title, of)} ({judged.evaluated.of})", *parts)
     page.section("Skipped steps and roll-backs", _events(output_dir))
     page.section("Data", *data)
     page.section("Configuration", *_config(output_dir, cfg))
@@ -332,37 +344,35 @@ def _other_weights(evaluated: Evaluated, metrics: Metrics) -> str:
     )
 
 
-def _class_table(
-    metrics: Metrics, test_set: str, prefix: str, evaluated: Evaluated | None, findings: Findings | None
-) -> Html:
+def _class_table(metrics: Metrics, test_set: str, prefix: str, judged: _Judged | None) -> Html:
     """Of one test set, its name taken off; ``prefix``: of averaged weights."""
     tasks = [task for task in TASKS if f"{prefix}{task}/AP" in metrics]
     own = re.compile(rf"{prefix}(?:bbox|segm|keypoints)/AP-(.*)")
     names = sorted({match[1] for name in metrics if (match := own.fullmatch(name))})
-    index: dict[str, int] = {}
-    if evaluated is not None:
-        index = {name: n for n, name in enumerate(evaluated.dataset.metadata.thing_classes)}
-        names = names or ([] if not tasks else list(index))
+    classes: dict[str, ScoredClass] = {}
+    if judged is not None:
+        classes = {one.name: one for one in judged.judgement.classes}
+        names = names or ([] if not tasks else list(classes))
     rows = []
     for name in names:
         values = []
         for task in tasks:
             series = metrics.get(f"{prefix}{task}/AP-{name}")
-            if series is None and len(index) == 1:
+            if series is None and len(classes) == 1:
                 series = metrics[f"{prefix}{task}/AP"]
             values.append(float(series.values[-1]) if series is not None else float("nan"))
         counts: list[Any] = []
-        if findings is not None and name in index:
-            n = index[name]
-            counts = [findings.objects[n], findings.found[n], findings.objects[n] - findings.found[n],
-                      findings.wrong[n]]  # fmt: skip
+        if judged is not None and name in classes:
+            one = classes[name]
+            kept, found = map(int, one.counts(judged.score))
+            counts = [one.objects, found, one.objects - found, kept - found]
         rows.append((values, name, counts))
     rows.sort(key=lambda row: row[0][0] if row[0] and not np.isnan(row[0][0]) else 1e9)
     header = ["class", *[f"{TASKS[task]} AP" for task in tasks]]
     told = ""
-    if findings is not None:
+    if judged is not None:
         header += ["objects", "found", "missed", "false positives"]
-        told = f"; found: a box of IoU 0.5 with a score of {findings.threshold:g} or more"
+        told = f"; found: a box of IoU 0.5 with a score of {judged.score:g} or more"
     shown = [
         [name, *["n/a" if np.isnan(value) else f"{value:.1f}" for value in values], *counts]
         for values, name, counts in rows
@@ -374,61 +384,53 @@ def _class_table(
 # ---- pictures of errors
 
 
-def _false_positives(evaluated: Evaluated, findings: Findings) -> list[str]:
-    kinds: dict[str, int] = {}
-    for found in findings.false_positives:
-        word, colon, _ = found.reason.partition(":")
-        kind = {"in truth": "another class", "near": "near another class"}[word] if colon else word
-        kinds[kind] = kinds.get(kind, 0) + 1
+def _false_positives(judged: _Judged, found: Sequence[FalsePositive]) -> list[str]:
+    kinds: Counter[str] = Counter()
+    for one in found:
+        word, colon, _ = one.reason.partition(":")
+        kinds[{"in truth": "another class", "near": "near another class"}[word] if colon else word] += 1
     if not kinds:
-        return [paragraph(f"None with a score of {findings.threshold:g} or more.")]
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+        return [paragraph(f"None with a score of {judged.score:g} or more.")]
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     cells = []
-    for false_positive in findings.false_positives[:SHOWN]:
-        cells.append(_show_false_positive(evaluated, false_positive))
-    lead = paragraph(f"{len(findings.false_positives)} in all: {told}.", "soft")
+    for one in found[:SHOWN]:
+        iou = f" (IoU {one.iou:.2f})" if one.iou > 0 else ""
+        score = one.detection["score"]
+        reason = f" {score * 100:.0f} %: {one.reason}{iou}"
+        cells.append(_cell(judged.evaluated, one.detection, "False positive", reason, [score]))
+    lead = paragraph(f"{len(found)} in all: {told}.", "soft")
     return [lead, grid([cell for cell in cells if cell], "cells")]
 
 
-def _show_false_positive(evaluated: Evaluated, found: FalsePositive) -> str:
-    metadata = evaluated.dataset.metadata
-    label = metadata.thing_dataset_id_to_contiguous_id[found.result["category_id"]]
-    cut = _cut(found.record, found.result["bbox"])
-    if cut is None:
-        return ""
-    image, box = cut
-    scores = [found.result["score"]]
-    picture = draw_instances(image, [box], [label], scores, metadata=metadata, scale=_scale(image))
-    iou = f" (IoU {found.iou:.2f})" if found.iou > 0 else ""
-    text = f"{metadata.thing_classes[label]} {found.result['score'] * 100:.0f} %: {found.reason}{iou}"
-    name = evaluated.name_of(found.record)
-    return photo(picture, f"False positive in {name}: {text}", f"{text}, {name}", width=_CELL)
-
-
-def _misses(evaluated: Evaluated, findings: Findings) -> list[str]:
-    total = sum(findings.objects.values())
-    if not findings.misses:
+def _misses(judged: _Judged, misses: Sequence[Miss]) -> list[str]:
+    total = len(judged.judgement.objects())
+    if not misses:
         return [paragraph(f"All {total} objects are found.")]
-    cells = [_show_miss(evaluated, miss) for miss in findings.misses[:SHOWN]]
+    cells = [
+        _cell(judged.evaluated, miss.annotation, "Missed", f": {miss.reason}") for miss in misses[:SHOWN]
+    ]
     lead = paragraph(
-        f"{len(findings.misses)} of {total} objects have no box of IoU 0.5 with a score of "
-        f"{findings.threshold:g} or more.",
+        f"{len(misses)} of {total} objects have no box of IoU 0.5 with a score of {judged.score:g} or more.",
         "soft",
     )
     return [lead, grid([cell for cell in cells if cell], "cells")]
 
 
-def _show_miss(evaluated: Evaluated, miss: Miss) -> str:
+def _cell(
+    evaluated: Evaluated, one: Mapping[str, Any], title: str, told: str, scores: list[float] | None = None
+) -> str:
+    """The surroundings of a detection or an annotation; nothing where the image can't be read."""
     metadata = evaluated.dataset.metadata
-    cut = _cut(miss.record, miss.annotation["bbox"])
+    record = next(record for record in evaluated.records if record["image_id"] == one["image_id"])
+    cut = _cut(record, one["bbox"])
     if cut is None:
         return ""
     image, box = cut
-    label = int(miss.annotation["category_id"])
-    picture = draw_instances(image, [box], [label], metadata=metadata, scale=_scale(image))
-    name = evaluated.name_of(miss.record)
-    text = f"{metadata.thing_classes[label]}: {miss.reason}"
-    return photo(picture, f"Missed in {name}: {text}", f"{text}, {name}", width=_CELL)
+    label = metadata.thing_dataset_id_to_contiguous_id[one["category_id"]]
+    picture = draw_instances(image, [box], [label], scores, metadata=metadata, scale=_scale(image))
+    name = evaluated.name_of(record)
+    text = f"{metadata.thing_classes[label]}{told}"
+    return photo(picture, f"{title} in {name}: {text}", f"{text}, {name}", width=_CELL)
 
 
 def _cut(record: Mapping[str, Any], box: Sequence[float]) -> tuple[ByteImage, list[float]] | None:

@@ -13,35 +13,36 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from zenith_det.errors import UserError, one_line
 from zenith_det.self_check.finding import Finding, broken
+from zenith_det.self_check.runner import NAMES
 
 
 def checks_of(group: str, data: tuple[Path, Path], folder: Path) -> Mapping[str, Callable[[], Finding]]:
-    """The checks of a group, in the order in which they run."""
+    """The checks of a group, by their names."""
     import torch
 
     from zenith_det.self_check.evaluation import check_evaluation
     from zenith_det.self_check.optimizer import check_no_wait, check_step
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checks: list[Callable[[], Finding]]
     if group == "basics":
-        return {
-            "ZENITH's step": lambda: check_step(device),
-            "ZENITH doesn't wait": lambda: check_no_wait(device),
-            "evaluation": lambda: check_evaluation(data[0]),
-        }
-    from zenith_det.self_check.training import PRECISIONS, EngineChecks
+        checks = [
+            partial(check_step, device),
+            partial(check_no_wait, device),
+            partial(check_evaluation, data[0]),
+        ]
+    else:
+        from zenith_det.self_check.training import PRECISIONS, EngineChecks
 
-    engine = EngineChecks(group, data, folder, device)
-    return {
-        **{p: (lambda p=p: engine.check_precision(p)) for p in PRECISIONS},  # type: ignore[misc]
-        "waits": engine.check_waits,
-        "memory": engine.check_memory,
-        "exact resume": engine.check_resume,
-    }
+        engine = EngineChecks(group, data, folder, device)
+        checks = [partial(engine.check_precision, precision) for precision in PRECISIONS]
+        checks += [engine.check_waits, engine.check_memory, engine.check_resume]
+    return dict(zip(NAMES[group], checks, strict=True))
 
 
 def main(words: list[str]) -> None:

@@ -21,10 +21,12 @@ from zenith_det.self_check.images import make_set
 #: Seconds of one check, imports included: ten times what any has taken. A GPU's first kernels may be compiled.
 LIMIT = 300.0
 PROCESS = [sys.executable, "-m", "zenith_det.self_check"]
+_OF_AN_ENGINE = ("fp32", "bf16", "fp16", "waits", "memory", "exact resume")
+#: The checks of each group, in the order in which they run.
 NAMES: dict[str, tuple[str, ...]] = {
     "basics": ("ZENITH's step", "ZENITH doesn't wait", "evaluation"),
-    "torchvision": ("fp32", "bf16", "fp16", "waits", "memory", "exact resume"),
-    "detectron2": ("fp32", "bf16", "fp16", "waits", "memory", "exact resume"),
+    "torchvision": _OF_AN_ENGINE,
+    "detectron2": _OF_AN_ENGINE,
 }
 _TITLES = {"basics": "", "torchvision": "built-in engine, ", "detectron2": "Detectron2, "}
 
