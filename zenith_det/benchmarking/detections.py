@@ -18,7 +18,7 @@ CORNERS = 24
 Dicts = list[dict[str, Any]]
 
 
-def coco_like(task: str, num_images: int, dets_per_image: int, seed: int = 0) -> tuple[dict[str, Any], Dicts]:
+def coco_like(task: str, num_images: int, dets_per_image: int) -> tuple[dict[str, Any], Dicts]:
     """A ground truth and results for it: images of 640 × 480 with 7 objects each, of COCO's range of sizes.
 
     A third of the detections are objects, moved a little; half of the rest share the class of an object in
@@ -28,12 +28,11 @@ def coco_like(task: str, num_images: int, dets_per_image: int, seed: int = 0) ->
         task: "bbox" and "segm" have 80 classes, "keypoints" has persons alone.
         num_images: how many, >= 1.
         dets_per_image: detections in each, all with different scores.
-        seed: for the same data again.
 
     Returns:
         a COCO annotation file as a dict, and detections in COCO's result format with what ``task`` needs.
     """
-    rng = np.random.default_rng((seed, num_images, dets_per_image))
+    rng = np.random.default_rng((0, num_images, dets_per_image))
     classes = 1 if task == "keypoints" else NUM_CLASSES
     annotations: Dicts = []
     results: Dicts = []

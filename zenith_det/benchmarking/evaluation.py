@@ -12,8 +12,9 @@ import numpy as np
 from zenith_det.benchmarking.detections import coco_like
 from zenith_det.benchmarking.measuring import Case, Samples, interleave
 from zenith_det.benchmarking.reporting import Comparison, Ratio
+from zenith_det.config.metric_names import TASKS
 from zenith_det.engines.selection import probe_detectron2
-from zenith_det.evaluation import METRICS, TASKS, evaluate_coco
+from zenith_det.evaluation import METRICS, evaluate_coco
 
 __all__ = ["compare_evaluations"]
 
@@ -24,7 +25,7 @@ MAX_DETS = 100
 
 
 def compare_evaluations(
-    num_images: int, dets_per_image: int, tasks: Sequence[str] = TASKS, *, rounds: int, warmup: int
+    num_images: int, dets_per_image: int, tasks: Sequence[str] = tuple(TASKS), *, rounds: int, warmup: int
 ) -> list[Comparison]:
     """For each task, from annotations and detections in memory to AP; boxes and masks together first.
 

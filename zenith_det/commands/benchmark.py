@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zenith_det import cli
+from zenith_det.config.metric_names import TASKS
 from zenith_det.errors import UserError
-from zenith_det.evaluation import TASKS
 
 if TYPE_CHECKING:  # torch takes seconds, which a wrong flag need not wait for
     import torch
@@ -175,7 +175,7 @@ def argument_parser() -> argparse.ArgumentParser:
     command = add("eval", evaluation, 3, 0, "our COCO evaluation beside pycocotools and Detectron2's")
     command.add_argument("--images", type=positive, default=5000, help="(default 5000)")
     command.add_argument("--detections", type=positive, default=100, help="in each image (default 100)")
-    command.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    command.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
 
     command = add(
         "iteration", iteration, 10, 2, "a whole training iteration, ZENITH beside SGD, both engines"

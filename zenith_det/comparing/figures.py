@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from zenith_det.comparing.results import TASKS, Comparison, Group
+from zenith_det.comparing.results import AP_TITLES, Comparison, Group
 from zenith_det.comparing.statistics import t_975
 from zenith_det.report.curves import line_style, smooth
 from zenith_det.report.figures import INK, Picture, draw, svg_dashes
@@ -82,7 +82,7 @@ def _ap_curves(comparison: Comparison, task: str, *, by_time: bool) -> Picture:
     def paint(figure: Figure) -> None:
         nonlocal top
         axes = figure.add_subplot()
-        axes.set_title(TASKS[task])
+        axes.set_title(AP_TITLES[task])
         for arm in comparison.arms:
             group = comparison.best(arm)
             iterations, values = ap_over_seeds(group, task)
@@ -113,7 +113,7 @@ def _ap_curves(comparison: Comparison, task: str, *, by_time: bool) -> Picture:
         final = comparison.best(arm).final(task)
         if final is not None:
             finals.append(f"{arm.label} ends at {final.mean:.1f}")
-    alt = f"{TASKS[task]} over {across}, a line for each arm: {'; '.join(finals) or 'no run has ended yet'}."
+    alt = f"{AP_TITLES[task]} over {across}, a line for each arm: {'; '.join(finals) or 'no run has ended yet'}."
     return draw(f"ap_{task}_{'time' if by_time else 'iterations'}", alt, paint)
 
 
@@ -153,7 +153,7 @@ def _differences(comparison: Comparison, task: str) -> Picture | None:
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.set_title(TASKS[task])
+        axes.set_title(AP_TITLES[task])
         axes.axvline(0, color=INK, linewidth=1)
         limit = max(1.0, *(abs(value.mean) for _, value in rows)) * 1.2
         widest = [value.half_width + abs(value.mean) for _, value in rows if value.n >= MIN_BAND]
@@ -179,7 +179,7 @@ def _differences(comparison: Comparison, task: str) -> Picture | None:
         for arm, value in rows
     ]
     alt = (
-        f"Differences in final {TASKS[task]} from {comparison.reference.label}, with 95 % confidence intervals: "
+        f"Differences in final {AP_TITLES[task]} from {comparison.reference.label}, with 95 % confidence intervals: "
         f"{'; '.join(told)}."
     )
     return draw(f"difference_{task}", alt, paint, height=0.9 + 0.3 * len(rows))
@@ -279,7 +279,7 @@ def _picker(key: str) -> Callable[[Mapping[str, Series]], Series | None]:
 def _sensitivity(comparison: Comparison, task: str) -> Picture:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.set_title(f"final {TASKS[task]} over the learning rate")
+        axes.set_title(f"final {AP_TITLES[task]} over the learning rate")
         top = 0.0
         rates: set[float] = set()
         for arm in comparison.arms:
@@ -310,7 +310,7 @@ def _sensitivity(comparison: Comparison, task: str) -> Picture:
         groups = [g for g in comparison.groups_of(arm) if g.final(task)]
         if groups:
             told.append(f"{arm.label} best at {arm.lr_text(comparison.best(arm).lr)}")
-    alt = f"Final {TASKS[task]} of each arm at each learning rate tried: {'; '.join(told)}."
+    alt = f"Final {AP_TITLES[task]} of each arm at each learning rate tried: {'; '.join(told)}."
     return draw(f"sensitivity_{task}", alt, paint)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import escape
 
 from zenith_det.comparing.figures import MIN_BAND, figures, legend_entries
-from zenith_det.comparing.results import TASKS, Comparison, Group, Outcome
+from zenith_det.comparing.results import AP_TITLES, Comparison, Group, Outcome
 from zenith_det.comparing.runner import LOG_FILE, duration
 from zenith_det.comparing.statistics import Estimate, signed
 from zenith_det.comparing.summary import mean_of, show
@@ -130,7 +130,7 @@ def _results_table(comparison: Comparison) -> Html:
     tasks = comparison.tasks
     header = ["arm", "η₀", "runs"]
     for task in tasks:
-        header += [TASKS[task], "difference (95 % CI)"]
+        header += [AP_TITLES[task], "difference (95 % CI)"]
     rows, marked = [], []
     for n, arm in enumerate(comparison.arms):
         group = comparison.best(arm)
@@ -189,7 +189,9 @@ def _targets(comparison: Comparison) -> Html:
             reaching = comparison.reaching(arm, task)
             if reaching is None:
                 ran = comparison.best(arm).final(task) is not None
-                rows.append([TASKS[task], f"{target:.1f}", arm.label, "never" if ran else "–", "–", "–", "–"])
+                rows.append(
+                    [AP_TITLES[task], f"{target:.1f}", arm.label, "never" if ran else "–", "–", "–", "–"]
+                )
                 continue
             iterations, seconds, missed = reaching.iterations, reaching.seconds, reaching.never
             cpu = "–" if reaching.cpu_seconds is None else duration(reaching.cpu_seconds.mean)
@@ -198,7 +200,7 @@ def _targets(comparison: Comparison) -> Html:
             spread = "" if np.isnan(iterations.std) else f" ± {iterations.std:.0f}"
             never = f" ({missed} of {missed + iterations.n} never)" if missed else ""
             rows.append(
-                [TASKS[task], f"{target:.1f}", arm.label, f"{iterations.mean:.0f}{spread}{never}",
+                [AP_TITLES[task], f"{target:.1f}", arm.label, f"{iterations.mean:.0f}{spread}{never}",
                  share, duration(seconds.mean), cpu]
             )  # fmt: skip
     return table(
@@ -218,7 +220,7 @@ def _sensitivity_table(comparison: Comparison) -> Html:
             ok = sum(o.ok for o in group.outcomes)
             finals = [show(group.final(task)) for task in comparison.tasks]
             rows.append([arm.label, arm.lr_text(group.lr), f"{ok}/{len(group.outcomes)}", *finals, best])
-    header = ["arm", "η₀", "runs", *[TASKS[task] for task in comparison.tasks], ""]
+    header = ["arm", "η₀", "runs", *[AP_TITLES[task] for task in comparison.tasks], ""]
     return table("Final AP at each learning rate tried", header, rows)
 
 

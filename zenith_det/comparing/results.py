@@ -13,14 +13,14 @@ from zenith_det.comparing.arms import Arm
 from zenith_det.comparing.plan import Run
 from zenith_det.comparing.runner import Result, read_result
 from zenith_det.comparing.statistics import Estimate, estimate, first_crossing, paired
-from zenith_det.config import metric_names
+from zenith_det.config.metric_names import TASKS
 from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.training.course.metrics_file import Series, by_test_set, read_metrics
 
 logger = logging.getLogger(__name__)
 
-TASKS = {task: f"{name} AP" for task, name in metric_names.TASKS.items()}
+AP_TITLES = {task: f"{name} AP" for task, name in TASKS.items()}
 AVERAGED = "averaged/"
 #: The part of the reference arm's final AP that is timed.
 TARGET = 0.95
@@ -175,7 +175,7 @@ class Comparison:
     @property
     def tasks(self) -> list[str]:
         """Those that any run was evaluated on: ``bbox``, ``segm``, ``keypoints``."""
-        return [task for task in TASKS if any(o.ap(task) is not None for o in self.outcomes)]
+        return [task for task in AP_TITLES if any(o.ap(task) is not None for o in self.outcomes)]
 
     def groups_of(self, arm: Arm) -> list[Group]:
         """An arm's, by rising learning rate."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zenith_det.comparing.results import AVERAGED, TASKS, Comparison, Group, Outcome
+from zenith_det.comparing.results import AP_TITLES, AVERAGED, Comparison, Group, Outcome
 from zenith_det.comparing.runner import duration
 from zenith_det.comparing.statistics import Estimate
 from zenith_det.files import write_whole
@@ -22,7 +22,7 @@ CSV_FILE, JSON_FILE = "compare.csv", "compare.json"
 def describe_final(final: Mapping[str, float]) -> str:
     """``"box AP 61.2, mask AP 58.3"``; the averaged weights' beside, where there are any."""
     words = []
-    for task, title in TASKS.items():
+    for task, title in AP_TITLES.items():
         for name, value in final.items():
             if re.fullmatch(rf"(?!{AVERAGED})([^/]+/)?{task}/AP", name):
                 averaged = final.get(AVERAGED + name)
@@ -46,7 +46,7 @@ def text_table(comparison: Comparison) -> str:
     tasks = comparison.tasks
     header = ["arm", "eta0", "runs"]
     for task in tasks:
-        header += [TASKS[task], "difference"]
+        header += [AP_TITLES[task], "difference"]
     header += ["iterations", "time", "CPU time", "s/iter"]
     rows = [header]
     for arm in comparison.arms:
@@ -95,7 +95,7 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if comparison.tasks and (target := comparison.target(comparison.tasks[0])) is not None:
         lines.append(
-            f"iterations, time, CPU time: to {target:.1f} {TASKS[comparison.tasks[0]]}, 95 % of "
+            f"iterations, time, CPU time: to {target:.1f} {AP_TITLES[comparison.tasks[0]]}, 95 % of "
             f"{comparison.reference.name}'s final; in training steps alone."
         )
     if any(len(comparison.groups_of(arm)) > 1 for arm in comparison.arms):

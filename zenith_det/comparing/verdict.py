@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zenith_det.comparing.arms import Arm
-from zenith_det.comparing.results import TASKS, Comparison
+from zenith_det.comparing.results import AP_TITLES, Comparison
 from zenith_det.comparing.statistics import Estimate, paired, signed
 
 
@@ -38,8 +38,8 @@ def _headline(comparison: Comparison, arms: list[Arm], task: str) -> str:
     best = arms[0]
     final = comparison.best(best).final(task)
     if final is None:
-        return f"No run that came to its end has a {TASKS[task]}."
-    text = f"{best.label} has the highest {TASKS[task]}, {final.mean:.1f}"
+        return f"No run that came to its end has a {AP_TITLES[task]}."
+    text = f"{best.label} has the highest {AP_TITLES[task]}, {final.mean:.1f}"
     if final.n == 1:
         return text + ", of one seed each: a hint, not a result."
     level: list[str] = []
@@ -59,7 +59,7 @@ def _zenith_line(comparison: Comparison, own: list[Arm], rivals: list[Arm], task
     zenith = max(own, key=lambda arm: _mean(comparison, arm, task))
     rival = max(rivals, key=lambda arm: _mean(comparison, arm, task))
     gap = paired(comparison.best(zenith).finals(task), comparison.best(rival).finals(task))
-    pair = f"{zenith.label} against the best baseline, {rival.label}, by {TASKS[task]}"
+    pair = f"{zenith.label} against the best baseline, {rival.label}, by {AP_TITLES[task]}"
     if gap is None:
         return f"{pair}: no seed that both have."
     return f"{pair}: {_gap(gap)}{_times(comparison, zenith, rival, task)}."

@@ -91,9 +91,7 @@ def check_image_file(file: ImageFile, full: bool) -> tuple[int, int]:
     raise OtherSize(reason, found)
 
 
-def check_image_files(
-    files: Sequence[ImageFile], check: ImageCheck, workers: int | None = None
-) -> Iterator[tuple[int, int] | Fault]:
+def check_image_files(files: Sequence[ImageFile], check: ImageCheck) -> Iterator[tuple[int, int] | Fault]:
     """For each image in order, its (height, width) or what is wrong with it; in threads.
 
     With ``check="none"`` only images whose size isn't declared are opened.
@@ -115,7 +113,7 @@ def check_image_files(
         yield from map(look, files)
         return
     # Threads: most of the time goes into waiting for the disk and into Pillow's C code.
-    with ThreadPoolExecutor(workers or min(16, 2 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         # In parts: the pool takes up two kilobytes for each that waits.
         for start in range(0, len(files), 4096):
             yield from pool.map(look, files[start : start + 4096])

@@ -7,7 +7,6 @@ log_results(results, explain_results(results, ground_truth, detections, score_th
 from zenith_det.evaluation.coco import (
     COCO_OKS_SIGMAS,
     METRICS,
-    TASKS,
     Results,
     SizeBin,
     evaluate_by_size,
@@ -49,7 +48,6 @@ __all__ = [
     "METRICS",
     "RECOMMENDED_FILE",
     "RESULTS_FILE",
-    "TASKS",
     "EvaluatedWeights",
     "Judgement",
     "RecommendedScore",

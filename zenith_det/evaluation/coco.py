@@ -40,7 +40,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
     "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
 }
-TASKS: tuple[str, ...] = tuple(METRICS)
 
 #: Areas in pixels², both ends included (COCO's definition: 1024 is small *and* medium).
 AREA_RANGES: dict[str, tuple[float, float]] = {
@@ -148,25 +147,21 @@ def evaluate_by_size(
     tasks: Sequence[str] | None = None,
     *,
     oks_sigmas: Sequence[float] | None = None,
-    max_dets_per_image: int = 100,
     image_ids: Collection[int] | None = None,
-    backend: str = "auto",
-    processes: int | None = None,
     sides: Sequence[float] = SIDES,
 ) -> list[SizeBin]:
     """AP as COCO defines it for small, medium and large objects, for finer ranges of sizes.
 
     Args:
         sides: where they begin and end: the square roots of areas in pixels².
-        ground_truth, results, tasks, oks_sigmas, max_dets_per_image, image_ids, backend, processes: see
-            :func:`evaluate_coco`, also for what is raised.
+        ground_truth, results, tasks, oks_sigmas, image_ids: see :func:`evaluate_coco`, also for what is raised.
 
     Returns:
         The ranges that have objects.
     """
     ranges = {str(n): (low**2, min(high, 1e5) ** 2) for n, (low, high) in enumerate(pairwise(sides))}
     work, precisions = _all_precisions(
-        ground_truth, results, tasks, oks_sigmas, max_dets_per_image, image_ids, backend, processes, ranges
+        ground_truth, results, tasks, oks_sigmas, 100, image_ids, "auto", None, ranges
     )
     objects = prepare_ground_truth(ground_truth, "bbox", image_ids, 0)["annotations"]
     bins = []
@@ -193,8 +188,8 @@ def _all_precisions(
     if max_dets_per_image < 1:
         raise ValueError(f"max_dets_per_image must be at least 1, got {max_dets_per_image}")
     chosen = infer_tasks(ground_truth, results) if tasks is None else tuple(tasks)
-    if unknown := set(chosen) - set(TASKS):
-        raise ValueError(f"unknown task {sorted(unknown)[0]!r}; the tasks are {', '.join(TASKS)}")
+    if unknown := set(chosen) - set(METRICS):
+        raise ValueError(f"unknown task {sorted(unknown)[0]!r}; the tasks are {', '.join(METRICS)}")
     resolved = _resolve_backend(backend)
     with garbage_collection_off():
         check_results(results, ground_truth, chosen, known_categories_only=False)

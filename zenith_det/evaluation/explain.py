@@ -27,8 +27,6 @@ def explain_results(
     detections: Sequence[Mapping[str, Any]],
     *,
     score_threshold: float | None = None,
-    num_candidates: int | None = None,
-    highest_score: float | None = None,
     weights: tuple[int, int] | None = None,
     image_ids: Collection[int] | None = None,
 ) -> list[str]:
@@ -39,8 +37,6 @@ def explain_results(
         ground_truth: the annotation file it was given.
         detections: the results it was given.
         score_threshold: the threshold that detections had to pass (``MODEL.ROI_HEADS.SCORE_THRESH_TEST``).
-        num_candidates: how many there were before the threshold, where the caller knows.
-        highest_score: the highest score among those.
         weights: (parameters loaded, parameters of the model).
         image_ids: the images evaluated on (default: all).
 
@@ -60,7 +56,9 @@ def explain_results(
     counted = [detection for detection in detections if detection["image_id"] in image_set]
 
     lines = _notes(results, ground_truth, detections, names, image_set, wanted is not None)
-    nothing_found = _why_no_detections(score_threshold, num_candidates, highest_score) if not counted else ""
+    nothing_found = "" if counted else "no detections at all"
+    if nothing_found and score_threshold is not None:
+        nothing_found = f"no detection above the score threshold {score_threshold:g}"
     weights_hint = ""
     if weights is not None and weights[0] < weights[1]:
         weights_hint = (
@@ -204,20 +202,6 @@ def _has_no_object(name: str, objects: Sequence[Mapping[str, Any]], names: Mappi
     """Whether a class is declared and has no object."""
     category_ids = _categories(name, names)
     return bool(category_ids) and not any(o["category_id"] in category_ids for o in objects)
-
-
-def _why_no_detections(threshold: float | None, candidates: int | None, highest: float | None) -> str:
-    told = (
-        f"no detection above the score threshold {threshold:g}"
-        if threshold is not None
-        else "no detections at all"
-    )
-    extra = []
-    if candidates is not None:
-        extra.append(f"0 of {candidates} candidates")
-    if highest is not None:
-        extra.append(f"highest score {highest:.3g}")
-    return told + (f" ({'; '.join(extra)})" if extra else "")
 
 
 def _why_metric(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zenith_det.errors import DatasetError, UserError
+from zenith_det.errors import DatasetError
 from zenith_det.evaluation.masks import encode_masks
-from zenith_det.files import write_whole
+from zenith_det.files import told, whole_file, write_whole
 
 RESULTS_FILE = "coco_instances_results.json"
 #: Added to COCO's whole-pixel keypoints on reading, so that a keypoint lies in the middle of its pixel
@@ -213,13 +213,12 @@ class ResultsWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._whole = contextlib.ExitStack()
         self._first = True
 
     def __enter__(self) -> ResultsWriter:
-        with self._telling():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._beside, "w", encoding="utf-8")
+        with told(self.path):
+            self._file = self._whole.enter_context(whole_file(self.path))
         return self
 
     def add(self, results: Iterable[Mapping[str, Any]]) -> None:
@@ -231,29 +230,18 @@ class ResultsWriter:
                 raise DatasetError(
                     f"{self.path}: a detection has a number that is not finite; the model's outputs diverged"
                 ) from error
-            with self._telling():
-                self._file.write(f"{'[' if self._first else ','}\n{text}")
+            with told(self.path):
+                self._file.write(f"{'[' if self._first else ','}\n{text}".encode())
             self._first = False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with self._telling():
-                if kind is None:
-                    self._file.write("[]\n" if self._first else "\n]\n")
-                self._file.close()
-                if kind is None:
-                    os.replace(self._beside, self.path)
-        finally:
-            self._beside.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        if kind is not None:
+            self._whole.__exit__(kind, error, trace)
+            return
+        with told(self.path), self._whole:
+            self._file.write(b"[]\n" if self._first else b"\n]\n")
 
 
 def load_results(

@@ -147,7 +147,7 @@ def _size_bars(sets: Sequence[SetStatistics]) -> Picture:
 # ---- labelled images
 
 
-def pick_records(dataset: CocoDataset, count: int = LABELLED) -> list[dict[str, Any]]:
+def pick_records(dataset: CocoDataset) -> list[dict[str, Any]]:
     """Images to look at: with each class at least once where there is room, rare classes first."""
     having: dict[int, list[int]] = {}
     for number, record in enumerate(dataset.records):
@@ -156,18 +156,18 @@ def pick_records(dataset: CocoDataset, count: int = LABELLED) -> list[dict[str, 
     picked: list[int] = []
     covered: set[int] = set()
     for label in sorted(having, key=lambda label: len(having[label])):
-        if len(picked) < count and label not in covered:
+        if len(picked) < LABELLED and label not in covered:
             # Among those that have it, one with few objects: there its label can be read.
             best = min(having[label], key=lambda number: len(dataset.records[number]["annotations"]))
             picked.append(best)
             covered |= {item["category_id"] for item in dataset.records[best]["annotations"]}
     with_objects = sorted({number for numbers in having.values() for number in numbers})
-    rest = [number for number in with_objects if number not in picked] or []
-    missing = count - len(picked)
+    rest = [number for number in with_objects if number not in picked]
+    missing = LABELLED - len(picked)
     if missing > 0 and rest:
         picked += rest[:: max(1, len(rest) // missing)][:missing]
     if not picked:
-        picked = list(range(min(count, len(dataset.records))))
+        picked = list(range(min(LABELLED, len(dataset.records))))
     return [dataset.records[number] for number in sorted(picked)]
 
 

@@ -6,7 +6,8 @@ import html
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -59,13 +60,20 @@ class Picture:
         name: of its files, without an ending.
         alt: what it shows, for who can't see it.
         svg: an ``<svg>`` element.
-        png: the same on white.
     """
 
     name: str
     alt: str
     svg: str
-    png: bytes
+    _figure: Figure = field(repr=False, compare=False)
+
+    @cached_property
+    def png(self) -> bytes:
+        """The same on white; drawn when it is asked for, as pages need none."""
+        pixels = io.BytesIO()
+        with matplotlib.rc_context(_STYLE), fitting_fonts(self._figure):
+            self._figure.savefig(pixels, format="png", facecolor="white")
+        return pixels.getvalue()
 
     def inline_svg(self) -> str:
         """The element for a page: its ids are its own there, and it has a name."""
@@ -92,11 +100,10 @@ def draw(
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure)
-        text, pixels = io.StringIO(), io.BytesIO()
+        text = io.StringIO()
         with fitting_fonts(figure):
             figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-            figure.savefig(pixels, format="png", facecolor="white")
-    return Picture(name, alt, _element(text.getvalue()), pixels.getvalue())
+    return Picture(name, alt, _element(text.getvalue()), figure)
 
 
 def _element(document: str) -> str:

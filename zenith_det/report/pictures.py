@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,12 @@ _BACKGROUND, _INK, _FAINT = (255, 255, 255), (34, 34, 34), (120, 120, 120)
 #: A label of which more than this share would lie on others is left out.
 _MOST_COVERED = 0.1
 
+#: Predicted keypoints below this score aren't drawn.
+KEYPOINT_THRESHOLD = 0.05
+#: Predictions below this score aren't drawn on a sheet.
+SHEET_THRESHOLD = 0.5
+#: The width of an image on a sheet, in pixels; tall images get less, so that none is taller than 0.8 of this.
+SHEET_WIDTH = 640
 #: The longer side that :func:`draw_instances` enlarges smaller images to, in pixels.
 MIN_LONG_SIDE = 640
 
@@ -156,7 +161,6 @@ class SheetRow:
     image: ByteImage
     ground_truth: Instances
     predictions: Instances
-    title: str = ""
 
 
 def _segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -182,7 +186,6 @@ def draw_instances(
     *,
     crowd: npt.ArrayLike | None = None,
     scale: float | None = None,
-    keypoint_threshold: float = 0.05,
 ) -> ByteImage:
     """Draw boxes, masks, keypoints and labels on a copy of an image.
 
@@ -193,11 +196,10 @@ def draw_instances(
         scores: (N,) 0..1, shown in percent; None for ground truth.
         masks: (N, H, W) bool.
         keypoints: (N, K, 3): x, y, and visibility where ``scores`` is None (1, hidden, is drawn hollow),
-            otherwise a score, drawn above ``keypoint_threshold``.
+            otherwise a score, drawn above :data:`KEYPOINT_THRESHOLD`.
         metadata: gives class names, keypoint names (left and right get their own colours) and the skeleton.
         crowd: (N,) bool, drawn grey.
         scale: size of the result, as a factor; default: 1, or what brings the longer side to 640.
-        keypoint_threshold: see ``keypoints``.
 
     Returns:
         BGR uint8 (round(H * scale), round(W * scale), 3).
@@ -239,37 +241,25 @@ def draw_instances(
     if instances.keypoints is not None:
         for n, points in enumerate(instances.keypoints):
             if instances.crowd is None or not instances.crowd[n]:
-                visible = points[:, 2] > (0 if instances.scores is None else keypoint_threshold)
+                visible = points[:, 2] > (0 if instances.scores is None else KEYPOINT_THRESHOLD)
                 hidden = points[:, 2] == 1 if instances.scores is None else np.zeros(len(points), bool)
                 _draw_keypoints(canvas, points[:, :2] * scale, visible, hidden, colors[n], metadata, unit)
     return _draw_labels(canvas, instances, colors, metadata, scale, unit)
 
 
 def prediction_sheet(
-    pairs: Iterable[SheetRow | tuple[ByteImage, Instances, Instances]],
-    metadata: DatasetMetadata | None,
-    path: str | os.PathLike[str],
-    *,
-    score_threshold: float = 0.5,
-    keypoint_threshold: float = 0.05,
-    titles: tuple[str, str] = ("ground truth", "predictions"),
-    max_rows: int = 8,
-    cell_width: int = 640,
+    rows: Iterable[SheetRow], metadata: DatasetMetadata | None, path: str | os.PathLike[str]
 ) -> Path:
     """Write a picture with an image per row: ground truth to the left, predictions to the right.
 
+    Predictions below :data:`SHEET_THRESHOLD` are not drawn; where none is left, the picture says so, with the highest
+    score.
+
     Args:
-        pairs: images (BGR) with their ground truth and predictions; taken one by one, so that the masks of one image
+        rows: images (BGR) with their ground truth and predictions; taken one by one, so that the masks of one image
             at a time are in memory where they are made as they are asked for.
         metadata: as in :func:`draw_instances`.
         path: the picture, usually ``OUTPUT_DIR/predictions.png``.
-        score_threshold: predictions below it are not drawn; where none is left, the picture says so, with the
-            highest score.
-        keypoint_threshold: as in :func:`draw_instances`.
-        titles: the columns' titles.
-        max_rows: at most this many images, the first ones.
-        cell_width: each image's width in the picture, in pixels; tall images get less, so that
-            none is taller than 0.8 of this.
 
     Returns:
         the picture's path.
@@ -277,59 +267,52 @@ def prediction_sheet(
     Raises:
         UserError: no image to draw, or the picture cannot be written.
     """
-    gap, head, caption = 16, 56, 30
+    gap, head = 16, 56
     cells = []
-    for pair in islice(pairs, max_rows):
-        row = pair if isinstance(pair, SheetRow) else SheetRow(*pair)
-        del pair
+    for row in rows:
         height, width = row.image.shape[:2]
-        scale = min(cell_width / width, 0.8 * cell_width / height)
+        scale = min(SHEET_WIDTH / width, 0.8 * SHEET_WIDTH / height)
         kept = row.predictions
         if kept.scores is not None:
-            kept = kept.pick(kept.scores >= score_threshold)
+            kept = kept.pick(kept.scores >= SHEET_THRESHOLD)
         pictures = [
             draw_instances(
                 row.image, i.boxes, i.classes, i.scores, i.masks, i.keypoints, metadata,
-                crowd=i.crowd, scale=scale, keypoint_threshold=keypoint_threshold,
+                crowd=i.crowd, scale=scale,
             )
             for i in (row.ground_truth, kept)
         ]  # fmt: skip
-        cells.append((row.title, pictures, _below_threshold(row.predictions, kept, score_threshold)))
+        cells.append((pictures, _below_threshold(row.predictions, kept)))
         del row, kept
     if not cells:
         raise UserError(f"{path}: no image to draw predictions on")
 
-    row_heights = [pictures[0].shape[0] + gap + (caption if title else 0) for title, pictures, _ in cells]
-    column = max(picture.shape[1] for _, pictures, _ in cells for picture in pictures)
+    row_heights = [pictures[0].shape[0] + gap for pictures, _ in cells]
+    column = max(picture.shape[1] for pictures, _ in cells for picture in pictures)
     sheet = Image.new("RGB", (2 * column + 3 * gap, head + sum(row_heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    for n, title in enumerate(titles):
+    for n, title in enumerate(("ground truth", "predictions")):
         letters = Lettering(26, bold=True)
         letters.draw(pen, (gap + n * (column + gap), (head - letters.height(title)) / 2), title, _INK)
     top = head
-    for (row_title, pictures, note), row_height in zip(cells, row_heights, strict=True):
+    for (pictures, note), row_height in zip(cells, row_heights, strict=True):
         for n, picture in enumerate(pictures):
             left = gap + n * (column + gap) + (column - picture.shape[1]) // 2
             sheet.paste(Image.fromarray(picture[:, :, ::-1]), (left, top))
             if n == 1 and note:
                 _chip(pen, (left + 8, top + 8), note, Lettering(18), (60, 60, 60))
-        if row_title:
-            Lettering(16).draw(pen, (gap, top + pictures[0].shape[0] + 5), row_title, _FAINT)
         top += row_height
 
     return _save(sheet, Path(path))
 
 
-def labelled_sheet(
-    cells: Sequence[tuple[ByteImage, str]], title: str, path: str | os.PathLike[str], *, columns: int = 3
-) -> Path:
+def labelled_sheet(cells: Sequence[tuple[ByteImage, str]], title: str, path: str | os.PathLike[str]) -> Path:
     """Write a picture of several pictures in rows, each with its name below.
 
     Args:
         cells: pictures (BGR) and their names.
         title: of the whole.
         path: the file.
-        columns: pictures in a row; fewer where there are fewer.
 
     Returns:
         the picture's path.
@@ -340,7 +323,7 @@ def labelled_sheet(
     if not cells:
         raise UserError(f"{path}: no image to draw labels on")
     gap, head, caption = 16, 56, 30
-    columns = min(columns, len(cells))
+    columns = min(3, len(cells))
     rows = [cells[n : n + columns] for n in range(0, len(cells), columns)]
     heights = [max(picture.shape[0] for picture, _ in row) + caption + gap for row in rows]
     column = max(picture.shape[1] for picture, _ in cells)
@@ -366,12 +349,12 @@ def _save(sheet: Image.Image, target: Path) -> Path:
     return write_whole(target, lambda file: sheet.save(file, kind))
 
 
-def _below_threshold(found: Instances, kept: Instances, threshold: float) -> str:
+def _below_threshold(found: Instances, kept: Instances) -> str:
     if len(kept):
         return ""
     if not len(found) or found.scores is None:
         return "no detection"
-    return f"no detection of {threshold:.0%} or more (highest {float(found.scores.max()):.1%})"
+    return f"no detection of {SHEET_THRESHOLD:.0%} or more (highest {float(found.scores.max()):.1%})"
 
 
 def _resize(image: ByteImage, scale: float) -> ByteImage:

@@ -26,6 +26,7 @@ from zenith_det.evaluation import (
     noted_weights,
 )
 from zenith_det.training.checkpoints import averaging
+from zenith_det.training.course.run_record import CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_config(folder: Path) -> Any:
     Raises:
         UserError: it isn't there or can't be read.
     """
-    return load_config(str(folder / "config.yaml")).cfg
+    return load_config(str(folder / CONFIG_FILE)).cfg
 
 
 def read_evaluated(folder: Path, *, averaged: bool | None = False) -> Evaluated:

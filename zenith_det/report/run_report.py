@@ -49,7 +49,7 @@ from zenith_det.report.pictures import ByteImage, draw_instances
 from zenith_det.report.run_data import Evaluated, read_evaluated, run_config
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.course.metrics_file import Series, by_test_set, read_metrics
-from zenith_det.training.course.run_record import short_run_lines
+from zenith_det.training.course.run_record import CONFIG_FILE, short_run_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -520,7 +520,7 @@ def _config(output_dir: Path, cfg: Any) -> list[str]:
         if value in ("", (), []):
             continue
         rows.append([key, str(value)])
-    text = (output_dir / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    text = (output_dir / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
     return [
         table("What matters most", ["key", "value"], rows, text_columns=(0, 1), wrap_columns=(1,)),
         folded("all of config.yaml", code(text)),

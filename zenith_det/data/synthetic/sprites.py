@@ -52,10 +52,10 @@ def random_colour(rng: np.random.Generator) -> FloatArray:
     return ((1 - saturation * (1 - pure)) * value).astype(np.float32)
 
 
-def _contrasting(rng: np.random.Generator, other: FloatArray, distance: float = 75.0) -> FloatArray:
+def _contrasting(rng: np.random.Generator, other: FloatArray) -> FloatArray:
     for _ in range(12):
         colour = random_colour(rng)
-        if float(np.abs(colour - other).sum()) > 1.7 * distance:
+        if float(np.abs(colour - other).sum()) > 127.5:
             return colour
     return np.where(other > 128, 30, 225).astype(np.float32)
 

@@ -82,10 +82,10 @@ class EventStorage:
         """The last value of every scalar and the iteration it was put at."""
         return dict(self._latest)
 
-    def latest_smoothed(self, window: int = SMOOTHING_WINDOW) -> dict[str, tuple[float, int]]:
-        """As :meth:`latest`, with the median over ``window`` iterations for scalars that want smoothing."""
+    def latest_smoothed(self) -> dict[str, tuple[float, int]]:
+        """As :meth:`latest`, with the median (:meth:`median`) for scalars that want smoothing."""
         return {
-            name: (self.median(name, window) if self._smoothing[name] else value, at)
+            name: (self.median(name) if self._smoothing[name] else value, at)
             for name, (value, at) in self._latest.items()
         }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.text import Text
 
 from zenith_det import cli
-from zenith_det.errors import UserError
+from zenith_det.files import told
 from zenith_det.training.logs import terminal
 
 ROOT = "zenith_det"
@@ -113,11 +113,9 @@ def setup_logging(
         handlers.append(ConsoleHandler())
     if output_dir is not None:
         path = Path(output_dir) / ("log.txt" if rank == 0 else f"log.txt.rank{rank}")
-        try:
+        with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handlers.append(LogFileHandler(path, encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     if not handlers:
         handlers.append(logging.NullHandler())
     for handler in handlers:

@@ -96,12 +96,12 @@ def all_gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def broadcast_object(value: Any, source: int = 0) -> Any:
-    """The ``value`` of rank ``source``, on every process; what the others give is ignored."""
+def broadcast_object(value: Any) -> Any:
+    """The main process's ``value``, on every process; what the others give is ignored."""
     if get_world_size() == 1:
         return value
     holder = [value]
-    dist.broadcast_object_list(holder, src=source, group=_object_group())
+    dist.broadcast_object_list(holder, src=0, group=_object_group())
     return holder[0]
 
 
