@@ -121,7 +121,7 @@ def test_each_of_several_test_sets_has_its_panel(tmp_path: Path, figures: list[F
     ]
     street = labelled(found["Average precision: street"])
     assert list(street["box AP, averaged 46.0"].get_ydata()) == [41.0, 46.0]
-    assert "dashed: trained weights; else averaged" in street
+    assert "dashed: trained weights" in street
     assert list(labelled(found["Average precision: my/woods"])["box AP 25.0"].get_ydata()) == [20.0, 25.0]
     loss = labelled(found["Total loss"])
     assert list(loss) == ["total", "validation: street", "validation: my/woods"]

@@ -232,7 +232,8 @@ def draw_components(axes: Axes, metrics: Metrics, keys: Sequence[str]) -> None:
         color, dashes = line_style(index)
         _draw_noisy(axes, metrics[key], color, label, 1.6, dashes)
     _limit_spikes(axes, [metrics[key] for key in keys])
-    axes.legend(loc="upper right", ncols=2 if len(keys) > 3 else 1)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)  # room for the legend above the curves
+    axes.legend(loc="upper right", ncols=min(3, len(keys)))
 
 
 def line_style(index: int) -> tuple[str, Any]:
@@ -262,7 +263,7 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
         metrics: of one test set, its name taken off.
     """
     top = 0.0
-    legend: dict[str, Any] = {}
+    legend: dict[str, tuple[Any, str | None]] = {}
     for task, label, color, marker in AP_LINES:
         series = metrics.get(f"{task}/AP")
         if series is None:
@@ -279,20 +280,23 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
             label=f"{label}{weights} {main.values[-1]:.1f}" + _best(main),
         )
         beside, style, what = (
-            (series, DASHES[1], "dashed: trained weights; else averaged")
+            (series, DASHES[1], "dashed: trained weights")
             if weights
             else (half, DASHES[2], "dotted: AP50")
         )
         if beside is not None:
+            mark = None
+            if len(beside) == 1:
+                style, mark, what = "none", "x", what.replace("dashed", "cross").replace("dotted", "cross")
             axes.plot(
                 beside.iterations, beside.values, color=color, linewidth=1.1, linestyle=style, alpha=0.8,
-                marker="x" if len(beside) == 1 else None, markersize=4,
+                marker=mark, markersize=5,
             )  # fmt: skip
-            legend[what] = style
+            legend[what] = (style, mark)
         shown = [one for one in (main, beside) if one is not None]
         top = max([top, *(float(one.values.max()) for one in shown)])
-    for what, style in legend.items():
-        axes.plot([], [], color=GREY, linewidth=1.1, linestyle=style, label=what)
+    for what, (style, mark) in legend.items():
+        axes.plot([], [], color=GREY, linewidth=1.1, linestyle=style, marker=mark, markersize=5, label=what)
     axes.set_ylim(0, min(100.0, top * 1.12) if top > 0 else 1.0)
     axes.set_ylabel("%")
     axes.legend(loc="lower right")
@@ -331,15 +335,12 @@ def draw_ratio(axes: Axes, series: Series) -> None:
     )
     axes.fill_between(series.iterations, series.values, color=GREEN, alpha=0.08, linewidth=0)
     axes.set_ylim(0, 1.06)
-    axes.annotate(
-        f"{series.values[-1]:.2f}",
-        (float(series.iterations[-1]), float(series.values[-1])),
-        xytext=(0, -12),
-        textcoords="offset points",
-        ha="right" if len(series) > 1 else "left",
-        color=GREEN,
+    last = float(series.values[-1])
+    # Away from the curve: below it, or above where it is low.
+    axes.text(
+        0.98, 0.05 if last > 0.4 else 0.85, f"{last:.2f} at the end", transform=axes.transAxes, ha="right", color=GREEN,
         weight="bold",
-    )
+    )  # fmt: skip
 
 
 def draw_norm(axes: Axes, metrics: Metrics) -> None:
@@ -359,14 +360,15 @@ def draw_norm(axes: Axes, metrics: Metrics) -> None:
         exact.append(mean)
     zenith = metrics.get("zenith/zenith")
     if zenith is not None:
+        there = zenith.values > 0  # 0 until the window is full
         axes.plot(
-            zenith.iterations,
-            zenith.values,
+            zenith.iterations[there],
+            zenith.values[there],
             color=VERMILION,
             linewidth=1.6,
             linestyle=DASHES[1],
             label="zenith",
-            marker=_lone(zenith),
+            marker="o" if there.sum() == 1 else None,
             markersize=6,
             fillstyle="none",
         )

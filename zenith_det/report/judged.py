@@ -137,26 +137,24 @@ def _calibration(judgement: Judgement) -> Picture | None:
         axes.plot(
             [0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="a score that is a probability"
         )
+        middles = [(one.low + one.high) / 2 for one in bins]
         axes.bar(
-            [(one.low + one.high) / 2 for one in bins],
+            middles,
             [one.precision for one in bins],
             width=0.085,
             color=BLUE,
             label="detections that are right",
         )
-        for one in bins:
-            axes.annotate(
-                _short(one.count), ((one.low + one.high) / 2, one.precision), (0, 2),
-                textcoords="offset points", ha="center", fontsize=7.5, color=INK,
-            )  # fmt: skip
-        axes.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.08))
+        axes.set_xticks(middles, [f"{at:.2f}\n({_short(one.count)})" for at, one in zip(middles, bins)])
+        axes.set(xlabel="score (detections)", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.08))
+        axes.grid(axis="x", visible=False)
         axes.legend(loc="upper left")
 
     return _draw(
         "calibration",
         "Calibration",
-        f"Scores and the share of right detections differ by {error:.3f} on average; the number above each bar is how "
-        "many detections have such a score.",
+        f"Scores and the share of right detections differ by {error:.3f} on average; in brackets: how many "
+        "detections have such a score.",
         paint,
     )
 
@@ -258,9 +256,9 @@ def _confusion(judgement: Judgement, score: float) -> Html:
         [0.0, *(0.6 * count / total if total else 0.0 for count in row)] for row, total in zip(shown, totals)
     ]
     return table(
-        f"What is there (rows) and what was detected with a score of {score:.3g} or more (columns){told}. Row "
-        f"{BACKGROUND}: detections where nothing is, or an object that was found already; column {BACKGROUND}: missed "
-        "objects",
+        f"What is there (rows) and what was detected with a score of {score:.3g} or more (columns){told}. The "
+        f"row “{BACKGROUND}” counts detections where nothing is, or an object that was found already; the column "
+        f"“{BACKGROUND}” counts missed objects",
         ["", *labels],
         cells,
         shades=shades,

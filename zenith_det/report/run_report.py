@@ -303,11 +303,8 @@ def _ap_table(metrics: Metrics, test_set: str, prefix: str) -> Html:
 
 def _explained(output_dir: Path) -> list[Html]:
     """Why an AP is 0, or there is none, as the last evaluations wrote it down."""
-    parts: list[Html] = []
-    for folder, weights in (
-        (output_dir, "trained weights"),
-        (output_dir / averaging.FOLDER, "averaged weights"),
-    ):
+    told: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # test set and lines: of which weights
+    for folder, weights in ((output_dir, "trained"), (output_dir / averaging.FOLDER, "averaged")):
         # With several test sets, each has a folder, in each engine's own place.
         for pattern in ("inference", "inference/*", "*/inference"):
             for path in sorted(folder.glob(f"{pattern}/{EXPLAINED_FILE}")):
@@ -315,8 +312,11 @@ def _explained(output_dir: Path) -> list[Html]:
                 name = "" if pattern == "inference" else of.name
                 if name == averaging.FOLDER:
                     continue  # its turn comes
-                title = curves.of_test_set(f"Why an AP is 0 or n/a ({weights})", name)
-                parts += [heading(title), bullets(read_explanations(path.parent))]
+                told.setdefault((name, tuple(read_explanations(path.parent))), []).append(weights)
+    parts: list[Html] = []
+    for (name, lines), kinds in told.items():
+        title = curves.of_test_set(f"Why an AP is 0 or n/a ({' and '.join(kinds)} weights)", name)
+        parts += [heading(title), bullets(lines)]
     return parts
 
 
@@ -519,7 +519,7 @@ def _config(output_dir: Path, cfg: Any) -> list[str]:
             value = getattr(value, part)
         if value in ("", (), []):
             continue
-        rows.append([key, str(value)])
+        rows.append([key, ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)])
     text = (output_dir / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
     return [
         table("What matters most", ["key", "value"], rows, text_columns=(0, 1), wrap_columns=(1,)),
