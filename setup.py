@@ -34,6 +34,9 @@ DEVELOPMENT = ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML==6.0.12.20261122", "
 # The documentation as a site (`make docs`). ProperDocs carries on MkDocs 1, which has had no release since 2024.
 DOCUMENTATION = ["properdocs>=1.6.7", "properdocs-theme-readthedocs>=1.6.5"]
 
+# zenith-det export; whoever runs the file needs onnxruntime alone.
+ONNX = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"]
+
 # Its digits are real images that need no network (examples/classification).
 CLASSIFICATION = ["scikit-learn>=1.2"]
 
@@ -92,8 +95,7 @@ setup(
         "opencv": [OPENCV],
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
-        # zenith-det export; whoever runs the file needs onnxruntime alone.
-        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "onnx": ONNX,
         "supervision": ["supervision>=0.19"],  # Prediction.to_supervision
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.10"],
@@ -105,6 +107,7 @@ setup(
             *OPTIMIZERS,
             *FUZZ,
             *CLASSIFICATION,
+            *ONNX,
             *DOCUMENTATION,
             "markdown>=3.6",  # the links of the documents
             "expecttest>=0.2",  # torch's own tables of optimizer inputs import it

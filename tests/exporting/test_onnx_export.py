@@ -25,15 +25,10 @@ from zenith_det.engines.torchvision_engine.backbone import normalize_and_pad
 from zenith_det.engines.torchvision_engine.export_module import ExportableRCNN, export_arguments
 from zenith_det.engines.torchvision_engine.rcnn import GeneralizedRCNN, to_original_size
 from zenith_det.errors import MissingLibraryError
+from zenith_det.exporting.onnx_agreement import check_agreement
+from zenith_det.exporting.onnx_export import describe
 
 RUNNER = ROOT / "examples" / "onnx" / "run_onnx.py"
-needs_onnx = pytest.mark.skipif(
-    any(
-        __import__("importlib.util").util.find_spec(name) is None
-        for name in ("onnx", "onnxscript", "onnxruntime")
-    ),
-    reason='needs the extra "onnx": pip install -e ".[onnx]"',
-)
 
 
 class Exported:
@@ -58,7 +53,13 @@ def prepared(task: str, small: SmallSet, folder: Path, **overrides: Any) -> Expo
 
 @pytest.fixture(scope="module")
 def mask(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Of weights as Detectron2 writes them: they are converted on the way."""
     given = prepared("mask", shapes, tmp_path_factory.mktemp("mask"))
+    checkpoint = given.run / "model_final.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(
+        state | {"model": conversion.to_detectron2(state["model"]), "engine": "detectron2"}, checkpoint
+    )
     export_command.main([str(given.run), "--images", shapes.val[1], "--compare", "2"])
     return given
 
@@ -82,7 +83,6 @@ def run_file(file: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, {"images": images})))
 
 
-@needs_onnx
 def test_any_size_and_batch(mask: Exported) -> None:
     """Also an image without any object, one within a batch of three, and sizes that no example had."""
     predictor = Predictor(mask.run, threshold=None, engine="torchvision")
@@ -105,7 +105,6 @@ def test_any_size_and_batch(mask: Exported) -> None:
             assert (overlap.max(0, initial=0) > 0.99).all()
 
 
-@needs_onnx
 def test_what_the_file_says_of_itself(mask: Exported, keypoint: Exported, figures: SmallSet) -> None:
     import onnxruntime
 
@@ -125,7 +124,6 @@ def test_what_the_file_says_of_itself(mask: Exported, keypoint: Exported, figure
     assert of_masks["category_ids"] == [1, 2, 3, 4, 5, 6]
 
 
-@needs_onnx
 def test_the_runner_needs_neither_torch_nor_us(mask: Exported, tmp_path: Path) -> None:
     image = read_image(mask.images[0])
     np.save(tmp_path / "image.npy", image)
@@ -145,7 +143,6 @@ def test_the_runner_needs_neither_torch_nor_us(mask: Exported, tmp_path: Path) -
     assert len(RUNNER.read_text().splitlines()) < 45
 
 
-@needs_onnx
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -160,8 +157,6 @@ def test_a_file_that_differs_is_not_kept(
     mask: Exported, tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], None], told: str
 ) -> None:
     """The agreement of the file with another model's."""
-    from zenith_det.exporting.onnx_agreement import check_agreement
-
     predictor = Predictor(mask.run, threshold=None, engine="torchvision")
     seen = check_agreement(mask.file.read_bytes(), predictor, mask.images[:1])
     assert seen.boxes > 0
@@ -172,7 +167,6 @@ def test_a_file_that_differs_is_not_kept(
         check_agreement(mask.file.read_bytes(), predictor, mask.images[:1])
 
 
-@needs_onnx
 def test_a_keypoint_file_agrees(keypoint: Exported) -> None:
     predictor = Predictor(keypoint.run, threshold=None, engine="torchvision")
     expected = predictor(keypoint.images[3])
@@ -184,17 +178,9 @@ def test_a_keypoint_file_agrees(keypoint: Exported) -> None:
     assert np.median(distance) < 0.01
 
 
-def test_detectron2s_weights_are_converted(
-    shapes: SmallSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What can't be exported is one line, before anything is written."""
+def test_what_cant_be_exported_is_one_line(shapes: SmallSet, tmp_path: Path) -> None:
+    """Before anything is written."""
     given = prepared("faster", shapes, tmp_path / "run")
-    checkpoint = given.run / "model_final.pth"
-    state = torch.load(checkpoint, weights_only=True)
-    torch.save(
-        state | {"model": conversion.to_detectron2(state["model"]), "engine": "detectron2"}, checkpoint
-    )
-    pytest.importorskip("onnxruntime", reason='needs the extra "onnx": pip install -e ".[onnx]"')
     images = ["--images", shapes.val[1]]
     with pytest.raises(UserError, match=r"RPN.HEAD_NAME = 'Mine'.*the torchvision engine can't honour it"):
         export_command.main([str(given.run), *images, "MODEL.RPN.HEAD_NAME", "Mine"])
@@ -203,9 +189,29 @@ def test_detectron2s_weights_are_converted(
     with pytest.raises(UserError, match=r"must end in \.onnx"):
         export_command.main([str(given.run), *images, "--output", "x.pt"])
     assert not list(given.run.glob("*.onnx"))
-    export_command.main([str(given.run), *images, "--compare", "1", "--output", str(tmp_path / "d2.onnx")])
-    assert "agrees with PyTorch on" in capsys.readouterr().out
-    assert "masks" not in run_file(tmp_path / "d2.onnx", read_image(given.images[0])[None])
+
+
+def test_the_comparison_reads_images_as_the_run_does(
+    mask: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of 16 bits on the run's own scale, on which the objects are seen."""
+    bright = read_image(mask.images[0])
+    grey = bright[..., 1].astype(np.uint16) * 4 + 100
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    predictor = Predictor(
+        mask.run, threshold=None, engine="torchvision", opts=["INPUT.VALUE_RANGE", (100, 1120)]
+    )
+    seen: list[np.ndarray] = []
+    detect = Predictor.__call__
+
+    def watched(self: Predictor, source: Any) -> Any:
+        seen.append(source)
+        return detect(self, source)
+
+    monkeypatch.setattr(Predictor, "__call__", watched)
+    check_agreement(mask.file.read_bytes(), predictor, [tmp_path / "deep.png"])
+    np.testing.assert_array_equal(seen[0], np.repeat(bright[..., 1:2], 3, axis=2))
+    assert describe(predictor.cfg, predictor.metadata)["value_range"] == [100, 1120]
 
 
 def test_without_the_libraries(shapes: SmallSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,13 +222,9 @@ def test_without_the_libraries(shapes: SmallSet, tmp_path: Path, monkeypatch: py
         export_command.main([str(given.run), "--images", shapes.val[1]])
 
 
-@pytest.mark.parametrize("task", ["mask", "keypoint"])
-def test_the_module_that_is_exported_computes_what_the_model_does(
-    task: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_torch_export(shapes: SmallSet, tmp_path: Path) -> None:
     """Without ONNX: in PyTorch, and through ``torch.export`` at another size and batch than its example's."""
-    small = request.getfixturevalue("figures" if task == "keypoint" else "shapes")
-    given = prepared(task, small, tmp_path)
+    given = prepared("faster", shapes, tmp_path)
     predictor = Predictor(given.run, threshold=None, engine="torchvision")
     model = predictor.model
     assert isinstance(model, GeneralizedRCNN)

@@ -296,6 +296,14 @@ def test_sheet_has_ground_truth_left_and_predictions_right(tmp_path: Path) -> No
     assert not has(right, _nth_color(0)).any()  # below the threshold
 
 
+def test_sheet_names_the_only_class_in_its_titles(tmp_path: Path) -> None:
+    def titles(of: DatasetMetadata) -> np.ndarray:
+        rows = [SheetRow(plain(400, 400), nothing(), nothing())]
+        return np.asarray(Image.open(prediction_sheet(rows, of, tmp_path / "sheet.png")))[:56]
+
+    assert (titles(ONE) < 128).sum() > (titles(TWO) < 128).sum()
+
+
 def test_sheet_says_when_nothing_was_found(tmp_path: Path) -> None:
     truth = Instances(np.array([[20, 20, 60, 60]]), np.array([0]))
     weak = Instances(np.array([[20, 20, 60, 60]]), np.array([0]), np.array([0.2]))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.data import builders
+from tests.report.browser import BROWSER, Browser
 from zenith_det.config import load_config
 from zenith_det.data import CocoDataset, load_coco_dataset
 from zenith_det.data.catalog import ROOT_VARIABLE
@@ -109,6 +110,32 @@ def test_a_run_within_its_warm_up_looks_out_of_the_ordinary(tmp_path: Path) -> N
     assert "Nothing in the curves" not in text
     text, _ = page_of(write_run(tmp_path / "long", [], "SOLVER.WARMUP_ITERS", 4, "SOLVER.ZENITH.WINDOW", 4))
     assert "Nothing in the curves" in text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
+def test_on_a_telephone_nothing_is_out_of_reach(tmp_path: Path) -> None:
+    """Long names and paths break into lines, and the names of rows leave room for what stands beside them."""
+    data = builders.content(2)
+    data["categories"][0]["name"] = (
+        "a class with a name of very many words, some_that_do_not_break_by_themselves"
+    )
+    json_file, images = builders.write(tmp_path / "a_folder_with_a_long_name" / "and_another_in_it", data)
+    keys = ["DATASETS.VAL_JSON", json_file, "DATASETS.VAL_IMAGES", images]
+    folder = write_run(tmp_path / "run", [{"iteration": 39, "bbox/AP": 40.0}], *keys)
+    dataset = load_coco_dataset((json_file, images))
+    describe(folder, dataset)
+    write_detections(folder / "inference" / RESULTS, dataset)
+    page = write_run_report(folder)
+    with Browser() as browser:
+        browser.open(page, 400)
+        cut_off = (
+            "[...document.querySelectorAll('main *')].filter(e => !e.closest('.scroll, svg') && "
+            "(e.getBoundingClientRect().right > innerWidth || e.clientWidth > 0 && "
+            "e.scrollWidth > e.clientWidth + 1)).map(e => e.innerText)"
+        )
+        assert browser.evaluate(cut_off) == []
+        widest = "Math.max(...[...document.querySelectorAll('tr > :first-child')].map(e => e.offsetWidth))"
+        assert 40 < browser.evaluate(widest) < 200
 
 
 def test_one_test_set_has_no_name(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def _draw_samples(
     metadata: DatasetMetadata | None,
     path: Path,
 ) -> None:
-    from zenith_det.report.pictures import draw_instances, labelled_sheet
+    from zenith_det.report.pictures import draw_instances, labelled_sheet, titled
 
     cells = []
     for number, sample in samples:
@@ -65,7 +65,7 @@ def _draw_samples(
         )  # fmt: skip
         name = os.path.basename(str(sample.get("file_name", "")))
         cells.append((drawn, f"batch {number}: {width}x{height} {name}"))
-    labelled_sheet(cells, "The first training batches, as the network gets them", path)
+    labelled_sheet(cells, titled("The first training batches, as the network gets them", metadata), path)
     logger.info("the first training batches: %s", path)
 
 
@@ -105,6 +105,7 @@ def draw_run(
                 read_image(record["file_name"], value_range=record.get("value_range")),
                 Instances.from_record(record),
                 Instances.from_results(by_image.get(record["image_id"], []), dataset.metadata),
+                os.path.basename(record["file_name"]),
             )
             for record in with_objects[::step][:PICTURED_IMAGES]
         )

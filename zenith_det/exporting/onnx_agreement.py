@@ -70,7 +70,7 @@ def check_agreement(content: bytes, predictor: Predictor, images: Iterable[Path]
     names = [output.name for output in session.get_outputs()]
     seen = Agreement()
     for path in images:
-        bgr = read_image(path)
+        bgr = read_image(path, value_range=predictor.cfg.INPUT.VALUE_RANGE)
         pair = [bgr, np.ascontiguousarray(bgr[:, ::-1])]
         given = np.stack(pair)
         if predictor.cfg.INPUT.FORMAT == "RGB":

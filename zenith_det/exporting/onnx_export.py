@@ -87,6 +87,7 @@ def describe(cfg: CfgNode, metadata: DatasetMetadata) -> dict[str, Any]:
         "class_names": list(metadata.thing_classes),
         "category_ids": metadata.to_dict()["category_ids"],
         "channels": cfg.INPUT.FORMAT,
+        "value_range": list(cfg.INPUT.VALUE_RANGE),
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
         "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,

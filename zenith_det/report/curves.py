@@ -280,9 +280,7 @@ def draw_ap(axes: Axes, metrics: Metrics) -> None:
             label=f"{label}{weights} {main.values[-1]:.1f}" + _best(main),
         )
         beside, style, what = (
-            (series, DASHES[1], "dashed: trained weights")
-            if weights
-            else (half, DASHES[2], "dotted: AP50")
+            (series, DASHES[1], "dashed: trained weights") if weights else (half, DASHES[2], "dotted: AP50")
         )
         if beside is not None:
             mark = None

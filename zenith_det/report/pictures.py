@@ -156,11 +156,12 @@ def _stacked(masks: Iterable[npt.NDArray[Any]], count: int) -> npt.NDArray[np.bo
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One image of a :func:`prediction_sheet`."""
+    """One image of a :func:`prediction_sheet`, with its name."""
 
     image: ByteImage
     ground_truth: Instances
     predictions: Instances
+    name: str = ""
 
 
 def _segmentation_to_mask(segmentation: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -267,7 +268,7 @@ def prediction_sheet(
     Raises:
         UserError: no image to draw, or the picture cannot be written.
     """
-    gap, head = 16, 56
+    gap, head, caption = 16, 56, 24
     cells = []
     for row in rows:
         height, width = row.image.shape[:2]
@@ -282,28 +283,36 @@ def prediction_sheet(
             )
             for i in (row.ground_truth, kept)
         ]  # fmt: skip
-        cells.append((pictures, _below_threshold(row.predictions, kept)))
+        cells.append((row.name, pictures, _below_threshold(row.predictions, kept)))
         del row, kept
     if not cells:
         raise UserError(f"{path}: no image to draw predictions on")
 
-    row_heights = [pictures[0].shape[0] + gap for pictures, _ in cells]
-    column = max(picture.shape[1] for pictures, _ in cells for picture in pictures)
+    row_heights = [pictures[0].shape[0] + gap + (caption if name else 0) for name, pictures, _ in cells]
+    column = max(picture.shape[1] for _, pictures, _ in cells for picture in pictures)
     sheet = Image.new("RGB", (2 * column + 3 * gap, head + sum(row_heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     for n, title in enumerate(("ground truth", "predictions")):
-        letters = Lettering(26, bold=True)
-        letters.draw(pen, (gap + n * (column + gap), (head - letters.height(title)) / 2), title, _INK)
-    top = head
-    for (pictures, note), row_height in zip(cells, row_heights, strict=True):
+        letters, text = Lettering(26, bold=True), titled(title, metadata)
+        letters.draw(pen, (gap + n * (column + gap), (head - letters.height(text)) / 2), text, _INK)
+    top, names = head, Lettering(16)
+    for (name, pictures, note), row_height in zip(cells, row_heights, strict=True):
         for n, picture in enumerate(pictures):
             left = gap + n * (column + gap) + (column - picture.shape[1]) // 2
             sheet.paste(Image.fromarray(picture[:, :, ::-1]), (left, top))
             if n == 1 and note:
                 _chip(pen, (left + 8, top + 8), note, Lettering(18), (60, 60, 60))
+        left = gap + (column - pictures[0].shape[1]) // 2
+        names.draw(pen, (left, top + pictures[0].shape[0] + 4), names.shortened(name, 2 * column), _FAINT)
         top += row_height
 
     return _save(sheet, Path(path))
+
+
+def titled(title: str, metadata: DatasetMetadata | None) -> str:
+    """A sheet's title, with the only class's name where there is one class: labels leave that out."""
+    names = metadata.thing_classes if metadata is not None else ()
+    return f"{title}: {names[0]}" if len(names) == 1 else title
 
 
 def labelled_sheet(cells: Sequence[tuple[ByteImage, str]], title: str, path: str | os.PathLike[str]) -> Path:
