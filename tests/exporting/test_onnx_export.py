@@ -31,6 +31,12 @@ from zenith_det.exporting.onnx_export import describe
 RUNNER = ROOT / "examples" / "onnx" / "run_onnx.py"
 
 
+def need_libraries() -> None:
+    """Those of the extra "test", which an environment from before they were in it lacks."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason='needs the ONNX libraries: pip install -e ".[test]"')
+
+
 class Exported:
     """A run, its file, and images of its kind."""
 
@@ -54,6 +60,7 @@ def prepared(task: str, small: SmallSet, folder: Path, **overrides: Any) -> Expo
 @pytest.fixture(scope="module")
 def mask(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Of weights as Detectron2 writes them: they are converted on the way."""
+    need_libraries()
     given = prepared("mask", shapes, tmp_path_factory.mktemp("mask"))
     checkpoint = given.run / "model_final.pth"
     state = torch.load(checkpoint, weights_only=True)
@@ -66,6 +73,7 @@ def mask(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Exported
 
 @pytest.fixture(scope="module")
 def keypoint(figures: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    need_libraries()
     # RGB, no resize, and a head that hasn't a class of its own for each box.
     given = prepared(
         "keypoint", figures, tmp_path_factory.mktemp("keypoint"), INPUT__FORMAT="RGB", INPUT__MIN_SIZE_TEST=0,
@@ -180,6 +188,7 @@ def test_a_keypoint_file_agrees(keypoint: Exported) -> None:
 
 def test_what_cant_be_exported_is_one_line(shapes: SmallSet, tmp_path: Path) -> None:
     """Before anything is written."""
+    need_libraries()
     given = prepared("faster", shapes, tmp_path / "run")
     images = ["--images", shapes.val[1]]
     with pytest.raises(UserError, match=r"RPN.HEAD_NAME = 'Mine'.*the torchvision engine can't honour it"):
