@@ -85,7 +85,7 @@ def test_mlflow_on_disk_goes_on_as_one_run(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_wandb_offline_goes_on_as_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="needs Weights & Biases: pip install wandb")
+    wandb = pytest.importorskip("wandb", reason="needs Weights & Biases: pip install wandb")
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no key from there
@@ -93,6 +93,7 @@ def test_wandb_offline_goes_on_as_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     folder = tmp_path / "run"
     folder.mkdir()
     log_twice(folder, "wandb")
+    wandb.teardown()  # as at a process's end: its service has written all
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     identity = (folder / "wandb_run_id").read_text()

@@ -135,8 +135,13 @@ def _wandb(cfg: Any, output_dir: Path) -> tuple[Callable[[dict[str, float], int]
 
 
 def _has_key(wandb: Any) -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
     try:
-        return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        try:
+            return bool(wandb.login(prompt=False, verify=False))
+        except TypeError:  # an older version: it has no "prompt", and would ask
+            return bool(wandb.api.api_key)
     except Exception:  # asking must not fail where it can't be told
         return False
 
