@@ -45,6 +45,27 @@ def test_a_step_that_does_not_fit_is_told_in_one_line_and_the_run_can_go_on(
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
+def test_of_two_processes_one_whose_forward_pass_does_not_fit_ends_both_saved(
+    engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    faults = {"rank": 1, "poison": {"6": "memory"}}
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path), faults, processes=2)
+    assert code == 2, printed
+    line = error_line(printed)
+    assert line.startswith("error: iteration 6, image ")
+    assert line.count(" x ") == 1
+    assert line.endswith(f"the step was left out, and everything is saved in {tmp_path}: go on with --resume")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000006.pth"
+    before, after = (
+        torch.load(tmp_path / f"model_000000{number}.pth", weights_only=True) for number in (3, 6)
+    )
+    assert after["guard"] == {"streak": 1, "skipped": 1}
+    assert all(tensor.isfinite().all() for tensor in after["model"].values())
+    assert not runs.same(before["model"], after["model"])
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_evaluation_that_does_not_fit_is_told_in_one_line_and_saved(
     engine: str, processes: int, data: Path, tmp_path: Path

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,12 @@ from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
 from zenith_det.training.checkpoints.weights import load_model_weights
 from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
 from zenith_det.training.course.seeding import seed_all, seed_step
-from zenith_det.training.failures.bad_steps import StepGuard, bad_step_limit, count_only_finite
+from zenith_det.training.failures.bad_steps import (
+    StepGuard,
+    bad_step_limit,
+    count_only_finite,
+    guard_forward,
+)
 from zenith_det.training.failures.divergence import LossWatch
 from zenith_det.training.failures.out_of_memory import OutOfMemoryError, telling_of_memory
 from zenith_det.training.failures.recovery import Diverged
@@ -172,6 +177,10 @@ class Trainer:
         self._last_good: str | None = None
         self._losses: list[tuple[int, dict[str, Tensor]]] = []
         self._whole = True  # the model: not in the middle of an optimizer's step
+        self._telling: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._out_of_memory: OutOfMemoryError | None = None
+        if get_world_size() > 1:
+            guard_forward(unwrap(model), self._outlived)
         self._console: ConsoleWriter | None = None
 
     def write_to(self, writers: list[Writer]) -> None:
@@ -213,19 +222,19 @@ class Trainer:
                 last = done == self.max_iter
                 if done % LOG_PERIOD == 0 or last:
                     self._write()
-                why, no_batch = self._agree(stop)
+                why, failed = self._agree(stop)
                 if self.evaluation_due():
                     self.before_evaluation()
                 if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
                     self.save(f"model_{done - 1:07d}", stop)
                 elif last:
                     self.save(FINAL_NAME, stop)
-                elif why or no_batch:
+                elif why or failed:
                     self.save(f"model_{done - 1:07d}", stop)
                 if why:
                     self._stop(why)
-                if no_batch:
-                    self._tell_why_no_batch()
+                if failed:
+                    self._tell_failure()
                 if self.evaluation_due():
                     results, evaluated = self._evaluate(stop), True
                     ended = not last and self._follow(stop)
@@ -250,19 +259,34 @@ class Trainer:
         if no_batch:
             raise_together(self.batches.failure)
 
-    def _tell_why_no_batch(self) -> None:
-        """End all ranks for what the loader of one, or of several, has failed with."""
-        failure = self.batches.failure
+    def _failure(self) -> Exception | None:
+        """Why this rank can't go on after this iteration."""
+        return self._out_of_memory or self.batches.failure
+
+    def _tell_failure(self) -> None:
+        """End all ranks for what one, or several, have failed with."""
+        failure = self._failure()
         if isinstance(failure, UserError):
-            where = self.checkpointer.output_dir
-            failure = UserError(
-                f"after iteration {self.progress.iteration - 1}: {failure}; everything is saved in {where}: go on with "
-                "--resume"
-            )
+            saved = f"everything is saved in {self.checkpointer.output_dir}: go on with --resume"
+            if isinstance(failure, OutOfMemoryError):
+                failure = UserError(f"{failure}; the step was left out, and {saved}")
+            else:
+                failure = UserError(f"after iteration {self.progress.iteration - 1}: {failure}; {saved}")
         raise_together(failure)
 
+    def _outlived(self, error: Exception) -> bool:
+        """Whether a forward pass ran out of memory: of several processes the others wait for this one's gradients."""
+        try:
+            with self._telling():
+                raise error
+        except OutOfMemoryError as told:
+            self._out_of_memory = OutOfMemoryError(str(told))  # without the frames, and their tensors
+            return True
+        except Exception:
+            return False
+
     def _saved_after(self, error: OutOfMemoryError, stop: StopRequest) -> UserError:
-        """The error, with what can be saved saved: of several processes the others wait for this one's gradients."""
+        """The error, with what can be saved saved; for several processes see :meth:`_outlived`."""
         if get_world_size() > 1 or not self._whole or self.progress.iteration == 0:
             return error
         self.optimizer.zero_grad(set_to_none=True)
@@ -311,6 +335,7 @@ class Trainer:
     def _step(self, batch: Batch, iteration: int) -> None:
         self.guard.before_forward()
         telling = partial(telling_of_memory, f"iteration {iteration}", batch, self.device, training=True)
+        self._telling = telling
         with telling():
             totals = backward_in_parts(
                 self.model,
@@ -376,13 +401,13 @@ class Trainer:
             self.watch.add(total)
 
     def _agree(self, stop: StopRequest) -> tuple[int, int]:
-        """All ranks come to one decision: 0 to go on, or the code to stop with; and whether any has no next batch.
+        """All ranks come to one decision: 0 to go on, or the code to stop with; and whether any has failed.
 
         Raises:
             Diverged: any rank found that training can't go on.
         """
-        failure = self.batches.failure
-        why, lost, no_batch = agree_on_maximum(
+        failure = self._failure()
+        why, lost, failed = agree_on_maximum(
             [
                 stop.code(waiting=isinstance(failure, WaitStopped)),
                 int(self._lost() is not None),
@@ -392,7 +417,7 @@ class Trainer:
         if lost:
             reason = next(r for r in all_gather_objects(self._lost()) if r)
             raise Diverged(self.progress.iteration - 1, reason, effective_lr(self.optimizer))
-        return why, no_batch
+        return why, failed
 
     def _lost(self) -> str | None:
         return self.guard.verdict() or self.watch.verdict()

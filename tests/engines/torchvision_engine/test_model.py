@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from tests.engines.torchvision_engine.small_models import no_targets, samples, small_config, square_targets
+from zenith_det.engines.torchvision_engine import masks
 from zenith_det.engines.torchvision_engine.backbone import NORM_LAYERS
 from zenith_det.engines.torchvision_engine.masks import crop_and_resize, paste_masks, polygons_to_bitmap
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -218,3 +220,21 @@ def test_a_mask_survives_crop_and_paste() -> None:
     truth = polygons_to_bitmap(polygon, 64, 64)
     overlap = (pasted & truth).sum() / (pasted | truth).sum()
     assert overlap > 0.95
+
+
+def test_masks_that_the_device_has_no_room_for_are_pasted_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probabilities, boxes = torch.rand(3, 28, 28), torch.tensor([[4.0, 4.0, 50.0, 40.0]] * 3)
+    expected = paste_masks(probabilities, boxes, 64, 64)
+    paste, calls = masks._paste_masks, []
+
+    def without_room_at_first(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return paste(*args)
+
+    monkeypatch.setattr(masks, "_paste_masks", without_room_at_first)
+    assert paste_masks(probabilities, boxes, 64, 64).equal(expected)
+    assert len(calls) == 2

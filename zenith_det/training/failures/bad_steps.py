@@ -57,7 +57,9 @@ def bad_step_limit(cfg: Any) -> int:
     return min(configured, max(int(cfg.SOLVER.MAX_ITER) // 2, 2))
 
 
-def guard_forward(module: nn.Module) -> Callable[[], None]:
+def guard_forward(
+    module: nn.Module, outlived: Callable[[Exception], bool] = lambda error: False
+) -> Callable[[], None]:
     """Let a forward pass that raises ``FloatingPointError`` count as a loss that is not finite.
 
     Detectron2's proposal generator raises one on the rank that it happens on, and the others would wait for
@@ -65,6 +67,7 @@ def guard_forward(module: nn.Module) -> Callable[[], None]:
 
     Args:
         module: a model that returns a dict of losses, not wrapped by DDP.
+        outlived: whether another error counts as that, too; it is remembered by whoever says so.
 
     Returns:
         What ends it.
@@ -79,9 +82,12 @@ def guard_forward(module: nn.Module) -> Callable[[], None]:
             if not self.training:
                 raise
             logger.warning("the forward pass gave up: %s", " ".join(str(error).split()))
-            # All parameters take part: DDP waits for each of their gradients.
-            parts = [parameter.sum() * math.nan for parameter in self.parameters() if parameter.requires_grad]
-            return {"loss_forward": torch.stack(parts).sum()}
+        except Exception as error:
+            if not self.training or not outlived(error):
+                raise
+        # All parameters take part: DDP waits for each of their gradients.
+        parts = [parameter.sum() * math.nan for parameter in self.parameters() if parameter.requires_grad]
+        return {"loss_forward": torch.stack(parts).sum()}
 
     # A method of the module, so that a deep copy of it has its own.
     module.forward = types.MethodType(guarded, module)  # type: ignore[method-assign]
