@@ -22,6 +22,7 @@ def test_our_keys_have_the_documented_defaults() -> None:
         "MIN_RATIO": 0.0,
         "NORM_SOURCE": "gradient",
         "RECORD_AFTER": 0,
+        "HALF_LIFE": 0,
         "KEEP_HISTORY": False,
         "OVER_OWN_OPTIMIZER": True,
         "UNTIL_SETTLED": False,

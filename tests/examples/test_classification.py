@@ -22,7 +22,7 @@ from zenith_det.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "classification"
-MODULES = ("images", "networks", "noise", "train", "compare", "noise_study")
+MODULES = ("images", "networks", "noise", "train", "compare", "noise_study", "bad_starts")
 
 SMALL = {"width": 0.125, "limit": 96, "batch_size": 16, "device": "cpu", "window": 5}
 
@@ -321,3 +321,12 @@ def test_measuring_noise_changes_nothing(example: SimpleNamespace) -> None:
     assert probed["epochs"] == plain["epochs"]
     assert probed["test_loss"] == plain["test_loss"]
     assert [probe["step"] for probe in probed["noise"]] == [0, 4, 8]
+
+
+def test_a_zenith_that_fades_gets_over_a_steep_start(example: SimpleNamespace) -> None:
+    distance, ratio = example.bad_starts.rosenbrock(2000, {})
+    assert distance > 0.9
+    assert ratio < 0.1
+    distance, ratio = example.bad_starts.rosenbrock(2000, {"half_life": 400})
+    assert distance < 0.4
+    assert ratio > 0.5

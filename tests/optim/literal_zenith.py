@@ -22,6 +22,7 @@ class LiteralZenith:
         window: int = 100,
         min_ratio: float = 0.0,
         record_after: int = 0,
+        half_life: int = 0,
         norm_source: str = "gradient",
         max_norm: float | None = None,
         clip: Callable[[list[Vector]], list[Vector]] | None = None,
@@ -30,6 +31,7 @@ class LiteralZenith:
         self.window = window
         self.min_ratio = min_ratio
         self.record_after = record_after
+        self.half_life = half_life
         self.norm_source = norm_source
         self.max_norm = max_norm
         self.clip = clip
@@ -78,6 +80,8 @@ class LiteralZenith:
         # m_t, M_t, r_t
         if len(self.norms) == self.window:
             mean = math.fsum(self.norms) / self.window
+            if self.half_life and joins:
+                self.zenith *= 2 ** (-1 / self.half_life)
             self.zenith = max(self.zenith, mean)
             self.ratio = max(mean / self.zenith, self.min_ratio) if self.zenith > 0 else 1.0
         self.effective_lrs = [group["lr"] * self.ratio for group in self.groups]

@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window 1": {"window": 1, "momentum": 0.9},
     "min_ratio": {"min_ratio": 0.4, "momentum": 0.9},
     "record_after": {"record_after": 40},
+    "half_life": {"half_life": 300, "record_after": 10, "momentum": 0.9},
     "momentum norm": {"norm_source": "momentum", "momentum": 0.9, "weight_decay": 0.01},
     "momentum norm, late": {"norm_source": "momentum", "momentum": 0.9, "record_after": 5},
     "clip by global norm": {"max_norm": 3.0, "momentum": 0.9, "weight_decay": 0.01},
@@ -43,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "AdamW": {"kind": ZENITHAdamW, "weight_decay": 0.05},
     "AdamW, all": {"kind": ZENITHAdamW, "betas": (0.8, 0.95), "eps": 1e-3, "maximize": True, "max_norm": 3.0},
     "AdamW, momentum norm": {"kind": ZENITHAdamW, "norm_source": "momentum", "min_ratio": 0.1},
+    "AdamW, half_life": {"kind": ZENITHAdamW, "half_life": 300},
     "AdamW, clip by value": {"kind": ZENITHAdamW, "clip": (clip_values, clip_values_literally)},
 }
 

@@ -14,7 +14,13 @@ from zenith_det.optim import ZENITH, ZENITHAdamW
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "all of SGD, clipped": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "max_norm": 1.0},
-    "momentum norm": {"momentum": 0.9, "norm_source": "momentum", "record_after": 2, "min_ratio": 0.1},
+    "momentum norm": {
+        "momentum": 0.9,
+        "norm_source": "momentum",
+        "record_after": 2,
+        "half_life": 50,
+        "min_ratio": 0.1,
+    },
     "AdamW": {"kind": ZENITHAdamW, "max_norm": 1.0},
 }
 

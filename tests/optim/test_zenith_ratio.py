@@ -24,7 +24,7 @@ from zenith_det.optim.zenith_ratio import _RatioOfTheStepBefore
 from .test_no_sync import NEEDS_CUDA, Reads
 from .twins import Twins, vector
 
-RATIO = ("window", "min_ratio", "record_after", "max_nonfinite_steps", "wait")
+RATIO = ("window", "min_ratio", "record_after", "half_life", "max_nonfinite_steps", "wait")
 
 
 def over(kind: type[Optimizer]) -> Callable[..., Optimizer]:
@@ -81,7 +81,7 @@ def assert_equal_weights(one: Optimizer, other: Optimizer, rel: float = 1e-6) ->
     [
         {"window": 7},
         {"window": 7, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-        {"window": 3, "min_ratio": 0.6, "record_after": 5, "momentum": 0.5, "foreach": True},
+        {"window": 3, "min_ratio": 0.6, "record_after": 5, "half_life": 20, "momentum": 0.5, "foreach": True},
         {"window": 5, "momentum": 0.9, "fused": True, "weight_decay": 0.01},
         {"window": 5, "maximize": True},
     ],
@@ -556,7 +556,13 @@ def test_what_cannot_have_it_is_refused() -> None:
     no_lr.param_groups[0]["lr"] = None
     with pytest.raises(TypeError, match="SGD has no LR in group 0"):
         ZenithRatio(no_lr)
-    for name, value in (("window", 0), ("min_ratio", 2), ("record_after", -1), ("max_nonfinite_steps", 1.5)):
+    for name, value in (
+        ("window", 0),
+        ("min_ratio", 2),
+        ("record_after", -1),
+        ("half_life", 0.5),
+        ("max_nonfinite_steps", 1.5),
+    ):
         with pytest.raises(ValueError, match=name):
             ZenithRatio(SGD(weights(), lr=0.1), **{name: value})  # type: ignore[arg-type]
     sets = over(SetsItsLR)(weights(), 0.1)

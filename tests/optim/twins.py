@@ -46,7 +46,7 @@ class Twins:
             {**{k: g[k] for k in per_group}, "params": [vector(p) for p in g["params"]]}
             for g in self.optimizer.param_groups
         ]
-        own_options = ("window", "min_ratio", "record_after", "norm_source", "max_norm")
+        own_options = ("window", "min_ratio", "record_after", "half_life", "norm_source", "max_norm")
         self.literal = LiteralZenith(
             literal_groups, clip=clip and clip[1], **{k: v for k, v in options.items() if k in own_options}
         )

@@ -336,6 +336,7 @@ ZENITH_DEFAULTS: dict[str, Any] = {
             "MIN_RATIO": 0.0,  # r_min: the least that the LR is multiplied by
             "NORM_SOURCE": "gradient",  # or "momentum": the norm of the momentum buffer
             "RECORD_AFTER": 0,  # iterations whose norms are left out, the warm-up for one
+            "HALF_LIFE": 0,  # iterations in which the zenith halves where no mean reaches it; 0: it stays
             "KEEP_HISTORY": False,  # True: also where a run is resumed with another batch size
             "OVER_OWN_OPTIMIZER": True,  # the ratio goes over what a project's own build_optimizer makes
             # True: end when ratio and AP have settled over 2 x TEST.PATIENCE evaluations; MAX_ITER is the cap

@@ -22,7 +22,15 @@ _SCHEDULE_KEYS: dict[str, frozenset[str]] = {
 
 _RATIO = frozenset(
     f"ZENITH.{key}"
-    for key in ("WINDOW", "MIN_RATIO", "NORM_SOURCE", "RECORD_AFTER", "KEEP_HISTORY", "UNTIL_SETTLED")
+    for key in (
+        "WINDOW",
+        "MIN_RATIO",
+        "NORM_SOURCE",
+        "RECORD_AFTER",
+        "HALF_LIFE",
+        "KEEP_HISTORY",
+        "UNTIL_SETTLED",
+    )
 )
 
 # What each optimizer reads of SOLVER beside the LR and the weight decay; a section stands for all its keys.

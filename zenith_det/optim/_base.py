@@ -49,6 +49,7 @@ _OF_ALL_GROUPS = (
     "window",
     "min_ratio",
     "record_after",
+    "half_life",
     "norm_source",
     "max_norm",
     "clip",
@@ -87,12 +88,13 @@ class ZenithOptimizer(torch.optim.Optimizer):
         window: int,
         min_ratio: float,
         record_after: int,
+        half_life: int,
         norm_source: str,
         max_norm: float | None,
         clip: Callable[[list[Tensor]], object] | None,
         max_nonfinite_steps: int,
     ) -> None:
-        require_history_options(window, min_ratio, record_after, max_nonfinite_steps)
+        require_history_options(window, min_ratio, record_after, half_life, max_nonfinite_steps)
         require(norm_source in _NORM_SOURCES, "norm_source", norm_source, f"one of {_NORM_SOURCES}")
         positive = max_norm is None or (is_real(max_norm) and 0 < max_norm < math.inf)
         require(positive, "max_norm", max_norm, "None or in (0, inf)")
@@ -103,7 +105,7 @@ class ZenithOptimizer(torch.optim.Optimizer):
         self.max_norm = max_norm
         self.clip = clip
         self.max_nonfinite_steps = max_nonfinite_steps
-        self._history = NormHistory(int(window), float(min_ratio), int(record_after))
+        self._history = NormHistory(int(window), float(min_ratio), int(record_after), int(half_life))
         self._memo = _Memo(self)
         self._amp_scaling = defaults["fused"] is True
         self._check_group(defaults)
@@ -406,6 +408,7 @@ class ZenithOptimizer(torch.optim.Optimizer):
             "window": history.window,
             "min_ratio": history.min_ratio,
             "record_after": history.record_after,
+            "half_life": history.half_life,
             "norm_source": self.norm_source,
             "max_norm": self.max_norm,
             "clip": self.clip,
@@ -622,12 +625,13 @@ def _measured_first(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def require_history_options(
-    window: object, min_ratio: Any, record_after: object, max_nonfinite_steps: object
+    window: object, min_ratio: Any, record_after: object, half_life: object, max_nonfinite_steps: object
 ) -> None:
     """Raises ValueError for an option that is out of its range."""
     require(is_integer(window, least=1), "window", window, "an integer >= 1")
     require(is_real(min_ratio) and 0 <= min_ratio <= 1, "min_ratio", min_ratio, "in [0, 1]")
     require(is_integer(record_after, least=0), "record_after", record_after, "an integer >= 0")
+    require(is_integer(half_life, least=0), "half_life", half_life, "an integer >= 0")
     limit = max_nonfinite_steps
     require(is_integer(limit, least=1), "max_nonfinite_steps", limit, "an integer >= 1")
 

@@ -28,6 +28,7 @@ class NormHistory:
         window: W, how many norms the mean is taken over, >= 1.
         min_ratio: r_min, the least ratio.
         record_after: how many finite steps pass before the first norm is recorded.
+        half_life: in how many recorded steps the zenith halves where no mean reaches it; 0: it stays.
 
     Attributes:
         norms: (W,) the last W norms, oldest first; NaN where nothing has been recorded yet. NaN stands for
@@ -39,8 +40,9 @@ class NormHistory:
         counts: (4,) int64: norms recorded, finite steps, steps skipped, steps skipped in a row up to now.
     """
 
-    def __init__(self, window: int, min_ratio: float, record_after: int) -> None:
+    def __init__(self, window: int, min_ratio: float, record_after: int, half_life: int) -> None:
         self.window = window
+        self.half_life = half_life
         self.min_ratio = min_ratio
         self.record_after = record_after
         self._create(torch.device("cpu"))
@@ -111,7 +113,10 @@ class NormHistory:
 
         # A step that records nothing leaves the norms as they were, hence all that is computed from them.
         mean = self.norms.mean()
-        torch.fmax(self.zenith, mean, out=self.zenith)
+        zenith = self.zenith
+        if self.half_life:
+            zenith = torch.where(record & ~mean.isnan(), zenith * 0.5 ** (1 / self.half_life), zenith)
+        torch.fmax(zenith, mean, out=self.zenith)
         ratio = mean / self.zenith
         if self.min_ratio:
             ratio = ratio.clamp_min(self.min_ratio)

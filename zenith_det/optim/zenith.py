@@ -27,7 +27,7 @@ class ZENITH(ZenithOptimizer):
         \begin{aligned}
             n_t      &= \lVert g_t \rVert_2                                                           \\
             m_t      &= \operatorname{mean}(n_{t-W+1}, \dots, n_t)                                    \\
-            M_t      &= \max(M_{t-1}, m_t)                                                            \\
+            M_t      &= \max(2^{-1/h} M_{t-1}, m_t) \quad\text{(without } h \text{: } M_{t-1} \text{ as it is)} \\
             r_t      &= \operatorname{clamp}(m_t / M_t,\, r_{\min},\, 1) \quad\text{(1 before step W)} \\
             \eta_t   &= \eta^{\text{sched}}_t \cdot r_t                                               \\
             d_t      &= g_t + \lambda\, \theta_{t-1}                                                  \\
@@ -41,6 +41,7 @@ class ZENITH(ZenithOptimizer):
     :math:`\eta^{sched}`       ``lr``            the group's LR, yours or a scheduler's to change any time
     :math:`W`                  ``window``        how many norms the mean is taken over
     :math:`r_{\min}`           ``min_ratio``     least ratio
+    :math:`h`                  ``half_life``     in how many steps the zenith halves; 0: it stays
     :math:`\mu`                ``momentum``      momentum factor
     :math:`\lambda`            ``weight_decay``  L2 penalty
     :math:`n_t`                ``norm_source``   what the norm is of; ``record_after`` leaves out the first
@@ -81,6 +82,9 @@ class ZENITH(ZenithOptimizer):
         min_ratio: :math:`r_{\min}`, in [0, 1]; 1 turns the adaptation off and leaves torch's SGD, bit for
             bit.
         record_after: leave out the norms of the first so many (finite) steps, >= 0, e.g. those of a warm-up.
+        half_life: :math:`h`, >= 0, in recorded steps: the zenith halves in so many, unless a mean reaches it, so
+            that the peak of a steep start or of an outlier doesn't hold the LR down for good. 0 keeps it, as in the
+            paper.
         norm_source: ``"gradient"`` or ``"momentum"``.
         max_norm: clip the gradient to this global norm, > 0, as ``torch.nn.utils.clip_grad_norm_`` does, in
             the same pass as the update and with the norm that is there anyway. None: no clipping.
@@ -153,6 +157,7 @@ class ZENITH(ZenithOptimizer):
         window: int = 100,
         min_ratio: float = 0.0,
         record_after: int = 0,
+        half_life: int = 0,
         norm_source: str = "gradient",
         max_norm: float | None = None,
         clip: Callable[[list[Tensor]], object] | None = None,
@@ -173,6 +178,7 @@ class ZENITH(ZenithOptimizer):
             window=window,
             min_ratio=min_ratio,
             record_after=record_after,
+            half_life=half_life,
             norm_source=norm_source,
             max_norm=max_norm,
             clip=clip,

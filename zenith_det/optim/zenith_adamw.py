@@ -43,7 +43,7 @@ class ZENITHAdamW(ZenithOptimizer):
     ``exp_avg_sq`` and ``step``, as ``torch.optim.AdamW`` has them. Either loads the other's state.
 
     Args:
-        params, window, min_ratio, record_after, max_norm, clip, max_nonfinite_steps, fused, maximize: as for
+        params, window, min_ratio, record_after, half_life, max_norm, clip, max_nonfinite_steps, fused, maximize: as for
             :class:`ZENITH`; groups may set their own ``lr``, ``betas``, ``eps``, ``weight_decay``,
             ``maximize`` and ``fused``.
         lr: :math:`\eta_0`, >= 0; a float or a 1-element tensor. AdamW's, so some 20 to 50 times smaller than SGD's.
@@ -77,6 +77,7 @@ class ZENITHAdamW(ZenithOptimizer):
         window: int = 100,
         min_ratio: float = 0.0,
         record_after: int = 0,
+        half_life: int = 0,
         norm_source: str = "gradient",
         max_norm: float | None = None,
         clip: Callable[[list[Tensor]], object] | None = None,
@@ -97,6 +98,7 @@ class ZENITHAdamW(ZenithOptimizer):
             window=window,
             min_ratio=min_ratio,
             record_after=record_after,
+            half_life=half_life,
             norm_source=norm_source,
             max_norm=max_norm,
             clip=clip,

@@ -89,7 +89,7 @@ class ZenithRatio:
     Args:
         optimizer: any ``torch.optim.Optimizer`` that takes its LR from ``group["lr"]``; through a wrapper of Lightning
             or accelerate the one inside.
-        window, min_ratio, record_after, max_nonfinite_steps: as for :class:`ZENITH`.
+        window, min_ratio, record_after, half_life, max_nonfinite_steps: as for :class:`ZENITH`.
         wait: wait for each norm where it isn't on the CPU.
 
     Raises:
@@ -105,6 +105,7 @@ class ZenithRatio:
         window: int = 100,
         min_ratio: float = 0.0,
         record_after: int = 0,
+        half_life: int = 0,
         max_nonfinite_steps: int = 50,
         wait: bool = False,
     ) -> None:
@@ -112,10 +113,10 @@ class ZenithRatio:
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if zenith_of(optimizer) is not None:
             raise ValueError(f"{type(optimizer).__name__} has ZENITH's ratio already")
-        require_history_options(window, min_ratio, record_after, max_nonfinite_steps)
+        require_history_options(window, min_ratio, record_after, half_life, max_nonfinite_steps)
         self.max_nonfinite_steps = int(max_nonfinite_steps)
         self.wait = bool(wait)
-        self._history = NormHistory(int(window), float(min_ratio), int(record_after))
+        self._history = NormHistory(int(window), float(min_ratio), int(record_after), int(half_life))
         optimizer = _unwrapped(optimizer)
         for index, group in enumerate(optimizer.param_groups):
             if not isinstance(group.get("lr"), Tensor) and not is_real(group.get("lr")):
@@ -354,6 +355,7 @@ class ZenithRatio:
         return (
             f"ZenithRatio(over {type(self.optimizer).__name__}, window={history.window}, "
             f"min_ratio={history.min_ratio}, record_after={history.record_after}, "
+            f"half_life={history.half_life}, "
             f"max_nonfinite_steps={self.max_nonfinite_steps}, wait={self.wait})"
         )
 

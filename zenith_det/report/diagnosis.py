@@ -117,8 +117,8 @@ def outlier(metrics: Metrics, window: int) -> str | None:
         f"The ratio collapsed at iteration {at} because one outlier set the zenith: it rose from {before:.3g} to "
         f"{top:.3g} within a window, and the window's mean was back at {after:.3g} after {round(1.3 * window)} "
         f"iterations. A single norm of about {size:.3g} does that. The LR was near {settled:.2f} of what was asked for "
-        "afterwards. Look at the images of that iteration, lengthen the warm-up, or take a larger "
-        "SOLVER.ZENITH.WINDOW; clipping does not hide an outlier from ZENITH."
+        "afterwards. Look at the images of that iteration, lengthen the warm-up, take a larger SOLVER.ZENITH.WINDOW, "
+        "or let the zenith fade with SOLVER.ZENITH.HALF_LIFE; clipping does not hide an outlier from ZENITH."
     )
 
 

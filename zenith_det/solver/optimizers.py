@@ -165,6 +165,7 @@ def _make_zenith(cfg: Any, model: nn.Module, optimizer_class: Any, **settings: A
         window=zenith.WINDOW,
         min_ratio=zenith.MIN_RATIO,
         record_after=zenith.RECORD_AFTER,
+        half_life=zenith.HALF_LIFE,
         norm_source=zenith.NORM_SOURCE,
         max_nonfinite_steps=moved_value(cfg, "SOLVER.MAX_NONFINITE_STEPS"),
         # Either way ZENITH records the norm first, so that clipping doesn't change the LR.

@@ -386,10 +386,12 @@ def test_settings_reach_the_ratio_and_what_cannot_be_is_refused(tmp_path: Path) 
     cfg = project_cfg(tmp_path, "SGD", True, False, "none")
     cfg.SOLVER.ZENITH.MIN_RATIO = 0.25
     cfg.SOLVER.ZENITH.RECORD_AFTER = 3
+    cfg.SOLVER.ZENITH.HALF_LIFE = 400
     trainer = trainer_class("inside", True, False, "none")
     ratio = zenith_of(trainer(cfg).optimizer)
     assert isinstance(ratio, ZenithRatio)
     assert (ratio._history.window, ratio._history.min_ratio, ratio._history.record_after) == (WINDOW, 0.25, 3)
+    assert ratio._history.half_life == 400
     cfg.SOLVER.ZENITH.NORM_SOURCE = "momentum"
     with pytest.raises(ConfigError, match="NORM_SOURCE is 'momentum': over the project's own SGD"):
         trainer(cfg)

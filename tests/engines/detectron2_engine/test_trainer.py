@@ -312,10 +312,12 @@ def test_reference_world_size_rescales_our_keys(tmp_path: Path) -> None:
     cfg = known_cfg(tmp_path, IMS_PER_BATCH=8, REFERENCE_WORLD_SIZE=4, MAX_ITER=10, WARMUP_ITERS=4)
     cfg.SOLVER.ZENITH.WINDOW = 100
     cfg.SOLVER.ZENITH.RECORD_AFTER = 20
+    cfg.SOLVER.ZENITH.HALF_LIFE = 400
     cfg.freeze()
     scaled = KnownTrainer.auto_scale_workers(cfg, 8)
     assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.MAX_ITER, scaled.SOLVER.WARMUP_ITERS) == (16, 5, 2)
     assert (scaled.SOLVER.ZENITH.WINDOW, scaled.SOLVER.ZENITH.RECORD_AFTER) == (50, 10)
+    assert scaled.SOLVER.ZENITH.HALF_LIFE == 200
     assert scaled.is_frozen()
     assert KnownTrainer.auto_scale_workers(cfg, 4) is cfg
     trainer = KnownTrainer(cfg)  # one process

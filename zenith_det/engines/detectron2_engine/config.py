@@ -35,9 +35,9 @@ def to_detectron2(source: LoadedConfig | CfgNode | Detectron2CfgNode) -> Detectr
 def auto_scale_workers(cfg: Any, num_workers: int) -> Any:
     """Detectron2's scaling for another number of processes, with this toolkit's keys.
 
-    ``SOLVER.ZENITH.WINDOW`` and ``SOLVER.ZENITH.RECORD_AFTER`` count iterations, like ``WARMUP_ITERS``
+    ``SOLVER.ZENITH.WINDOW``, ``RECORD_AFTER`` and ``HALF_LIFE`` count iterations, like ``WARMUP_ITERS``
     and ``STEPS``, and are divided by the same factor: they span the same number of images as before. The
-    window stays at least 1. ``MAX_NONFINITE_STEPS`` counts failures and stays.
+    window and a half-life stay at least 1. ``MAX_NONFINITE_STEPS`` counts failures and stays.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
@@ -49,9 +49,12 @@ def auto_scale_workers(cfg: Any, num_workers: int) -> Any:
     factor = num_workers / reference
     zenith.WINDOW = max(1, round(zenith.WINDOW / factor))
     zenith.RECORD_AFTER = round(zenith.RECORD_AFTER / factor)
+    if zenith.HALF_LIFE:
+        zenith.HALF_LIFE = max(1, round(zenith.HALF_LIFE / factor))
     logger.info(
-        "Auto-scaling SOLVER.ZENITH to WINDOW %d, RECORD_AFTER %d", zenith.WINDOW, zenith.RECORD_AFTER
-    )
+        "Auto-scaling SOLVER.ZENITH to WINDOW %d, RECORD_AFTER %d, HALF_LIFE %d",
+        zenith.WINDOW, zenith.RECORD_AFTER, zenith.HALF_LIFE,
+    )  # fmt: skip
     if frozen:
         scaled.freeze()
     return scaled

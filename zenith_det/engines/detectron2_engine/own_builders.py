@@ -204,6 +204,7 @@ def put_zenith_over(cfg: Any, trainer: type, optimizer: Any) -> None:
             window=settings.WINDOW,
             min_ratio=settings.MIN_RATIO,
             record_after=settings.RECORD_AFTER,
+            half_life=settings.HALF_LIFE,
             max_nonfinite_steps=moved_value(cfg, "SOLVER.MAX_NONFINITE_STEPS"),
         )
     except TypeError as error:
