@@ -81,7 +81,14 @@ def assert_equal_weights(one: Optimizer, other: Optimizer, rel: float = 1e-6) ->
     [
         {"window": 7},
         {"window": 7, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-        {"window": 3, "min_ratio": 0.6, "record_after": 5, "half_life": 2000, "momentum": 0.5, "foreach": True},
+        {
+            "window": 3,
+            "min_ratio": 0.6,
+            "record_after": 5,
+            "half_life": 2000,
+            "momentum": 0.5,
+            "foreach": True,
+        },
         {"window": 5, "momentum": 0.9, "fused": True, "weight_decay": 0.01},
         {"window": 5, "maximize": True},
     ],
