@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -168,23 +169,6 @@ def test_nothing_is_touched_where_a_transform_did_nothing() -> None:
     assert torch.equal(same, image())
 
 
-@moving
-def test_large_scale_jitter_gives_one_size() -> None:
-    """The recipe of docs/AUGMENTATION.md, small."""
-    entries = [
-        {"ScaleJitter": {"target_size": [64, 64], "scale_range": [0.1, 2.0]}},
-        {"RandomCrop": {"size": [64, 64], "pad_if_needed": True}},
-    ]
-    augment = Augmentations(entries)
-    for seed in range(8):
-        torch.manual_seed(seed)
-        jittered, moved = augment(image(), objects)
-        assert jittered.shape == (3, 64, 64)
-        assert moved is not None
-        assert moved.boxes.min() >= 0
-        assert moved.boxes.max() <= 64
-
-
 RECIPES: dict[str, list[Any]] = {
     "colours": [{"ColorJitter": {"brightness": 0.4, "hue": 0.1}}, {"GaussianBlur": {"kernel_size": 3}}],
     "moved": [
@@ -192,7 +176,34 @@ RECIPES: dict[str, list[Any]] = {
         {"RandomHorizontalFlip": {"p": 0.5}},
         "RandomIoUCrop",
     ],
+    # Of docs/AUGMENTATION.md, small.
+    "large-scale jitter": [
+        {"ScaleJitter": {"target_size": [64, 64], "scale_range": [0.1, 2.0]}},
+        {"RandomCrop": {"size": [64, 64], "pad_if_needed": True, "fill": 128}},
+    ],
 }
+
+
+@moving
+def test_large_scale_jitter_is_detectron2s() -> None:
+    """One size; what is scaled by 0.1 to 2 of that, cut or padded with grey; the sides keep their proportion."""
+    augment = Augmentations(RECIPES["large-scale jitter"])
+    shares = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        jittered, moved = augment(torch.full((3, 40, 60), 255, dtype=torch.uint8), objects)
+        assert jittered.shape == (3, 64, 64)
+        assert moved is not None
+        assert moved.boxes.min() >= 0
+        assert moved.boxes.max() <= 64
+        seen = (jittered[0] == 255).nonzero()
+        height, width = (seen.amax(dim=0) - seen.amin(dim=0) + 1).tolist()
+        assert set(jittered.unique().tolist()) <= {128, 255}
+        shares.append(width / 64)
+        if width < 64:
+            assert height == pytest.approx(width * 40 / 60, abs=1.5)
+    assert min(shares) < 0.3
+    assert 0.3 < np.mean(np.array(shares) == 1) < 0.7  # a scale of 1 and more, of 0.1 to 2
 
 
 @pytest.mark.detectron2
@@ -208,7 +219,7 @@ def test_both_engines_give_the_same_samples(task: str, recipe: str, tmp_path: Pa
     for name in ("torchvision", "detectron2"):
         loaded = small_config(
             task, DATASETS__TRAIN_JSON=str(json_file), DATASETS__TRAIN_IMAGES=str(images), DATASETS__TEST=(),
-            INPUT__MIN_SIZE_TRAIN=(64,), INPUT__RANDOM_FLIP="none", INPUT__AUGMENTATIONS=RECIPES[recipe],
+            INPUT__MIN_SIZE_TRAIN=(0,), INPUT__RANDOM_FLIP="none", INPUT__AUGMENTATIONS=RECIPES[recipe],
             MODEL__ROI_HEADS__NUM_CLASSES=number_of_classes(json_file), INPUT__MASK_FORMAT="bitmask",
         )  # fmt: skip
         engine = load_engine(name)
@@ -238,21 +249,23 @@ def number_of_classes(json_file: Path) -> int:
 @moving
 @pytest.mark.parametrize("engine", runs.ENGINES)
 def test_a_resumed_run_augments_as_an_undisturbed_one(engine: str, tmp_path: Path) -> None:
+    """With workers and without."""
     runs.need(engine)
     generate(tmp_path / "data", train=6, val=2, size=64, seed=5, task="instances")
     keys = {
-        "SOLVER__CHECKPOINT_PERIOD": 2, "TEST__EVAL_PERIOD": 0, "CHECKPOINT__BEST": "''",
+        "SOLVER__CHECKPOINT_PERIOD": 8, "TEST__EVAL_PERIOD": 0, "CHECKPOINT__BEST": "''",
         "INPUT__AUGMENTATIONS": [*RECIPES["colours"], *RECIPES["moved"]],
         # Detectron2 cuts polygons with shapely, which need not be there.
-        "INPUT__CROP__ENABLED": engine == "torchvision",
+        "INPUT__CROP__ENABLED": engine == "torchvision" or importlib.util.find_spec("shapely") is not None,
         "DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "DATALOADER__REPEAT_THRESHOLD": 0.9,
         "TEST__VALIDATION_LOSS": True,
     }  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for output, length, resume in ((whole, 4, False), (parts, 2, False), (parts, 4, True)):
+    for output, length, workers in ((whole, 12, 0), (parts, 8, 2), (parts, 12, 0)):
         words = runs.arguments(
-            engine, tmp_path / "data", output, resume=resume, SOLVER__MAX_ITER=length, **keys
-        )
+            engine, tmp_path / "data", output, resume=length == 12 and output == parts,
+            SOLVER__MAX_ITER=length, DATALOADER__NUM_WORKERS=workers, **keys,
+        )  # fmt: skip
         code, printed = runs.run(words)
         assert code == 0, printed
     runs.assert_same_result(whole, parts)

@@ -164,34 +164,61 @@ def test_crops_have_the_sizes_of_detectron2s(kind: str, size: list[float], heigh
 
 
 def test_a_polygon_is_cut_at_the_images_edges() -> None:
-    """A U whose two arms reach over the right edge: the box around what is left, and its area, are right."""
+    """A U whose two arms reach over the right edge, then one of which only the arms are left: two parts."""
     u = np.array([10, 10, 50, 10, 50, 20, 20, 20, 20, 40, 50, 40, 50, 50, 10, 50], dtype=np.float64)
     cut = clip_polygon(u, 60, 30)
-    assert bounds([cut]).tolist() == [10, 10, 30, 50]
-    whole = polygons_to_bitmap([u], 60, 60)[:, :30]
-    assert (polygons_to_bitmap([cut], 60, 30) == whole).all()
-    assert len(clip_polygon(u + 60.0, 60, 30)) == 0
-    assert len(clip_polygon(u - 60.0, 60, 30)) == 0
-    assert clip_polygon(u, 60, 60).tolist() == u.tolist()
+    assert bounds(cut).tolist() == [10, 10, 30, 50]
+    whole = polygons_to_bitmap([u], 60, 60)
+    assert (polygons_to_bitmap(cut, 60, 30) == whole[:, :30]).all()
+    left = np.tile([25.0, 0.0], 8)
+    arms = clip_polygon(u - left, 60, 35)
+    assert sorted(bounds([arm]).tolist() for arm in arms) == [[0, 10, 25, 20], [0, 40, 25, 50]]
+    assert (polygons_to_bitmap(arms, 60, 35) == whole[:, 25:]).all()
+    assert clip_polygon(u + 60.0, 60, 30) == clip_polygon(u - 60.0, 60, 30) == []
+    assert [part.tolist() for part in clip_polygon(u, 60, 60)] == [u.tolist()]
+
+
+def test_a_cut_polygon_leaves_nothing_without_area_along_the_edges() -> None:
+    """One that goes around two sides of the image, then with a tip that reaches into it."""
+    around = [(-5, -5), (50, -5), (50, 50), (45, 50), (45, -2), (-5, -2)]
+    tip = [(20, -2), (20, 9), (10, 9), (10, -2)]
+    for corners, expected in ((around, []), ([*around[:5], *tip, around[5]], [[10, 0, 20, 9]])):
+        for polygon in (corners, corners[::-1], [*corners, corners[0]]):
+            cut = clip_polygon(np.array(polygon, dtype=np.float64).reshape(-1), 40, 40)
+            assert [bounds([part]).tolist() for part in cut] == expected
 
 
 @pytest.mark.detectron2
 def test_polygons_are_cut_as_detectron2_cuts_them() -> None:
     transforms = pytest.importorskip("fvcore.transforms.transform")
-    pytest.importorskip("shapely", reason="what Detectron2 cuts polygons with")
+    shapely = pytest.importorskip("shapely", reason="what Detectron2 cuts polygons with: pip install shapely")
     rng = np.random.default_rng(0)
-    for _ in range(50):
-        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
-        radius = rng.uniform(5, 40, 9)
+    several = 0
+    for n in range(200):
+        corners = int(rng.integers(5, 25))
+        angles = 2 * np.pi * (np.arange(corners) + rng.uniform(0, 0.9, corners)) / corners
+        radius = rng.uniform(5, 40, corners)
         polygon = np.stack([50 + radius * np.cos(angles), 50 + radius * np.sin(angles)], axis=1)
+        if n % 2:
+            polygon = np.round(polygon)  # corners on the crop's edges
+        if not shapely.Polygon(polygon).is_valid:
+            continue
         x0, y0, w, h = (int(v) for v in rng.integers([20, 20, 10, 10], [60, 60, 50, 50]))
         theirs = transforms.CropTransform(x0, y0, w, h).apply_polygons([polygon.copy()])
         ours = clip_polygon((polygon - (x0, y0)).reshape(-1), h, w)
-        assert bool(len(ours)) == bool(theirs)
+        assert bool(ours) == bool(theirs)
+        several += len(theirs) > 1
         if theirs:
             around = np.concatenate(theirs)
             expected = [*around.min(axis=0), *around.max(axis=0)]
-            assert bounds([ours]) == pytest.approx(np.array(expected), abs=1e-6)
+            assert bounds(ours) == pytest.approx(np.array(expected), abs=1e-6)
+            areas = [
+                sum(shapely.Polygon(part.reshape(-1, 2)).area for part in parts) for parts in (ours, theirs)
+            ]
+            assert areas[0] == pytest.approx(areas[1], abs=1e-6)
+            bitmaps = [polygons_to_bitmap([p.reshape(-1) for p in parts], h, w) for parts in (ours, theirs)]
+            assert (bitmaps[0] != bitmaps[1]).sum() <= 3, "a rounding of the corner that a part begins at"
+    assert several > 5
 
 
 def test_images_of_rare_classes_come_more_often() -> None:

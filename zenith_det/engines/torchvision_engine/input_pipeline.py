@@ -210,8 +210,11 @@ class TrainingMapper:
             geometry.points(np.array(p, dtype=np.float64).reshape(-1, 2)).reshape(-1) for p in segmentation
         ]
         if geometry.crop:
-            cut = (clip_polygon(polygon, geometry.height, geometry.width) for polygon in polygons)
-            polygons = [polygon for polygon in cut if len(polygon)]
+            polygons = [
+                part
+                for polygon in polygons
+                for part in clip_polygon(polygon, geometry.height, geometry.width)
+            ]
         if self.bitmask:
             return torch.from_numpy(polygons_to_bitmap(polygons, geometry.height, geometry.width))
         return polygons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,13 +49,16 @@ def bounds(mask: Mask) -> np.ndarray:
     return np.concatenate((points.min(axis=0), points.max(axis=0)))
 
 
-def clip_polygon(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The part of a polygon (flat ``x0, y0, x1, …``) within an image, flat too; empty where there is none.
+def clip_polygon(polygon: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """The parts of a polygon (flat ``x0, y0, x1, …``) within an image, flat too.
 
-    By Sutherland and Hodgman's algorithm: parts of a concave one stay joined along the image's edge, where they have no
-    area.
+    By Sutherland and Hodgman's algorithm, which leaves the parts of a concave one joined along the image's edges;
+    there they are cut apart. These are the parts of Shapely's ``intersection``, by which Detectron2 crops. Of a
+    polygon that crosses itself Detectron2 drops some; here all of it stays.
     """
     points = polygon.reshape(-1, 2)
+    if (points >= 0).all() and (points <= (width, height)).all():
+        return [polygon]
     for axis, side in ((0, width), (1, height)):
         for limit, sign in ((0.0, 1.0), (float(side), -1.0)):
             before = np.roll(points, 1, axis=0)
@@ -62,15 +66,40 @@ def clip_polygon(polygon: np.ndarray, height: int, width: int) -> np.ndarray:
             kept = []
             for point, last, here, there in zip(points, before, inside, inside_before):
                 if here != there:
-                    share = (limit - last[axis]) / (point[axis] - last[axis])
-                    kept.append(last + share * (point - last))
+                    crossing = last + (limit - last[axis]) / (point[axis] - last[axis]) * (point - last)
+                    crossing[axis] = limit
+                    kept.append(crossing)
                 if here:
                     kept.append(point)
             points = np.array(kept).reshape(-1, 2)
-            if not len(points):
-                return points.reshape(-1)
-    flat = points.reshape(-1)
-    return flat if len(points) >= 3 and np.ptp(points, axis=0).min() > 0 else flat[:0]
+    return _parts(points, height, width)
+
+
+def _parts(points: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """A clipped polygon's parts, without what runs along the image's edges forth and back."""
+    corners = [(float(x), float(y)) for x, y in points]
+    edges = list(zip(corners, corners[1:] + corners[:1]))
+    for axis, limit in ((0, 0.0), (0, float(width)), (1, 0.0), (1, float(height))):
+        there = [start[axis] == end[axis] == limit for start, end in edges]
+        along = [(start[1 - axis], end[1 - axis]) for (start, end), on in zip(edges, there) if on]
+        edges = [edge for edge, on in zip(edges, there) if not on]
+        for low, high in itertools.pairwise(sorted({stop for edge in along for stop in edge})):
+            first, last = ((limit, low), (limit, high)) if axis == 0 else ((low, limit), (high, limit))
+            forth = sum(start <= low and high <= end for start, end in along)
+            back = sum(end <= low and high <= start for start, end in along)
+            edges += [(first, last)] * (forth - back) + [(last, first)] * (back - forth)
+    following: dict[tuple[float, float], list[tuple[float, float]]] = {}
+    for start, end in edges:
+        following.setdefault(start, []).append(end)
+    parts = []
+    for start in following:
+        while following[start]:
+            part = [start]
+            while (point := following[part[-1]].pop()) != start:
+                part.append(point)
+            if len(part) >= 3:
+                parts.append(np.array(part).reshape(-1))
+    return parts
 
 
 def crop_and_resize(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
