@@ -15,7 +15,7 @@ from PIL import Image
 
 from zenith_det.data import ImageError, load_coco_dataset, read_image
 from zenith_det.data.images import read_header
-from zenith_det.errors import DatasetError
+from zenith_det.errors import ConfigError, DatasetError
 
 from .builders import HEIGHT, WIDTH, content, picture, write
 
@@ -53,7 +53,9 @@ def test_bgr_is_rgb_backwards(tmp_path: Path) -> None:
     bgr = read_image(str(path))
     assert np.array_equal(bgr, rgb[:, :, ::-1])
     assert bgr.flags["C_CONTIGUOUS"]
-    with pytest.raises(ValueError, match="HSV"):
+    with pytest.raises(
+        ConfigError, match=r"INPUT.FORMAT is 'HSV': it must be one of BGR, RGB, L, YUV-BT.601$"
+    ):
         read_image(path, "HSV")
 
 
@@ -276,3 +278,20 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
 def test_error_travels_between_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageError("a.jpg", "missing file", "does not exist")))
     assert (str(error), error.kind) == ("a.jpg: does not exist", "missing file")
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", ["BGR", "RGB", "L", "YUV-BT.601"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "rotated JPEG"])
+def test_pixels_are_detectron2s(name: str, mode: str, tmp_path: Path) -> None:
+    utils = pytest.importorskip(
+        "detectron2.data.detection_utils", reason="needs the real Detectron2: see docs/DETECTRON2.md"
+    )
+    if mode == "rotated JPEG":
+        path = rotated(tmp_path / "a.jpg", 6)
+    else:
+        path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+        picture().convert(mode).save(path)
+    ours, theirs = read_image(path, name), utils.read_image(str(path), name)
+    assert ours.dtype == theirs.dtype
+    assert np.array_equal(ours, theirs)

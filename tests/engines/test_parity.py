@@ -20,16 +20,19 @@ pytest.importorskip("detectron2.engine", reason="needs the real Detectron2: see 
 
 from detectron2.config import get_cfg as detectron2_get_cfg
 from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import read_image as read_detectron2_image
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.utils.events import EventStorage
 
 from zenith_det.commands import convert_checkpoint
 from zenith_det.config import LoadedConfig, add_zenith_config, load_config
-from zenith_det.data import CocoDataset, filter_empty, load_coco_dataset
+from zenith_det.data import CocoDataset, filter_empty, load_coco_dataset, read_image
 from zenith_det.engines.batches import build_train_loader
 from zenith_det.engines.detectron2_engine.data import CocoMapper
 from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
+from zenith_det.engines.engine import load_engine
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.rcnn import build_model
@@ -224,6 +227,55 @@ def test_the_same_detections_with_test_time_augmentation(task: str, flip: bool, 
         (found,) = with_ours([dict(sample)])
         compared += compare(expected, found)
     assert compared > 20, "too few detections for the comparison to mean anything"
+
+
+@pytest.mark.parametrize("task", ["faster"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("L", [110.0], [57.0]),
+        ("L", [103.5, 116.3, 123.7], [57.0] * 3),
+        ("YUV-BT.601", [0.45, 0, 0], [0.25] * 3),
+    ],
+)
+def test_the_same_in_other_formats(
+    task: str,
+    name: str,
+    mean: list[float],
+    std: list[float],
+    dataset: CocoDataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pixels as Detectron2 reads and resizes them, in training and in use, to the same losses and detections."""
+    keys = {"INPUT.FORMAT": name, "MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std}
+    loaded, theirs_cfg = configs(
+        task, dataset, **keys, **{"INPUT.RANDOM_FLIP": "none", "INPUT.MIN_SIZE_TRAIN": (72,)}
+    )
+    torch.manual_seed(0)
+    ours, theirs = build_model(loaded.cfg), build_detectron2_model(theirs_cfg)
+    connect_top_level(theirs)
+    theirs.load_state_dict(conversion.to_detectron2(ours.state_dict()), strict=True)
+    records = polygon_records(dataset)[:2]
+    for record in records:
+        mine = TestMapper(loaded.cfg)(record)["image"]
+        pixels = read_detectron2_image(record["file_name"], name)
+        resize = ResizeShortestEdge(loaded.cfg.INPUT.MIN_SIZE_TEST, loaded.cfg.INPUT.MAX_SIZE_TEST)
+        resized = resize.get_transform(pixels).apply_image(pixels).transpose(2, 0, 1)
+        assert torch.equal(mine, torch.as_tensor(resized.astype(mine.numpy().dtype)))
+    their_mapper, our_mapper = CocoMapper(theirs_cfg, True), TrainingMapper(loaded.cfg, dataset.metadata)
+    monkeypatch.setattr(torch, "randperm", first_of)
+    with EventStorage(0):
+        expected = theirs.train()([their_mapper(r) for r in records])
+    losses = ours.train()([our_mapper(r, np.random.default_rng(0)) for r in records])
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(
+        {k: v.item() for k, v in expected.items()}, rel=1e-4, abs=1e-6
+    )
+    with torch.no_grad():
+        found = theirs.eval()([CocoMapper(theirs_cfg, False)(records[0])])[0]["instances"]
+        assert compare(found, ours.eval()([TestMapper(loaded.cfg)(records[0])])[0]) > 5
+        pixels = read_image(records[0]["file_name"], name)
+        by_array = theirs([load_engine("detectron2").image_mapper(loaded.cfg)(pixels)])[0]["instances"]
+    assert torch.equal(by_array.scores, found.scores)
 
 
 def compare(expected: Any, found: dict[str, torch.Tensor]) -> int:

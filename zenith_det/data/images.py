@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from zenith_det.data.pixel_formats import check_format, from_rgb
 from zenith_det.errors import DatasetError
 
 #: Formats that are pictures and nothing else. Pillow also opens EPS, by running Ghostscript on it.
@@ -235,7 +236,7 @@ def deep_values(path: str) -> DeepValues | None:
 
 def read_image(
     path: str | os.PathLike[str], format: str = "BGR", value_range: Sequence[float] | None = None
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[Any]:
     """Read an image as Detectron2 does: EXIF rotation applied, alpha dropped, grey and CMYK made colour.
 
     Grey images of 16 or 32 bits or of floats are brought to 8 bits by ``value_range``. Without it, 16 bits are by their
@@ -243,20 +244,19 @@ def read_image(
 
     Args:
         path: the file.
-        format: ``BGR`` or ``RGB``, the order of the channels.
+        format: ``BGR``, ``RGB``, ``L`` or ``YUV-BT.601``, see :func:`~zenith_det.data.pixel_formats.from_rgb`.
         value_range: the values that become black and white in an image of more than 8 bits, such as those of
             ``INPUT.VALUE_RANGE``; empty as None.
 
     Returns:
-        uint8, (H, W, 3), contiguous.
+        uint8, (H, W, 3), contiguous; with ``L`` (H, W, 1), with ``YUV-BT.601`` float64.
 
     Raises:
         ImageError: a :class:`~zenith_det.errors.DatasetError` that names the file: missing, empty, truncated,
             not an image, or larger than :func:`max_pixels`.
-        ValueError: another ``format``.
+        ConfigError: another ``format``.
     """
-    if format not in ("BGR", "RGB"):
-        raise ValueError(f"format must be 'BGR' or 'RGB', got {format!r}")
+    check_format(format)
     path = os.fspath(path)
     with _open(path) as file:
         try:
@@ -268,4 +268,4 @@ def read_image(
                 array = _to_rgb(turned, _has_16_bits(image), low_high)
         except Exception as error:  # as in read_header
             raise _failure(path, error) from None
-    return np.ascontiguousarray(array[:, :, ::-1] if format == "BGR" else array)
+    return from_rgb(array, format)

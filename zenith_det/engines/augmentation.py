@@ -13,6 +13,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import InterpolationMode, v2
 
 from zenith_det.config.keys import did_you_mean
+from zenith_det.data.pixel_formats import CHANNELS
 from zenith_det.errors import ConfigError, one_line, quote
 
 KEY = "INPUT.AUGMENTATIONS"
@@ -50,7 +51,7 @@ class Augmentations:
 
     Args:
         entries: of ``INPUT.AUGMENTATIONS``: names, or mappings of a name to its arguments.
-        image_format: of the images, ``"BGR"`` or ``"RGB"``; the transforms see RGB.
+        image_format: of the images, ``"BGR"``, ``"RGB"`` or ``"L"``; for BGR the transforms see RGB.
         flip_indices: for each keypoint the one that a mirror image has in its place.
 
     Raises:
@@ -60,9 +61,10 @@ class Augmentations:
     def __init__(
         self, entries: Sequence[Any], image_format: str = "BGR", flip_indices: Sequence[int] = ()
     ) -> None:
-        if image_format not in ("BGR", "RGB"):
-            raise ConfigError(f"{KEY} is for images in BGR or RGB, not for INPUT.FORMAT {image_format!r}")
+        if image_format not in ("BGR", "RGB", "L"):
+            raise ConfigError(f"{KEY} is for images in BGR, RGB or L, not for INPUT.FORMAT {image_format!r}")
         self._swap = image_format == "BGR"
+        self._channels = CHANNELS[image_format]
         self._flip_indices = torch.as_tensor(list(flip_indices), dtype=torch.int64)
         self.transforms = _built(entries)
         self.moves = any(_moves(one) for one in self.transforms)
@@ -74,7 +76,7 @@ class Augmentations:
         """Transform an image and what is on it.
 
         Args:
-            image: uint8 ``(3, H, W)``.
+            image: uint8 ``(C, H, W)``.
             labels: gives its objects; called only if they may have moved.
 
         Returns:
@@ -165,7 +167,7 @@ class Augmentations:
                 torch.arange(3 * 480 * 640, dtype=torch.int64)
                 .remainder(256)
                 .to(torch.uint8)
-                .view(3, 480, 640)
+                .view(3, 480, 640)[: self._channels]
             )
             masks = torch.zeros(2, 480, 640, dtype=torch.bool)
             masks[0, 100:300, 100:300] = masks[1, 200:460, 50:600] = True
@@ -178,10 +180,10 @@ class Augmentations:
                     image, _ = self(image, lambda labels=labels: labels)  # type: ignore[misc]
                 except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
                     raise ConfigError(f"{KEY}: {names} can't be used here: {one_line(str(error))}") from error
-            if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != self._channels:
                 raise ConfigError(
                     f"{KEY}: {names} makes {image.dtype} of shape {tuple(image.shape)} of an image; it must stay "
-                    "uint8 with three channels (MODEL.PIXEL_MEAN and PIXEL_STD normalize it)"
+                    f"uint8 and keep its channels, {self._channels} (MODEL.PIXEL_MEAN and PIXEL_STD normalize it)"
                 )
 
 

@@ -158,7 +158,7 @@ class Engine(Protocol):
         """Makes a sample to detect in of a record."""
 
     def image_mapper(self, cfg: CfgNode) -> Callable[[np.ndarray], Sample]:
-        """The same of pixels, uint8 ``(H, W, 3)`` in the order of ``INPUT.FORMAT``."""
+        """The same of pixels, ``(H, W, C)`` in ``INPUT.FORMAT``."""
 
     def detections(self, output: Any) -> Detections:
         """The detections in what a model gave for one image, on the host."""

@@ -42,10 +42,11 @@ def need(library: str) -> Any:
 def to_onnx(model: GeneralizedRCNN, cfg: CfgNode, metadata: DatasetMetadata) -> bytes:
     """The file's content.
 
-    Its input ``images`` is uint8 ``(N, H, W, 3)`` in ``INPUT.FORMAT`` order, N images of one size, as they are:
-    resizing, normalizing and padding are in the file. Its outputs have a row for each object, image after image, best
-    first: ``boxes (M, 4)`` xyxy in pixels of the image, ``scores (M,)``, ``classes (M,)``, ``image_index (M,)``, and by
-    task ``masks (M, S, S)``, probabilities within the box, or ``keypoints (M, K, 3)`` (x, y, score).
+    Its input ``images`` is uint8 ``(N, H, W, 3)``, N images of one size as they are, RGB if that is ``INPUT.FORMAT``,
+    else BGR: what makes grey or YUV of them, resizes, normalizes and pads is in the file. Its outputs have a row for
+    each object, image after image, best first: ``boxes (M, 4)`` xyxy in pixels of the image, ``scores (M,)``, ``classes
+    (M,)``, ``image_index (M,)``, and by task ``masks (M, S, S)``, probabilities within the box, or ``keypoints (M, K,
+    3)`` (x, y, score).
 
     Args:
         model: on the CPU, in evaluation mode.
@@ -67,6 +68,7 @@ def to_onnx(model: GeneralizedRCNN, cfg: CfgNode, metadata: DatasetMetadata) -> 
         cfg.INPUT.MIN_SIZE_TEST,
         cfg.INPUT.MAX_SIZE_TEST,
         model.backbone.size_divisibility,
+        cfg.INPUT.FORMAT,
     )
     parse = onnx.parser.parse_model
     whole = _joined(_prefixed(parse(prepare), "prepare"), network, ("batch_", "input_size", "original_size"))
@@ -86,7 +88,7 @@ def describe(cfg: CfgNode, metadata: DatasetMetadata) -> dict[str, Any]:
     return {
         "class_names": list(metadata.thing_classes),
         "category_ids": metadata.to_dict()["category_ids"],
-        "channels": cfg.INPUT.FORMAT,
+        "channels": "RGB" if cfg.INPUT.FORMAT == "RGB" else "BGR",
         "value_range": list(cfg.INPUT.VALUE_RANGE),
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "nms_threshold": cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from zenith_det.data.pixel_formats import RGB_TO_YUV
+
 #: Of the operators' versions; 18 is what PyTorch's exporter writes.
 OPSET = 18
 IR_VERSION = 10
@@ -44,20 +46,73 @@ _FILTER = """
 """
 
 
+_BYTES = ", double high = {255.0}"
+# In two passes, each rounded to 8 bits.
+_RESIZE_BYTES = """
+  pixels = Cast <to = 11> (planes)
+  columns_turned = Transpose <perm = [1, 0]> (columns_matrix)
+  across = MatMul (pixels, columns_turned)
+  across_up = Add (across, half)
+  across_whole = Floor (across_up)
+  across_byte = Clip (across_whole, zero, high)
+  down = MatMul (rows_matrix, across_byte)
+  down_up = Add (down, half)
+  down_whole = Floor (down_up)
+  down_byte = Clip (down_whole, zero, high)
+  values = Cast <to = 1> (down_byte)
+"""
+_ORDERED = (_BYTES, "\n  planes = Transpose <perm = [0, 3, 1, 2]> (images)" + _RESIZE_BYTES)
+# Pillow's grey: with weights of 16 bits, rounded.
+_GREY = (
+    _BYTES
+    + ", int64[1] axis_last = {-1}, double[3] weights = {7471.0, 38470.0, 19595.0}, double bits = {65536.0}",
+    """
+  colours = Cast <to = 11> (images)
+  weighted = Mul (colours, weights)
+  sum = ReduceSum (weighted, axis_last)
+  share = Div (sum, bits)
+  share_up = Add (share, half)
+  grey = Floor (share_up)
+  planes = Transpose <perm = [0, 3, 1, 2]> (grey)"""
+    + _RESIZE_BYTES,
+)
+_TO_YUV = ", ".join(repr(float(weight)) for weight in RGB_TO_YUV.T[::-1].flatten())
+_YUV = (
+    f", float white = {{255.0}}, float[3, 3] to_yuv = {{{_TO_YUV}}}",
+    """
+  colours = Cast <to = 1> (images)
+  share = Div (colours, white)
+  yuv = MatMul (share, to_yuv)
+  planes = Transpose <perm = [0, 3, 1, 2]> (yuv)
+  outer = Shape <end = 2> (planes)
+  target = Concat <axis = 0> (outer, resized)
+  values = Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (planes, , , target)
+""",
+)
+
+
 def preparing(
-    mean: Sequence[float], std: Sequence[float], short: int, longest: int, divisibility: int
+    mean: Sequence[float],
+    std: Sequence[float],
+    short: int,
+    longest: int,
+    divisibility: int,
+    image_format: str = "BGR",
 ) -> str:
     """The graph from images to the network's input.
 
-    Input ``images``: uint8 ``(N, H, W, 3)``. Outputs: ``batch_`` float ``(N, 3, h, w)``, ``input_size`` and
+    Input ``images``: uint8 ``(N, H, W, 3)``. Outputs: ``batch_`` float ``(N, C, h, w)``, ``input_size`` and
     ``original_size``, float ``(2,)``: the arguments of :meth:`.export_module.ExportableRCNN.forward`.
 
     Args:
-        mean, std: of the channels, in their order in the images.
+        mean, std: of the network's channels.
         short, longest: ``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``; see
             :func:`~.input_pipeline.shortest_edge_size`.
         divisibility: of the network's input.
+        image_format: ``INPUT.FORMAT``. For ``L`` and ``YUV-BT.601`` the images are BGR, and become grey or YUV here.
     """
+    constants, values = {"L": _GREY, "YUV-BT.601": _YUV}.get(image_format, _ORDERED)
+    channels = len(mean)
     limits = ""
     if short:
         limits = f"double short = {{{short}.0}}, double longest = {{{longest}.0}},"
@@ -77,12 +132,13 @@ def preparing(
         sizes = "\n  rows_2 = Identity (rows_in)\n  columns_2 = Identity (columns_in)\n"
     return f"""{_HEAD}
 prepare (uint8[batch, height, width, 3] images)
-  => (float[batch, 3, h, w] batch_, float[2] input_size, float[2] original_size)
+  => (float[batch, {channels}, h, w] batch_, float[2] input_size, float[2] original_size)
 <double half = {{0.5}}, double one = {{1.0}}, double zero = {{0.0}}, double precision = {{4194304.0}}, {limits}
  int64 zero_i = {{0}}, int64 one_i = {{1}}, int64[1] axis_1 = {{1}}, int64[1] axis_0 = {{0}},
  int64[1] divide = {{{divisibility}}},
- double high = {{255.0}}, int64[2] none = {{0, 0}}, int64[2] hw = {{1, 2}},
- float[1, 3, 1, 1] mean = {{{_numbers(mean)}}}, float[1, 3, 1, 1] std = {{{_numbers(std)}}}>
+ int64[2] none = {{0, 0}}, int64[2] hw = {{1, 2}},
+ float[1, {channels}, 1, 1] mean = {{{_numbers(mean)}}},
+ float[1, {channels}, 1, 1] std = {{{_numbers(std)}}}{constants}>
 {{
   shape = Shape (images)
   size = Gather (shape, hw)
@@ -99,24 +155,13 @@ prepare (uint8[batch, height, width, 3] images)
   columns_out = Max (columns_4, one)
 {_FILTER.format(n="rows")}
 {_FILTER.format(n="columns")}
-  planes = Transpose <perm = [0, 3, 1, 2]> (images)
-  pixels = Cast <to = 11> (planes)
-  columns_turned = Transpose <perm = [1, 0]> (columns_matrix)
-  across = MatMul (pixels, columns_turned)
-  across_up = Add (across, half)
-  across_whole = Floor (across_up)
-  across_byte = Clip (across_whole, zero, high)
-  down = MatMul (rows_matrix, across_byte)
-  down_up = Add (down, half)
-  down_whole = Floor (down_up)
-  down_byte = Clip (down_whole, zero, high)
-  byte = Cast <to = 1> (down_byte)
-  centred = Sub (byte, mean)
-  normal = Div (centred, std)
   rows_out_1 = Unsqueeze (rows_out_i, axis_0)
   columns_out_1 = Unsqueeze (columns_out_i, axis_0)
   resized = Concat <axis = 0> (rows_out_1, columns_out_1)
   input_size = Cast <to = 1> (resized)
+{values}
+  centred = Sub (values, mean)
+  normal = Div (centred, std)
   over = Mod (resized, divide)
   left_over = Sub (divide, over)
   missing = Mod (left_over, divide)

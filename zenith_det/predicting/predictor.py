@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from zenith_det.data.pixel_formats import from_rgb
 from zenith_det.engines.device import resolve_device
 from zenith_det.engines.engine import Sample, load_engine
 from zenith_det.errors import ConfigError
@@ -58,7 +59,7 @@ class Predictor:
         metadata: names of classes and keypoints, category ids, the skeleton (:class:`DatasetMetadata`).
         cfg: the configuration.
         model: the engine's, a ``torch.nn.Module`` in evaluation mode.
-        mapper: makes what the model takes of an image's pixels, in the order of ``INPUT.FORMAT``.
+        mapper: makes what the model takes of an image's pixels, in ``INPUT.FORMAT``.
 
     Raises:
         ConfigError: no such run or config, no weights, or a key that the engine can't honour.
@@ -168,7 +169,7 @@ class Predictor:
     def _detect(self, pictures: Iterator[Picture]) -> Iterator[Prediction]:
         waiting: list[tuple[Picture, Sample]] = []
         for picture in pictures:
-            sample = self.mapper(self._in_order(picture.pixels))
+            sample = self.mapper(from_rgb(picture.pixels[..., ::-1], self.cfg.INPUT.FORMAT))
             full = len(waiting) == self.batch_size
             if waiting and (full or waiting[0][1]["image"].shape != sample["image"].shape):
                 yield from self._predictions(waiting)
@@ -176,9 +177,6 @@ class Predictor:
             waiting.append((picture, sample))
         if waiting:
             yield from self._predictions(waiting)
-
-    def _in_order(self, pixels: ByteImage) -> ByteImage:
-        return pixels if self.cfg.INPUT.FORMAT == "BGR" else np.ascontiguousarray(pixels[..., ::-1])
 
     def _predictions(self, batch: Sequence[tuple[Picture, Sample]]) -> list[Prediction]:
         device = self.cfg.MODEL.DEVICE.split(":")[0]

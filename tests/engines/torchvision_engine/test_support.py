@@ -23,7 +23,7 @@ from zenith_det.errors import ConfigError
         ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True),
         ("MODEL.LOAD_PROPOSALS", True),
         ("DATALOADER.SAMPLER_TRAIN", "MySampler"),
-        ("INPUT.FORMAT", "YUV-BT.601"),
+        ("INPUT.FORMAT", "HSV"),
         ("TEST.PRECISE_BN.ENABLED", True),
     ],
 )

@@ -32,6 +32,7 @@ from zenith_det.data import (
     dataset_source,
     read_image,
 )
+from zenith_det.data.pixel_formats import check_format
 from zenith_det.engines.augmentation import Augmentations, Labels
 from zenith_det.engines.batches import TestDataset, one_by_one
 from zenith_det.engines.data_description import DataDescription
@@ -226,13 +227,14 @@ class CocoMapper(DatasetMapper):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_format(self.image_format)
         augmentations: Sequence[T.Augmentation] = self.augmentations.augs  # type: ignore[has-type]
         self.augmentations = T.AugmentationList(
             [AtLeastAPixel(a) if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
         )
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """A record as the model takes it: ``image`` uint8 (3, H, W), ``instances`` when training.
+        """A record as the model takes it: ``image`` (see :func:`as_tensor`), ``instances`` when training.
 
         Raises:
             DatasetError: the image cannot be read, or has not the size that the record says.
@@ -247,7 +249,7 @@ class CocoMapper(DatasetMapper):
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         shape = augmented.image.shape[:2]
-        record["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        record["image"] = as_tensor(augmented.image)
         if self.proposal_topk is not None:
             detection_utils.transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
         if not self.is_train:
@@ -275,6 +277,12 @@ class CocoMapper(DatasetMapper):
                 parts.append(instances)
         record["instances"] = Instances.cat(parts)
         return record
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Pixels ``(H, W, C)`` as a model's input; YUV in float32, as Detectron2's models fail at its reader's float64."""
+    tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _as_polygon(box: Sequence[float]) -> list[list[float]]:
@@ -345,7 +353,20 @@ def mapper_for(
     """:class:`CocoMapper` where all of ``names`` are checked sets, else Detectron2's own mapper."""
     kind = CocoMapper if all(name in _checked for name in names) else DatasetMapper
     mapper = kind(cfg, is_train)
+    if kind is DatasetMapper and cfg.INPUT.FORMAT == "YUV-BT.601":
+        return InFloat32(mapper)
     return AugmentingMapper(mapper, cfg) if is_train and cfg.INPUT.AUGMENTATIONS else mapper
+
+
+class InFloat32:
+    """A mapper whose images, of floats, are in float32; see :func:`as_tensor`."""
+
+    def __init__(self, mapper: DatasetMapper) -> None:
+        self._mapper = mapper
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> dict[str, Any]:
+        sample: dict[str, Any] = self._mapper(dataset_dict)
+        return sample | {"image": sample["image"].float()}
 
 
 class SeededMapper:

@@ -36,6 +36,7 @@ from zenith_det.engines.detectron2_engine.config import auto_scale_workers, to_d
 from zenith_det.engines.detectron2_engine.data import (
     AtLeastAPixel,
     SeededMapper,
+    as_tensor,
     build_test_loader,
     checked_dataset,
     mapper_for,
@@ -53,6 +54,7 @@ from zenith_det.engines.detectron2_engine.models import (
 )
 from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
+from zenith_det.engines.input_format import check_channels
 from zenith_det.engines.model_format import use_channels_last
 from zenith_det.errors import ConfigError
 from zenith_det.training.logs.events import EventStorage
@@ -77,6 +79,7 @@ class Detectron2Engine:
                 f"MODEL.WEIGHTS {weights} is torchvision's name, which the built-in engine takes "
                 "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
             )
+        check_channels(loaded)
         check_tta(loaded.cfg)
         before = to_detectron2(loaded.cfg)
         scaled = auto_scale_workers(before, comm.get_world_size())
@@ -140,8 +143,7 @@ class Detectron2Engine:
         def sample(pixels: np.ndarray) -> Sample:
             height, width = pixels.shape[:2]
             resized = resize.get_transform(pixels).apply_image(pixels)
-            tensor = torch.as_tensor(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-            return {"image": tensor, "height": height, "width": width}
+            return {"image": as_tensor(resized), "height": height, "width": width}
 
         return sample
 

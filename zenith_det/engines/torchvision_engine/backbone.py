@@ -39,7 +39,8 @@ class ResNetFPN(nn.Module):
     turned into constants, the norms GN and SyncBN, and no stage past the last that the pyramid uses.
 
     Args:
-        cfg: reads ``MODEL.RESNETS``, ``MODEL.FPN`` and ``MODEL.BACKBONE.FREEZE_AT``.
+        cfg: reads ``MODEL.RESNETS``, ``MODEL.FPN``, ``MODEL.BACKBONE.FREEZE_AT``, and from ``MODEL.PIXEL_MEAN`` how
+            many channels there are.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -47,6 +48,10 @@ class ResNetFPN(nn.Module):
         depth = cfg.MODEL.RESNETS.DEPTH
         body = RESNETS[depth](weights=None, norm_layer=NORM_LAYERS[cfg.MODEL.RESNETS.NORM])
         del body.fc, body.avgpool
+        channels = len(cfg.MODEL.PIXEL_MEAN)
+        if channels != body.conv1.in_channels:
+            body.conv1 = nn.Conv2d(channels, body.conv1.out_channels, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
             _move_stride_to_1x1(body)
         in_features = list(cfg.MODEL.FPN.IN_FEATURES)
@@ -74,7 +79,7 @@ class ResNetFPN(nn.Module):
         """A batch to feature maps by name.
 
         Args:
-            images: ``(N, 3, H, W)``, H and W multiples of ``size_divisibility``.
+            images: ``(N, C, H, W)``, H and W multiples of ``size_divisibility``.
 
         Returns:
             ``p{l}``: ``(N, out_channels, H / 2^l, W / 2^l)``.
@@ -133,17 +138,17 @@ def normalize_and_pad(
     """Batch images as Detectron2 does: normalize, then pad right and bottom with zeros.
 
     Args:
-        images: uint8 or float ``(3, H_i, W_i)`` in 0..255.
-        mean, std: ``(3, 1, 1)``, in the channel order of the images.
+        images: uint8 or float ``(C, H_i, W_i)``, or grey ``(1, H_i, W_i)``, which is the same in each channel.
+        mean, std: ``(C, 1, 1)``, in the channel order of the images.
         divisibility: height and width of the batch become multiples of it.
 
     Returns:
-        The batch ``(N, 3, H, W)`` on the device of ``mean`` and the sizes ``(H_i, W_i)`` before padding.
+        The batch ``(N, C, H, W)`` on the device of ``mean`` and the sizes ``(H_i, W_i)`` before padding.
     """
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
     height = -(-max(h for h, _ in sizes) // divisibility) * divisibility
     width = -(-max(w for _, w in sizes) // divisibility) * divisibility
-    batch = torch.zeros((len(images), 3, height, width), dtype=mean.dtype, device=mean.device)
+    batch = torch.zeros((len(images), len(mean), height, width), dtype=mean.dtype, device=mean.device)
     for i, (image, (h, w)) in enumerate(zip(images, sizes)):
         batch[i, :, :h, :w] = (image.to(mean.device, non_blocking=True) - mean) / std
     return batch, sizes

@@ -12,8 +12,10 @@ from torch import nn
 
 from zenith_det.config import CfgNode, LoadedConfig, follow_dataset
 from zenith_det.data import DatasetMetadata, SerializedList
+from zenith_det.data.pixel_formats import to_rgb
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
+from zenith_det.engines.input_format import check_channels
 from zenith_det.engines.torchvision_engine.datasets import load_training_set, repeats
 from zenith_det.engines.torchvision_engine.input_pipeline import TestMapper, TrainingMapper
 from zenith_det.engines.torchvision_engine.masks import as_bitmap
@@ -38,6 +40,7 @@ class TorchvisionEngine:
 
     def prepare(self, loaded: LoadedConfig) -> None:
         check_supported(loaded)
+        check_channels(loaded)
         cfg = loaded.cfg
         if cfg.MODEL.RESNETS.NORM == "SyncBN" and (get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu"):
             raise ConfigError(
@@ -86,7 +89,7 @@ class TorchvisionEngine:
             found["masks"] = np.array([as_bitmap(mask, *size) for mask in targets.masks]).reshape(-1, *size)
         if targets.keypoints is not None:
             found["keypoints"] = targets.keypoints.numpy()
-        return pixels[..., ::-1] if cfg.INPUT.FORMAT == "RGB" else pixels, found
+        return to_rgb(pixels, cfg.INPUT.FORMAT)[..., ::-1], found
 
     def test_mapper(self, cfg: CfgNode, names: Sequence[str]) -> Callable[[Record], Sample]:
         return TestMapper(cfg)

@@ -65,7 +65,7 @@ class ExportableRCNN(nn.Module):
         """Detections of all images in one row, image after image, best first.
 
         Args:
-            images: ``(N, 3, H, W)`` float, normalized, padded to multiples of the backbone's divisibility.
+            images: ``(N, C, H, W)`` float, normalized, padded to multiples of the backbone's divisibility.
             input_size: ``(2,)`` float: height and width before that padding, the same for all images.
             original_size: ``(2,)`` float: height and width that detections are scaled to.
 
@@ -162,7 +162,7 @@ class ExportableRCNN(nn.Module):
 def export_arguments(core: ExportableRCNN) -> dict[str, Any]:
     """What ``torch.export.export`` takes beside the module: example inputs, and which of their sizes may vary."""
     dim, side = torch.export.Dim, core.backbone.size_divisibility
-    images = torch.zeros(2, 3, 4 * side, 5 * side)
+    images = torch.zeros(2, core.backbone.body.conv1.in_channels, 4 * side, 5 * side)
     sizes = torch.tensor([4 * side - 3.0, 5 * side - 1.0]), torch.tensor([200.0, 300.0])
     height, width = dim("height_blocks", min=1, max=4096), dim("width_blocks", min=1, max=4096)
     return {

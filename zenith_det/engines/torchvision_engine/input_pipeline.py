@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from zenith_det.config import CfgNode
 from zenith_det.data import DatasetMetadata, read_image
@@ -56,17 +57,36 @@ class Geometry:
         return moved
 
     def image(self, pixels: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        """Map an image ``(H, W)`` or ``(H, W, 3)`` uint8, contiguous."""
+        """Map an image ``(H, W)`` or ``(H, W, C)``, contiguous; one of floats as Detectron2 does, without a filter."""
         if self.crop:
             left, top, right, bottom = self.crop
             pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
         if pixels.shape[:2] != (self.height, self.width):
-            pixels = np.asarray(Image.fromarray(pixels).resize((self.width, self.height), resample))
+            pixels = _resized(pixels, self.height, self.width, resample)
         if self.flip == "horizontal":
             pixels = pixels[:, ::-1]
         elif self.flip == "vertical":
             pixels = pixels[::-1]
         return np.ascontiguousarray(pixels)
+
+
+def _resized(pixels: np.ndarray, height: int, width: int, resample: Image.Resampling) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        one = pixels.ndim == 3 and pixels.shape[2] == 1
+        image = Image.fromarray(pixels[:, :, 0] if one else pixels).resize((width, height), resample)
+        return np.array(image)[:, :, None] if one else np.asarray(image)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return (
+        F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+
+
+def image_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """``(C, H, W)``, uint8 or float32, of pixels ``(H, W, C)``."""
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def shortest_edge_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
@@ -131,13 +151,13 @@ class TrainingMapper:
         )
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """The sample: ``image`` uint8 ``(3, H, W)``, ``targets``, ``image_id``, ``file_name``."""
+        """The sample: ``image`` (see :func:`image_tensor`), ``targets``, ``image_id``, ``file_name``."""
         # First, so that the augmentations of either engine draw alike.
         seed = int(rng.integers(2**63)) if self.augmentations else 0
         image = read_image(record["file_name"], self.image_format, record.get("value_range"))
         geometry = self._draw(image.shape[0], image.shape[1], rng)
         pixels = geometry.image(image, Image.Resampling.BILINEAR)
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        tensor = image_tensor(pixels)
         targets = self.targets(record, geometry)
         if self.augmentations:
             with seeded(seed):
@@ -260,20 +280,20 @@ class TestMapper:
         self.image_format = cfg.INPUT.FORMAT
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """The sample: ``image`` uint8 ``(3, H, W)``, ``height``, ``width``, ``image_id``, ``file_name``."""
+        """The sample: ``image`` (see :func:`image_tensor`), ``height``, ``width``, ``image_id``, ``file_name``."""
         sample = self.from_image(
             read_image(record["file_name"], self.image_format, record.get("value_range"))
         )
         return sample | {"image_id": record["image_id"], "file_name": record["file_name"]}
 
     def from_image(self, image: np.ndarray) -> dict[str, Any]:
-        """The same for pixels already read, uint8 ``(H, W, 3)`` in ``INPUT.FORMAT`` order."""
+        """The same for pixels already read, ``(H, W, C)`` in ``INPUT.FORMAT``."""
         height, width = image.shape[:2]
         new_height, new_width = shortest_edge_size(height, width, self.short, self.longest)
         geometry = Geometry(new_width / width, new_height / height, new_height, new_width, "none")
         pixels = geometry.image(image, Image.Resampling.BILINEAR)
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "image": image_tensor(pixels),
             "height": height,
             "width": width,
         }

@@ -20,7 +20,7 @@ from zenith_det.engines.torchvision_engine.training_pictures import TrainingPict
 class GeneralizedRCNN(nn.Module):
     """A two-stage detector.
 
-    Called with a list of samples, each a dict: ``image`` uint8 ``(3, H, W)`` in ``INPUT.FORMAT`` order;
+    Called with a list of samples, each a dict: ``image`` ``(C, H, W)`` in ``INPUT.FORMAT``;
     in training also ``targets`` (:class:`~.roi_heads.Targets`, pixels of that image); in evaluation
     ``height`` and ``width`` of the original image, which results are scaled to.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from zenith_det.config import CfgNode, LoadedConfig, get_cfg
 from zenith_det.config.keys import leaves, plain
+from zenith_det.data.pixel_formats import CHANNELS
 from zenith_det.engines.torchvision_engine.backbone import NORM_LAYERS, RESNETS, STAGES
 from zenith_det.engines.torchvision_engine.box_regression import LOSS_TYPES
 from zenith_det.engines.torchvision_engine.datasets import SAMPLERS
@@ -120,7 +121,7 @@ ALLOWED: dict[str, Callable[[Any, CfgNode], bool]] = {
     "MODEL.RESNETS.RES2_OUT_CHANNELS": lambda v, cfg: (
         v == (64 if cfg.MODEL.RESNETS.DEPTH in (18, 34) else 256)
     ),
-    "INPUT.FORMAT": lambda v, _: v in ("BGR", "RGB"),
+    "INPUT.FORMAT": lambda v, _: v in CHANNELS,
     "INPUT.MASK_FORMAT": lambda v, _: v in ("polygon", "bitmask"),
     "INPUT.RANDOM_FLIP": lambda v, _: v in ("horizontal", "vertical", "none"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": lambda v, _: v in ("choice", "range"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from zenith_det.config import CfgNode
+from zenith_det.data.pixel_formats import to_rgb
 from zenith_det.training.logs.events import EventStorage
 from zenith_det.training.processes.distributed import is_main_process
 
@@ -43,7 +44,7 @@ class TrainingPictures:
 
     def __init__(self, cfg: CfgNode) -> None:
         self._period: int = cfg.VIS_PERIOD
-        self._bgr: bool = cfg.INPUT.FORMAT == "BGR"
+        self._format: str = cfg.INPUT.FORMAT
 
     def proposals(
         self, images: Sequence[Tensor], truth: Sequence[Tensor], proposed: Sequence[Tensor]
@@ -51,13 +52,14 @@ class TrainingPictures:
         """The first image of a batch with its boxes, and beside it with the best proposals.
 
         Args:
-            images: uint8 ``(3, H, W)`` in ``INPUT.FORMAT`` order.
+            images: ``(C, H, W)`` in ``INPUT.FORMAT``.
             truth, proposed: xyxy ``(N, 4)``; proposals best first.
         """
         if (storage := self._due()) is None:
             return
-        image = images[0].flip(0) if self._bgr else images[0]
-        pair = [_with_boxes(image.cpu(), boxes) for boxes in (truth[0], proposed[0][:MOST_PROPOSALS])]
+        rgb = to_rgb(images[0].permute(1, 2, 0).cpu().numpy(), self._format)
+        image = torch.from_numpy(rgb).permute(2, 0, 1)
+        pair = [_with_boxes(image, boxes) for boxes in (truth[0], proposed[0][:MOST_PROPOSALS])]
         storage.images.append((PROPOSALS, torch.cat(pair, dim=2), storage.iter))
 
     def masks(self, logits: Tensor, truth: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
 from zenith_det.config import CfgNode
-from zenith_det.engines.torchvision_engine.input_pipeline import Geometry, shortest_edge_size
+from zenith_det.engines.torchvision_engine.input_pipeline import Geometry, image_tensor, shortest_edge_size
 from zenith_det.engines.torchvision_engine.keypoints import heatmaps_to_keypoints
 from zenith_det.engines.torchvision_engine.rcnn import GeneralizedRCNN, to_original_size
 from zenith_det.errors import ConfigError
@@ -148,7 +148,7 @@ class RCNNWithTTA(nn.Module):
                 flip = "horizontal" if mirrored else "none"
                 geometry = Geometry(new_width / width, new_height / height, new_height, new_width, flip)
                 seen = geometry.image(pixels, Image.Resampling.BILINEAR)
-                yield View(torch.from_numpy(np.ascontiguousarray(seen.transpose(2, 0, 1))), mirrored)
+                yield View(image_tensor(seen), mirrored)
 
 
 def _scale(before: tuple[int, int], after: tuple[int, int], like: Tensor) -> Tensor:

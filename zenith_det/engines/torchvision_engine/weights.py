@@ -74,6 +74,11 @@ def to_our_names(cfg: CfgNode, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return conversion.from_caffe2_resnet(tensors)
     if conversion.is_torchvision_resnet(tensors):
         _check_torchvision_stride(cfg)
+        if cfg.INPUT.FORMAT == "YUV-BT.601" or len(cfg.MODEL.PIXEL_MEAN) != 3:
+            raise ConfigError(
+                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: torchvision's first layer is for red, green and blue: take "
+                "INPUT.FORMAT BGR, RGB, or L with three entries in MODEL.PIXEL_MEAN and PIXEL_STD"
+            )
         return conversion.from_torchvision_resnet(tensors, cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_STD))
     if conversion.is_torchvision_detector(tensors):
         _check_torchvision_stride(cfg)
