@@ -96,7 +96,7 @@ setup(
         "optimizers": OPTIMIZERS,
         "fuzz": FUZZ,
         "onnx": ONNX,
-        "supervision": ["supervision>=0.19"],  # Prediction.to_supervision
+        "supervision": ["supervision>=0.21"],  # Prediction.to_supervision
         "wandb": ["wandb>=0.16"],
         "mlflow": ["mlflow>=2.10"],
         "classification": CLASSIFICATION,

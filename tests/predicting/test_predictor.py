@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -225,6 +226,21 @@ def test_supervision(predictor: Predictor, photos: list[Path]) -> None:
     kept = given[given.confidence > float(found.scores[2])]
     assert kept.mask.shape == (2, *found.size)
     assert len(found[:0].to_supervision()) == 0
+    with pytest.raises(UserError, match="the model finds no keypoints"):
+        found.to_supervision_keypoints()
+    points = np.random.default_rng(0).random((len(found), 5, 3), dtype=np.float32)
+    with_keypoints = dataclasses.replace(found, keypoints=points)
+    given = with_keypoints.to_supervision_keypoints()
+    assert isinstance(given, supervision.KeyPoints)
+    assert len(given) == len(found)
+    np.testing.assert_array_equal(given.xy, points[..., :2])
+    name = "keypoint_confidence" if hasattr(given, "keypoint_confidence") else "confidence"
+    np.testing.assert_array_equal(getattr(given, name), points[..., 2])
+    assert given.class_id.tolist() == found.classes.tolist()
+    assert given.data["class_name"].tolist() == found.class_names
+    if hasattr(given, "detection_confidence"):
+        np.testing.assert_array_equal(given.detection_confidence, found.scores)
+    assert len(with_keypoints[:0].to_supervision_keypoints()) == 0
 
 
 def test_without_supervision(

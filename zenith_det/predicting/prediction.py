@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import os
 from collections import Counter
@@ -201,22 +202,43 @@ class Prediction:
         return results
 
     def to_supervision(self) -> Any:
-        """A ``supervision.Detections``, its ``data`` holding ``class_name`` and, of a model with them, ``keypoints``.
+        """A ``supervision.Detections``: boxes, masks, scores, classes, and in its ``data`` ``class_name``.
+
+        See :meth:`to_supervision_keypoints` for a model with keypoints, which supervision has by themselves.
 
         Raises:
             MissingLibraryError: supervision isn't installed.
         """
-        try:
-            supervision = importlib.import_module("supervision")
-        except ImportError as error:
-            raise MissingLibraryError(
-                f"supervision can't be imported ({error}): pip install supervision"
-            ) from error
-        data: dict[str, Any] = {"class_name": np.array(self.class_names, dtype=str)}
-        if self.keypoints is not None:
-            data["keypoints"] = self.keypoints
-        return supervision.Detections(
-            xyxy=self.boxes, mask=self.masks, confidence=self.scores, class_id=self.classes, data=data
+        return _supervision().Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.classes,
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
+    def to_supervision_keypoints(self) -> Any:
+        """A ``supervision.KeyPoints``, its objects those of :meth:`to_supervision`, in the same order.
+
+        Each keypoint's confidence is its score; ``data`` holds ``class_name``, and versions that have a
+        ``detection_confidence`` the objects' scores there.
+
+        Raises:
+            MissingLibraryError: supervision isn't installed.
+            UserError: the model has no keypoints.
+        """
+        supervision = _supervision()
+        if self.keypoints is None:
+            raise UserError("the model finds no keypoints: to_supervision gives its boxes and masks")
+        names = inspect.signature(supervision.KeyPoints).parameters
+        more = {"detection_confidence": self.scores} if "detection_confidence" in names else {}
+        # By position: the third has changed its name.
+        return supervision.KeyPoints(
+            self.keypoints[..., :2],
+            self.classes,
+            self.keypoints[..., 2],
+            data={"class_name": np.array(self.class_names, dtype=str)},
+            **more,
         )
 
     def compact(self) -> Prediction:
@@ -226,6 +248,15 @@ class Prediction:
 
     def _run_lengths(self) -> Sequence[dict[str, Any]] | None:
         return encode_masks(self._masks) if isinstance(self._masks, np.ndarray) else self._masks
+
+
+def _supervision() -> Any:
+    try:
+        return importlib.import_module("supervision")
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"supervision can't be imported ({error}): pip install supervision"
+        ) from error
 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
