@@ -230,6 +230,8 @@ class Prediction:
         supervision = _supervision()
         if self.keypoints is None:
             raise UserError("the model finds no keypoints: to_supervision gives its boxes and masks")
+        if not len(self):
+            return supervision.KeyPoints.empty()
         names = inspect.signature(supervision.KeyPoints).parameters
         more = {"detection_confidence": self.scores} if "detection_confidence" in names else {}
         # By position: the third has changed its name.
