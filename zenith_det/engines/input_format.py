@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from zenith_det.config import LoadedConfig
+from typing import Any
+
 from zenith_det.data.pixel_formats import CHANNELS
 from zenith_det.errors import ConfigError
 
 
-def check_channels(loaded: LoadedConfig) -> None:
+def check_channels(cfg: Any) -> None:
     """Refuse ``MODEL.PIXEL_MEAN`` and ``PIXEL_STD`` for another number of channels.
 
     A grey image goes into a model of three channels as into one of one: it is the same in each.
@@ -15,7 +16,7 @@ def check_channels(loaded: LoadedConfig) -> None:
     Raises:
         ConfigError: naming the keys.
     """
-    model, name = loaded.cfg.MODEL, loaded.cfg.INPUT.FORMAT
+    model, name = cfg.MODEL, cfg.INPUT.FORMAT
     mean, std = len(model.PIXEL_MEAN), len(model.PIXEL_STD)
     if mean != std:
         raise ConfigError(

@@ -125,7 +125,7 @@ def test_another_number_of_channels_is_told(
 def test_torchvisions_weights_are_for_three_colours() -> None:
     for name, mean in (("L", [1.0]), ("YUV-BT.601", [0.5, 0.0, 0.0])):
         loaded = config(name, mean, MODEL__WEIGHTS="ResNet50_Weights.IMAGENET1K_V1")
-        check_channels(loaded)
+        check_channels(loaded.cfg)
         with pytest.raises(ConfigError, match="torchvision's first layer is for red, green and blue"):
             to_our_names(
                 loaded.cfg,

@@ -79,7 +79,7 @@ class Detectron2Engine:
                 f"MODEL.WEIGHTS {weights} is torchvision's name, which the built-in engine takes "
                 "(--engine torchvision); here take detectron2://ImageNetPretrained/torchvision/R-50.pkl or a file"
             )
-        check_channels(loaded)
+        check_channels(loaded.cfg)
         check_tta(loaded.cfg)
         before = to_detectron2(loaded.cfg)
         scaled = auto_scale_workers(before, comm.get_world_size())

@@ -23,6 +23,7 @@ from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
 from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter
 from zenith_det.engines.evaluating import Evaluator
+from zenith_det.engines.input_format import check_channels
 from zenith_det.engines.trainer import LOG_PERIOD
 from zenith_det.errors import RunStopped
 from zenith_det.training.course.resuming import loading_state, shares_state
@@ -49,6 +50,7 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     """
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
+        check_channels(cfg)
         check_tta(cfg)
         self.seed = choose_seed(cfg.SEED)
         seed_all(self.seed)  # the model's initialisation

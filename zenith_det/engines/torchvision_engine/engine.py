@@ -40,7 +40,7 @@ class TorchvisionEngine:
 
     def prepare(self, loaded: LoadedConfig) -> None:
         check_supported(loaded)
-        check_channels(loaded)
+        check_channels(loaded.cfg)
         cfg = loaded.cfg
         if cfg.MODEL.RESNETS.NORM == "SyncBN" and (get_world_size() == 1 or cfg.MODEL.DEVICE == "cpu"):
             raise ConfigError(
