@@ -200,3 +200,13 @@ def test_an_evaluation_of_whatever_metric_is_not_repeated(tmp_path: Path, metric
     assert not evaluated(tmp_path, 11)
     (tmp_path / "metrics.json").write_text(json.dumps({**lines[0], "roi_head/num_fg_samples": 3.0}) + "\n")
     assert not evaluated(tmp_path, 10)
+
+
+def test_one_with_test_time_augmentation_is_another(tmp_path: Path) -> None:
+    """A run that was killed in between has the plain one only, and is to make the other when it is resumed."""
+    lines = [{"iteration": 9, "total_loss": 1.0}, {"iteration": 9, "shapes/bbox/AP": 30.0}]
+    for tta in (False, True):
+        (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert evaluated(tmp_path, 10)
+        assert evaluated(tmp_path, 10, tta=True) == tta
+        lines.append({"iteration": 9, "averaged/shapes/bbox_TTA/AP": 31.0})
