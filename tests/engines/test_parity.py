@@ -265,9 +265,16 @@ def test_the_same_in_other_formats(
         assert torch.equal(mine, torch.as_tensor(resized.astype(mine.numpy().dtype)))
     their_mapper, our_mapper = CocoMapper(theirs_cfg, True), TrainingMapper(loaded.cfg, dataset.metadata)
     monkeypatch.setattr(torch, "randperm", first_of)
+    our_samples = [our_mapper(r, np.random.default_rng(0)) for r in records]
+    their_samples = [their_mapper(r) for r in records]
+    shown = [
+        load_engine(engine).shown(loaded.cfg, one[0])[0]
+        for engine, one in (("torchvision", our_samples), ("detectron2", their_samples))
+    ]
+    assert np.array_equal(*shown)
     with EventStorage(0):
-        expected = theirs.train()([their_mapper(r) for r in records])
-    losses = ours.train()([our_mapper(r, np.random.default_rng(0)) for r in records])
+        expected = theirs.train()(their_samples)
+    losses = ours.train()(our_samples)
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(
         {k: v.item() for k, v in expected.items()}, rel=1e-4, abs=1e-6
     )

@@ -30,6 +30,7 @@ from torch import nn
 from zenith_det.config import CfgNode, LoadedConfig
 from zenith_det.config.keys import leaves
 from zenith_det.data import DatasetMetadata
+from zenith_det.data.pixel_formats import CHANNELS, to_rgb
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.detectron2_engine.checkpoint import SafeCheckpointer
 from zenith_det.engines.detectron2_engine.config import auto_scale_workers, to_detectron2
@@ -115,8 +116,12 @@ class Detectron2Engine:
         return SeededMapper(mapper_for(to_detectron2(cfg), names, is_train=True))
 
     def shown(self, cfg: CfgNode, sample: Sample) -> tuple[np.ndarray, Detections]:
-        rgb = convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-        pixels = np.clip(rgb, 0, 255).astype(np.uint8)[..., ::-1]
+        pixels, name = sample["image"].permute(1, 2, 0).numpy(), cfg.INPUT.FORMAT
+        if name in CHANNELS:
+            pixels = to_rgb(pixels, name)[..., ::-1]
+        else:  # of another of Pillow's modes, for sets that Detectron2 itself reads
+            rgb = convert_image_to_rgb(pixels, name)
+            pixels = np.clip(rgb, 0, 255).astype(np.uint8)[..., ::-1]
         if "instances" not in sample:  # of a model of semantic segmentation
             return pixels, {"boxes": np.zeros((0, 4)), "classes": np.zeros(0, np.int64)}
         objects = sample["instances"]
