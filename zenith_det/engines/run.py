@@ -371,6 +371,8 @@ def start_progress(cfg: CfgNode, start: Start | None, seed: int, facts: dict[str
 def resume(trainer: Trainer, start: Start) -> None:
     """Put a checkpoint's state into a trainer built from the present configuration, which wins.
 
+    ``start`` is empty afterwards: a copy of the weights would take memory as long as the run lasts.
+
     Raises:
         CheckpointError: it is of another model or optimizer.
     """
@@ -381,6 +383,7 @@ def resume(trainer: Trainer, start: Start) -> None:
     batch = start.state.get("batch_size", trainer.cfg.SOLVER.IMS_PER_BATCH)
     keep = trainer.cfg.SOLVER.ZENITH.KEEP_HISTORY
     forget_history(trainer.optimizer, batch, trainer.cfg.SOLVER.IMS_PER_BATCH, keep=keep)
+    start.state.clear()
 
 
 def build_writers(cfg: CfgNode, output_dir: Path, progress: Progress, num_images: int) -> list[Writer]:

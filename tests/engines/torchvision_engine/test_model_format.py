@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ def test_a_checkpoint_goes_on_with_the_other_order(optimizer: str, shapes: Small
 
     def next_weights(**keys: Any) -> list[torch.Tensor]:
         resumed = trainer(**keys)
-        resume(resumed, Start.load(path))
+        start = Start.load(path)
+        held = weakref.ref(next(iter(start.state["model"].values())))
+        resume(resumed, start)
+        assert held() is None  # the checkpoint's copy of the weights
         generator = torch.Generator().manual_seed(0)
         trained = [p for p in resumed.model.parameters() if p.requires_grad]
         for parameter in trained:
