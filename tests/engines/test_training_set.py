@@ -11,6 +11,7 @@ import pytest
 from tests.data.builders import content, write
 from tests.engines.torchvision_engine.small_models import small_config
 from zenith_det.data import DatasetMetadata, load_coco_dataset
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.torchvision_engine.datasets import load_training_set
 from zenith_det.engines.training_set import (
     check_labels,
@@ -147,7 +148,8 @@ def test_images_are_left_out_by_either_key(
     filter_empty: bool, minimum: int, kept: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    records = load_training_set(filtering_config(three_images(tmp_path), filter_empty, minimum).cfg).records
+    cfg = filtering_config(three_images(tmp_path), filter_empty, minimum).cfg
+    records = load_training_set(cfg, DataDescription(cfg)).records
     assert [record["image_id"] for record in records] == kept
     assert ("FILTER_EMPTY_ANNOTATIONS False keeps them" in caplog.text) == filter_empty
     assert ("MIN_KEYPOINTS_PER_IMAGE 0 keeps them" in caplog.text) == (minimum > 0)

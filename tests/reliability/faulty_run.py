@@ -52,7 +52,7 @@ from tests.reliability.ranks import ranks  # noqa: E402
 from zenith_det import cli  # noqa: E402
 from zenith_det.engines import batches, evaluating, run  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
-from zenith_det.training.failures import bad_steps  # noqa: E402
+from zenith_det.training.failures.step_guard import StepGuard  # noqa: E402
 from zenith_det.training.processes.distributed import restart_count  # noqa: E402
 
 
@@ -65,11 +65,10 @@ class Faults:
 
     def install(self) -> None:
         """Put the faults into every guarded model of this process."""
-        guard_forward = bad_steps.guard_forward
-        before_forward = bad_steps.StepGuard.before_forward
-        step = bad_steps.StepGuard.step
+        attach, begin, take = StepGuard.attach, StepGuard.begin, StepGuard.take
 
-        def with_faults(module: torch.nn.Module) -> None:
+        def with_faults(guard: StepGuard, *outlived: Any) -> None:
+            self.guard, module = guard, guard.model
             forward = module.forward
             parameters = [p for p in module.parameters() if p.requires_grad]
             evaluated = itertools.count(1)
@@ -94,19 +93,19 @@ class Faults:
                 return losses
 
             module.forward = faulty  # type: ignore[method-assign]
-            guard_forward(module)
+            attach(guard, *outlived)
 
-        def next_iteration(guard: Any) -> None:
+        def next_iteration(guard: StepGuard, iteration: int) -> None:
             for handle in self.handles:
                 handle.remove()
             self.handles.clear()
-            self.guard = guard
-            before_forward(guard)
+            self.iteration = iteration
+            begin(guard, iteration)
 
-        def counted_step(guard: Any, iteration: int, *args: Any) -> None:
-            step(guard, iteration, *args)
-            self.iteration = iteration + 1
-            self.after(iteration, guard)
+        def counted_step(guard: StepGuard, step: Any) -> Any:
+            result = take(guard, step)
+            self.after(self.iteration, guard)
+            return result
 
         if "stop_in_evaluation" in self.faults:
             images = itertools.count(1)
@@ -123,9 +122,9 @@ class Faults:
         if "stall" in self.faults:
             self.stall()
         self.handles: list[Any] = []
-        bad_steps.StepGuard.before_forward = next_iteration  # type: ignore[method-assign]
-        bad_steps.StepGuard.step = counted_step  # type: ignore[method-assign]
-        run.guard_forward = with_faults  # type: ignore[attr-defined]
+        StepGuard.attach = with_faults  # type: ignore[method-assign]
+        StepGuard.begin = next_iteration  # type: ignore[method-assign]
+        StepGuard.take = counted_step  # type: ignore[method-assign]
 
     def fill(self) -> None:
         """Leave no room where the run writes."""

@@ -47,7 +47,7 @@ from zenith_det.data.synthetic import split_files  # noqa: E402
 from zenith_det.engines import evaluating, lr_range_test, run, run_pictures  # noqa: E402
 from zenith_det.engines.engine import load_engine  # noqa: E402
 from zenith_det.training.checkpoints import checkpoint  # noqa: E402
-from zenith_det.training.failures import bad_steps  # noqa: E402
+from zenith_det.training.failures.step_guard import StepGuard  # noqa: E402
 from zenith_det.training.logs import events  # noqa: E402
 
 #: The phases in the order in which each run is killed in them: before and after it has begun, it starts up.
@@ -171,7 +171,7 @@ def arm(phase: str, moment: float) -> None:
                 started.append(True)
                 after(1.5 * moment)
 
-        before_call(bad_steps.StepGuard, "before_forward", start)
+        before_call(StepGuard, "begin", start)
     elif phase == "save":
         kill = at_call(1 + int(moment * WRITES))
         before_call(checkpoint._KeepsFirstError, "write", kill)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from tests.reliability import runs
+from zenith_det.config import get_cfg
 from zenith_det.errors import UserError
 from zenith_det.optim import ZENITH, ZENITHAdamW
 from zenith_det.training.failures import bad_steps
-from zenith_det.training.failures.bad_steps import StepGuard, count_only_finite, explain
+from zenith_det.training.failures.bad_steps import explain
+from zenith_det.training.failures.step_guard import StepGuard
 
 ITERATIONS = 130
 KINDS = ("gradient", "gradient", "loss", "forward")
@@ -103,7 +105,8 @@ class Cube(torch.nn.Module):
         self.norm = torch.nn.BatchNorm1d(1)
         self.weight = torch.nn.Parameter(torch.ones(1))
 
-    def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = samples[0]["image"]
         return {
             "loss_a": (self.norm(batch) * self.weight).square().mean(),
             "loss_b": (batch * self.weight).mean(),
@@ -113,15 +116,18 @@ class Cube(torch.nn.Module):
 def train(make: Any, batches: list[torch.Tensor], tmp_path: Path, limit: int = 5) -> tuple[Cube, StepGuard]:
     torch.manual_seed(0)
     model = Cube()
-    guard = StepGuard(model, make(model.parameters()), None, tmp_path, limit=limit)
+    cfg = get_cfg()
+    cfg.SOLVER.MAX_NONFINITE_STEPS, cfg.OUTPUT_DIR = limit, str(tmp_path)
+    guard = StepGuard(cfg, model, make(model.parameters()))
+    guard.attach()
     for iteration, batch in enumerate(batches):
-        guard.before_forward()
-        losses = model(batch)
-        guard.inspect()
+        guard.begin(iteration)
+        losses = model([{"image": batch, "image_id": iteration, "file_name": f"{iteration}.jpg"}])
         guard.optimizer.zero_grad()
-        count_only_finite(sum(losses.values(), torch.zeros(()))).backward()
-        guard.step(iteration, [(iteration, f"{iteration}.jpg")], {k: v.detach() for k, v in losses.items()})
+        sum(losses.values(), torch.zeros(())).backward()
+        guard.optimizer.step()
     guard.inspect()
+    guard.detach()
     return model, guard
 
 
@@ -164,14 +170,26 @@ def test_too_many_in_a_row_are_a_verdict_with_names(tmp_path: Path) -> None:
     )
 
 
-def test_a_loss_that_is_not_finite_reaches_every_gradient() -> None:
-    weight = torch.ones(2, requires_grad=True)
-    count_only_finite(weight.sum() + torch.tensor(float("inf"))).backward()
-    assert weight.grad is not None
-    assert weight.grad.isnan().all()
-    weight.grad = None
-    count_only_finite(weight.sum() * 3).backward()
-    assert torch.equal(weight.grad, torch.full((2,), 3.0))
+def test_a_loss_that_is_not_finite_reaches_every_gradient(tmp_path: Path) -> None:
+    """Also those that it does not touch itself: ranks whose loss is finite learn of it by them."""
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Parameter(torch.ones(2))
+            self.second = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, shift: float) -> dict[str, torch.Tensor]:
+            return {"loss_a": self.first.sum() + shift, "loss_b": self.second.sum() * 3}
+
+    model, cfg = Two(), get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    guard = StepGuard(cfg, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    guard.attach()
+    for shift, expected in ((float("inf"), float("nan")), (1.0, 3.0)):
+        model.zero_grad()
+        sum(model(shift).values(), torch.zeros(())).backward()
+        torch.testing.assert_close(model.second.grad, torch.full((2,), expected), equal_nan=True)
 
 
 class Scaler:

@@ -181,7 +181,7 @@ def build_train_loader(
         batch_sampler=batches,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
-        worker_init_fn=_start_worker,
+        worker_init_fn=begin_worker,
         pin_memory=cfg.MODEL.DEVICE.split(":")[0] == "cuda",
     )
 
@@ -202,14 +202,10 @@ def one_by_one(cfg: CfgNode, dataset: Dataset[Sample], keys: Sequence[Any]) -> D
         sampler=list(keys[get_rank() :: get_world_size()]),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=as_list,
-        worker_init_fn=_start_worker,
+        worker_init_fn=begin_worker,
     )
 
 
 def as_list(samples: list[Any]) -> list[Any]:
     """Images differ in size: a batch stays a list."""
     return samples
-
-
-def _start_worker(worker: int) -> None:
-    begin_worker()

@@ -35,19 +35,22 @@ class DataDescription:
             report.summary(),
             *(f"{report.name}: {line}" for line in (*report.remarks(), *report.suspicions())),
         ]
+        left_out = self._left_out(dataset) if training else []
+        for line in left_out:
+            logger.info(line)
         self._sets.append(
             count_set(
                 dataset.metadata,
                 dataset.records,
                 InputSize.of(self._cfg, training=training),
                 role="training" if training else "validation",
-                found=[*found, *(self._left_out(dataset) if training else [])],
+                found=[*found, *left_out],
                 problems=report.table() if report.count("stops", "dropped") else "",
             )
         )
 
     def _left_out(self, dataset: CocoDataset) -> list[str]:
-        """Of which images training does without; both engines' loaders say so, too."""
+        """Of which images training does without."""
         lines = []
         records = dataset.records
         if self._cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and (

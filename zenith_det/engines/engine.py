@@ -106,14 +106,11 @@ class Engine(Protocol):
             ConfigError, DatasetError: it can't be trained on.
         """
 
-    def test_sets(
-        self, loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
-    ) -> list[TestSet]:
+    def test_sets(self, loaded: LoadedConfig, classes: Sequence[str] | None) -> list[TestSet]:
         """Read and check what ``DATASETS.TEST`` names.
 
         Args:
             classes: the model's; default: the first set's.
-            description: is given each set as read.
 
         Raises:
             ConfigError, DatasetError: one can't be evaluated on.

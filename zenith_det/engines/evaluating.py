@@ -130,22 +130,34 @@ def score_results(
     results: Sequence[Mapping[str, Any]],
     tasks: Sequence[str],
     image_ids: Collection[int],
+    folder: Path | None,
     *,
     oks_sigmas: Sequence[float] | None,
     score_threshold: float | None,
     weights: tuple[int, int] | None = None,
-) -> tuple[OrderedDict[str, dict[str, float]], list[str]]:
-    """The COCO metrics of detections, and what explains an AP of 0.
+    of: EvaluatedWeights | None = None,
+    run: str = "",
+    copypaste: bool = True,
+) -> OrderedDict[str, dict[str, float]]:
+    """Compute and log the COCO metrics of detections, and what explains an AP of 0.
 
     Args:
         results: on ``image_ids``, in COCO's result format.
+        folder: for ``coco_instances_results.json`` and what explains it; ``None``: nothing is written.
         oks_sigmas: default: the set's own.
         score_threshold: the one the model applied.
         weights: (loaded, all) tensors of the model.
+        of: which weights the model has, for ``evaluated.json`` beside the detections.
+        run, copypaste: see :func:`~zenith_det.evaluation.log_results`.
 
     Returns:
-        task -> metric -> percent, and lines.
+        task -> metric -> percent.
     """
+    if folder is not None:
+        forget_weights(folder)
+        write_results(results, folder / RESULTS_FILE)
+        if of is not None:
+            note_weights(folder, of)
     truth = coco_ground_truth(dataset)
     names = zip(dataset.metadata.thing_classes, category_ids(dataset))
     scores = evaluate_coco(
@@ -159,7 +171,10 @@ def score_results(
     explanations = explain_results(
         scores, truth, results, score_threshold=score_threshold, weights=weights, image_ids=image_ids
     )
-    return scores, explanations
+    if folder is not None:
+        write_explanations(folder, explanations)
+    log_results(scores, explanations, run, copypaste=copypaste)
+    return scores
 
 
 def evaluate(
@@ -172,15 +187,11 @@ def evaluate(
     should_stop: Callable[[], int] = lambda: 0,
     of: EvaluatedWeights | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Predict, write ``coco_instances_results.json``, compute and print the COCO metrics.
-
-    ``evaluated.json`` says which weights these detections are of.
+    """:func:`predict`, then :func:`score_results`.
 
     Args:
-        folder: for both files.
-        weights: (loaded, all) tensors, for explaining an AP of 0.
+        folder, weights, of: see :func:`score_results`.
         should_stop: see :func:`predict`, also for what it raises.
-        of: which weights the model has, to be noted beside the detections.
 
     Returns:
         Scalars such as ``bbox/AP`` (percent; an AP without ground truth is left out), and the results. On
@@ -189,22 +200,19 @@ def evaluate(
     results = predict(engine, cfg, model, test_set, should_stop)
     if not is_main_process():
         return {}, []
-    forget_weights(folder)
-    write_results(results, folder / RESULTS_FILE)
-    if of is not None:
-        note_weights(folder, of)
     assert test_set.dataset is not None
-    scores, explanations = score_results(
+    scores = score_results(
         test_set.dataset,
         results,
         tasks_of(cfg),
         {record["image_id"] for record in test_set.records(cfg.TEST.MAX_IMAGES)},
+        folder,
         oks_sigmas=list(cfg.TEST.KEYPOINT_OKS_SIGMAS) or None,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         weights=weights,
+        of=of,
+        run=cfg.OUTPUT_DIR,
     )
-    write_explanations(folder, explanations)
-    log_results(scores, explanations, run=cfg.OUTPUT_DIR)
     return finite_scalars(scores), results
 
 

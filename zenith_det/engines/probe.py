@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from zenith_det.config import LoadedConfig, settle_files
 from zenith_det.engines.batches import train_batches
 from zenith_det.engines.engine import Engine
 from zenith_det.engines.lr_range_test import CYCLE, lr_setter
+from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.engines.trainer import Progress, Trainer, build_parts
 from zenith_det.solver import train_mode
 from zenith_det.training.checkpoints.best_checkpoint import BestCheckpoint
@@ -69,7 +72,7 @@ def make_trainer(engine: Engine, loaded: LoadedConfig, fixed_batches: int = 0) -
         parts.model,
         parts.optimizer,
         parts.scheduler,
-        batches,
+        Prefetcher(batches, torch.device(cfg.MODEL.DEVICE)),
         Progress(0, seed),
         checkpointer,
         BestCheckpoint(checkpointer, "", resumed=False),

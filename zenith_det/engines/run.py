@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zenith_det.config import CfgNode, LoadedConfig, follow_dataset, settle_files
 from zenith_det.data.statistics import find_sets_again
 from zenith_det.engines.accumulating import check_batch
@@ -20,6 +22,7 @@ from zenith_det.engines.engine import Batch, Engine, TrainingSet, load_engine
 from zenith_det.engines.evaluating import Evaluator
 from zenith_det.engines.lr_range_test import CURVE_FILE, set_base_lr
 from zenith_det.engines.options import RunOptions
+from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.engines.probe import lr_probe
 from zenith_det.engines.run_pictures import draw_run, pictured
 from zenith_det.engines.trainer import Progress, Trainer, build_parts
@@ -37,12 +40,7 @@ from zenith_det.training.course.evaluations import Evaluations
 from zenith_det.training.course.output_lock import OutputLock
 from zenith_det.training.course.remembered import remembered_classes
 from zenith_det.training.course.resume_report import TRAINING_SET, config_facts, log_changes
-from zenith_det.training.course.resuming import (
-    batches_done,
-    forget_history,
-    loading_state,
-    shares_state,
-)
+from zenith_det.training.course.resuming import forget_history, loading_state, shares_state
 from zenith_det.training.course.run_record import (
     announce_run,
     evaluated,
@@ -53,7 +51,6 @@ from zenith_det.training.course.run_record import (
     write_config,
 )
 from zenith_det.training.course.starting import Start, choose_seed, find_start
-from zenith_det.training.failures.bad_steps import guard_forward
 from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
 from zenith_det.training.logs.events import JsonWriter, TensorBoardWriter, Writer
 from zenith_det.training.logs.loggers import build_loggers, check_loggers
@@ -141,7 +138,10 @@ def train(engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir:
     if metadata is not None:
         warn_of_sides_in_mirrored_images(cfg, metadata)
     with reading_test_sets(cfg):
-        test_sets = engine.test_sets(loaded, metadata.thing_classes if metadata else None, description)
+        test_sets = engine.test_sets(loaded, metadata.thing_classes if metadata else None)
+    for one in test_sets:
+        if one.dataset is not None:
+            description.add(one.dataset, training=False)
     description.tell()
     if options.epochs is not None:
         iterations = math.ceil(options.epochs * len(training_set.records) / cfg.SOLVER.IMS_PER_BATCH)
@@ -215,7 +215,9 @@ def train(engine: Engine, loaded: LoadedConfig, options: RunOptions, output_dir:
                 scalars = attempt.train(stop, begin)
                 break
             except Diverged as divergence:
-                path, recovery = roll_back(divergence, recovery, cfg, checkpointer, run_id)
+                path, recovery = roll_back(
+                    divergence, recovery, cfg, checkpointer, lambda: checkpointer.newest_good(run_id)
+                )
             del attempt
             start = Start.load(path) if path else None
             gc.collect()  # the model and the loader's processes of the abandoned attempt
@@ -273,12 +275,11 @@ class Attempt:
         parts = build_parts(engine, cfg, progress.seed, load_weights=self.start is None)
         model = parts.model
         average = WeightAverage.of(cfg, model)
-        guard_forward(model)
         if get_world_size() > 1:
             model = data_parallel(model, None if cfg.MODEL.DEVICE == "cpu" else get_local_rank())
             settle_buckets(model)
         main = is_main_process()
-        batches = self.batches(batches_done(progress.images_seen, cfg.SOLVER.IMS_PER_BATCH))
+        batches = self.batches(progress.images_seen // cfg.SOLVER.IMS_PER_BATCH)
         if main and self.start is None and not progress.facts["recovery"]["rollbacks"]:
             batches = pictured(batches, engine, cfg, self.data.metadata, output_dir)
 
@@ -303,7 +304,7 @@ class Attempt:
             model,
             parts.optimizer,
             parts.scheduler,
-            batches,
+            Prefetcher(batches, torch.device(cfg.MODEL.DEVICE)),
             progress,
             self.checkpointer,
             BestCheckpoint(
@@ -360,12 +361,13 @@ def check_engine(engine: Engine, start: Start | None) -> None:
 
 
 def start_progress(cfg: CfgNode, start: Start | None, seed: int, facts: dict[str, Any]) -> Progress:
-    """Where an attempt starts. In another batch size the images seen count, to a whole batch."""
+    """Where an attempt starts. In another batch size it goes on after the images seen, rounded
+    down to whole batches: a few come twice rather than never."""
     if start is None:
         return Progress(0, seed, 0, facts)
     batch = cfg.SOLVER.IMS_PER_BATCH
     seen = start.state.get("images_seen", start.iteration * start.state.get("batch_size", batch))
-    return Progress(start.iteration, seed, batches_done(int(seen), batch) * batch, facts)
+    return Progress(start.iteration, seed, int(seen) // batch * batch, facts)
 
 
 def resume(trainer: Trainer, start: Start) -> None:

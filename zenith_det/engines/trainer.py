@@ -32,15 +32,9 @@ from zenith_det.training.checkpoints.checkpoint import FINAL_NAME, Checkpointer
 from zenith_det.training.checkpoints.weights import load_model_weights
 from zenith_det.training.course.evaluations import Evaluations, follow_evaluations
 from zenith_det.training.course.seeding import seed_all, seed_step
-from zenith_det.training.failures.bad_steps import (
-    StepGuard,
-    bad_step_limit,
-    count_only_finite,
-    guard_forward,
-)
-from zenith_det.training.failures.divergence import LossWatch
 from zenith_det.training.failures.out_of_memory import OutOfMemoryError, telling_of_memory
 from zenith_det.training.failures.recovery import Diverged
+from zenith_det.training.failures.step_guard import StepGuard
 from zenith_det.training.logs.events import EventStorage, Writer
 from zenith_det.training.logs.memory import peak_cuda_mib
 from zenith_det.training.logs.progress import ConsoleWriter
@@ -102,13 +96,14 @@ def build_parts(engine: Engine, cfg: CfgNode, seed: int, *, load_weights: bool =
     return Parts(model, optimizer, build_lr_scheduler(cfg, optimizer), weights)
 
 
+@dataclass(eq=False)
 class Trainer:
     """Takes SGD-like steps on detection losses, logs, evaluates and saves.
 
     Random choices inside the model (which anchors and proposals are sampled) are seeded by iteration and
     rank, and the loader's by image, so a resumed run repeats an uninterrupted one.
 
-    Args:
+    Attributes:
         cfg: the configuration.
         model: called with a list of samples, returns a dict of scalar losses; maybe wrapped by DDP.
         optimizer: from :func:`zenith_det.solver.build_optimizer`.
@@ -126,61 +121,37 @@ class Trainer:
         at_the_end: as ``evaluate``: what is evaluated when training is over, beside the last evaluation.
     """
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        model: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
-        batches: Iterator[Batch],
-        progress: Progress,
-        checkpointer: Checkpointer,
-        best: BestCheckpoint,
-        evaluate: Callable[[Callable[[], int], bool], dict[str, float]],
-        average: WeightAverage | None = None,
-        evaluations: Evaluations | None = None,
-        before_evaluation: Callable[[], None] = lambda: None,
-        at_the_end: Callable[[Callable[[], int], bool], dict[str, float]] | None = None,
-    ) -> None:
-        self.cfg = cfg
-        self.model = model
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+    cfg: CfgNode
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    batches: Prefetcher
+    progress: Progress
+    checkpointer: Checkpointer
+    best: BestCheckpoint
+    evaluate: Callable[[Callable[[], int], bool], dict[str, float]]
+    average: WeightAverage | None = None
+    evaluations: Evaluations | None = None
+    before_evaluation: Callable[[], None] = lambda: None
+    at_the_end: Callable[[Callable[[], int], bool], dict[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        cfg = self.cfg
         self.device = torch.device(cfg.MODEL.DEVICE)
-        self.batches = Prefetcher(batches, self.device)
-        self.progress = progress
-        self.checkpointer = checkpointer
-        self.best = best
         self.writers: list[Writer] = []
-        self.evaluate = evaluate
-        self.average = average
-        self.evaluations = evaluations
-        self.before_evaluation = before_evaluation
-        self.at_the_end = at_the_end
         self.parts: int = cfg.SOLVER.GRADIENT_ACCUMULATION
         self.max_iter: int = cfg.SOLVER.MAX_ITER
-        self.storage = EventStorage(progress.iteration)
-        dtype = amp_dtype(cfg)
+        self.storage = EventStorage(self.progress.iteration)
+        self.amp_dtype = amp_dtype(cfg)
         # float16 needs a GPU; see resolve_device.
-        self.amp = cfg.SOLVER.AMP.ENABLED and (self.device.type == "cuda" or dtype is torch.bfloat16)
-        self.amp_dtype = dtype
+        self.amp = cfg.SOLVER.AMP.ENABLED and (self.device.type == "cuda" or self.amp_dtype is torch.bfloat16)
         self.scaler = make_grad_scaler(cfg)
-        self.guard = StepGuard(
-            unwrap(model),
-            optimizer,
-            self.scaler,
-            checkpointer.output_dir,
-            limit=bad_step_limit(cfg),
-            last_good=lambda: self._last_good,
-        )
-        self.watch = LossWatch(cfg.RECOVERY.DIVERGENCE_FACTOR)
-        self._last_good: str | None = None
-        self._losses: list[tuple[int, dict[str, Tensor]]] = []
-        self._whole = True  # the model: not in the middle of an optimizer's step
+        self.guard = StepGuard(cfg, unwrap(self.model), self.optimizer, self.scaler)
         self._telling: Callable[[], AbstractContextManager[None]] = nullcontext
         self._out_of_memory: OutOfMemoryError | None = None
-        if get_world_size() > 1:
-            guard_forward(unwrap(model), self._outlived)
+        self.guard.attach(self._outlived if get_world_size() > 1 else None)
+        self._losses: list[tuple[int, dict[str, Tensor]]] = []
+        self._whole = True  # the model: not in the middle of an optimizer's step
         self._console: ConsoleWriter | None = None
 
     def write_to(self, writers: list[Writer]) -> None:
@@ -225,14 +196,10 @@ class Trainer:
                 why, failed = self._agree(stop)
                 if self.evaluation_due():
                     self.before_evaluation()
-                if done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 and not last:
-                    self.save(f"model_{done - 1:07d}", stop)
-                elif last:
-                    self.save(FINAL_NAME, stop)
-                elif why or failed:
-                    self.save(f"model_{done - 1:07d}", stop)
+                if last or why or failed or done % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
+                    self.save(FINAL_NAME if last else f"model_{done - 1:07d}", stop)
                 if why:
-                    self._stop(why)
+                    raise RunStopped(self._saved(describe_stop(why)))
                 if failed:
                     self._tell_failure()
                 if self.evaluation_due():
@@ -266,12 +233,10 @@ class Trainer:
     def _tell_failure(self) -> None:
         """End all ranks for what one, or several, have failed with."""
         failure = self._failure()
-        if isinstance(failure, UserError):
-            saved = f"everything is saved in {self.checkpointer.output_dir}: go on with --resume"
-            if isinstance(failure, OutOfMemoryError):
-                failure = UserError(f"{failure}; the step was left out, and {saved}")
-            else:
-                failure = UserError(f"after iteration {self.progress.iteration - 1}: {failure}; {saved}")
+        if isinstance(failure, OutOfMemoryError):
+            failure = UserError(f"{failure}; the step was left out, and {self._how_to_go_on}")
+        elif isinstance(failure, UserError):
+            failure = UserError(self._saved(failure))
         raise_together(failure)
 
     def _outlived(self, error: Exception) -> bool:
@@ -291,9 +256,7 @@ class Trainer:
             return error
         self.optimizer.zero_grad(set_to_none=True)
         self._save_here(stop)
-        return OutOfMemoryError(
-            f"{error}; everything is saved in {self.checkpointer.output_dir}: go on with --resume"
-        )
+        return OutOfMemoryError(f"{error}; {self._how_to_go_on}")
 
     def _follow(self, stop: StopRequest) -> bool:
         """Do what the evaluations so far ask for; whether they end the run."""
@@ -333,7 +296,7 @@ class Trainer:
         return sum(float(loss) for loss in losses.values())
 
     def _step(self, batch: Batch, iteration: int) -> None:
-        self.guard.before_forward()
+        self.guard.begin(iteration)
         telling = partial(telling_of_memory, f"iteration {iteration}", batch, self.device, training=True)
         self._telling = telling
         with telling():
@@ -342,13 +305,13 @@ class Trainer:
                 batch,
                 self.parts,
                 autocast=self._autocast,
-                scaled=lambda total: self.scaler.scale(count_only_finite(total)),
-                before_backward=self._look_back,
+                scaled=self.scaler.scale,
+                before_backward=partial(self.optimizer.zero_grad, set_to_none=True),
             )
-        images = [(sample.get("image_id", -1), str(sample.get("file_name", ""))) for sample in batch]
         with telling():
             self._whole = False
-            self.guard.step(iteration, images, totals)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self._whole = True
         self._losses.append((iteration, totals))
         if (iteration + 1) % LOG_PERIOD == 0 or iteration + 1 == self.max_iter:
@@ -362,12 +325,6 @@ class Trainer:
         # A dtype that the device does not know is a warning, even where autocast is off.
         dtype = self.amp_dtype if self.amp else None
         return torch.autocast(self.device.type, dtype, enabled=self.amp)
-
-    def _look_back(self) -> None:
-        # Not before the forward pass: it has waited for the device, which now knows how the last step went, while
-        # the gradients of that step are still there to be looked at.
-        self.guard.inspect()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _write(self) -> None:
         """Log the losses since the last call, and see whether the ranks still agree."""
@@ -398,7 +355,7 @@ class Trainer:
             if math.isfinite(total):  # a bad step's are in its report, and would hide the others in a median
                 for name, value in [("total_loss", total), *mean.items()]:
                     self.storage.put_scalar(name, value, iteration=iteration)
-            self.watch.add(total)
+            self.guard.watch.add(total)
 
     def _agree(self, stop: StopRequest) -> tuple[int, int]:
         """All ranks come to one decision: 0 to go on, or the code to stop with; and whether any has failed.
@@ -410,23 +367,21 @@ class Trainer:
         why, lost, failed = agree_on_maximum(
             [
                 stop.code(waiting=isinstance(failure, WaitStopped)),
-                int(self._lost() is not None),
+                int(self.guard.verdict() is not None),
                 int(failure is not None),
             ]
         )
         if lost:
-            reason = next(r for r in all_gather_objects(self._lost()) if r)
+            reason = next(r for r in all_gather_objects(self.guard.verdict()) if r)
             raise Diverged(self.progress.iteration - 1, reason, effective_lr(self.optimizer))
         return why, failed
 
-    def _lost(self) -> str | None:
-        return self.guard.verdict() or self.watch.verdict()
+    @property
+    def _how_to_go_on(self) -> str:
+        return f"everything is saved in {self.checkpointer.output_dir}: go on with --resume"
 
-    def _stop(self, why: int) -> None:
-        raise RunStopped(
-            f"after iteration {self.progress.iteration - 1}: {describe_stop(why)}; everything is saved in "
-            f"{self.checkpointer.output_dir}: go on with --resume"
-        )
+    def _saved(self, why: object) -> str:
+        return f"after iteration {self.progress.iteration - 1}: {why}; {self._how_to_go_on}"
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
         results = self._evaluate_by(self.evaluate, stop)
@@ -460,13 +415,10 @@ class Trainer:
             # What it evaluated may lie between two checkpoints.
             self._save_here(stop)
             (why,) = agree_on_maximum([stop.code()])
-            self._stop(why)
+            raise RunStopped(self._saved(describe_stop(why))) from None
         except AgreedError as error:
             self._save_here(stop)
-            raise AgreedError(
-                f"in the evaluation after iteration {self.progress.iteration - 1}: {error}; everything is saved in "
-                f"{self.checkpointer.output_dir}: go on with --resume"
-            ) from error
+            raise AgreedError(f"in the evaluation {self._saved(error)}") from error
         finally:
             self.model.train()
             train_mode(self.optimizer)
@@ -502,7 +454,7 @@ class Trainer:
                 averaged = self._save_averaged(name + averaging.SUFFIX, {})
                 logger.info("saved %s, with the averaged weights", averaged)
             if state["good"]:
-                self._last_good = str(path)
+                self.guard.last_good = path
         # Nobody goes on as if it were saved while it is not: a full disk ends all ranks together.
         barrier()
         if stop is not None:
@@ -518,9 +470,7 @@ class Trainer:
             "iteration": self.progress.iteration - 1,
             "seed": self.progress.seed,
             "images_seen": self.progress.images_seen,
-            "guard": self.guard.state_dict(),
-            "watch": self.watch.state_dict(),
-            "good": self.guard.streak == 0 and self.watch.looks_good(),
+            **self.guard.state_dict(),
             **self.progress.facts,
         }
         if self.average is not None:
@@ -557,9 +507,8 @@ class Trainer:
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if "guard" in state:
-            self.guard.load_state_dict(state["guard"])
-            self.watch.load_state_dict(state["watch"])
+            self.guard.load_state_dict(state)
         if self.average is not None:
             self.average.resume(state, source)
         if state.get("good"):
-            self._last_good = source
+            self.guard.last_good = Path(source)

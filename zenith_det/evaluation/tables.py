@@ -45,13 +45,17 @@ def copypaste_lines(results: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def log_results(
-    results: Mapping[str, Mapping[str, float]], explanations: Sequence[str] = (), run: str = ""
+    results: Mapping[str, Mapping[str, float]],
+    explanations: Sequence[str] = (),
+    run: str = "",
+    *,
+    copypaste: bool = True,
 ) -> None:
     """Log the tables, the explanations (see :func:`log_explanations`, also for ``run``), and the ``copypaste:`` lines
-    last, where scripts expect them."""
+    last, where scripts expect them, unless somebody else prints them."""
     logger.info("COCO AP in percent:\n%s", results_table(results))
     log_explanations(explanations, run)
-    for line in copypaste_lines(results):
+    for line in copypaste_lines(results) if copypaste else ():
         logger.info("%s", line)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import multiprocessing
 import os
 import pickle
 import re
 import shutil
 import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +40,9 @@ from tests.engines.detectron2_engine.d2_helpers import (
     trace_of,
 )
 from zenith_det.data import load_coco_dataset
+from zenith_det.engines.batches import TrainingDataset
 from zenith_det.engines.detectron2_engine import SafeCheckpointer, ZenithTrainer, register_checked_dataset
-from zenith_det.errors import CheckpointError, RunStopped
+from zenith_det.errors import CheckpointError, RunStopped, UserError
 
 pytestmark = pytest.mark.detectron2
 
@@ -214,6 +219,45 @@ def test_a_run_that_a_signal_stopped_goes_on_bit_equal(
     assert same(last_checkpoint(tmp_path), expected)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_run_whose_loader_gives_no_batch_is_saved_and_goes_on_bit_equal(
+    tmp_path: Path, whole_runs: Any, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed, or reads for ever until a signal comes."""
+
+    class Waits(ZenithTrainer):
+        def _next_batch(self) -> Exception | None:
+            if self._done == 3 and hangs:
+                threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            elif self._done == 3:
+                worker = multiprocessing.active_children()[0]
+                worker.kill()
+                worker.join()
+            return super()._next_batch()
+
+    read, numbers = TrainingDataset.__getitem__, itertools.count()
+
+    def reads(self: Any, key: Any) -> Any:
+        if hangs and next(numbers) == 6:
+            time.sleep(1000)
+        return read(self, key)
+
+    expected, _ = whole_runs(2, True)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingDataset, "__getitem__", reads)
+        keys = RANDOM | {"SOLVER__MAX_ITER": 6, "DATALOADER__NUM_WORKERS": 1}
+        trainer = Waits(rcnn_cfg(tmp_path, "resume_train", **keys))
+        why = "it received SIGUSR1" if hangs else "a loader worker .* was ended by SIGKILL.*"
+        saved = (
+            rf"after iteration 2: {why}; everything is saved in .*: go on with resume_or_load\(resume=True\)"
+        )
+        with log_lines("detectron2") as lines, pytest.raises(RunStopped if hangs else UserError, match=saved):
+            trainer.train()
+    assert not any("Exception during training" in line for line in lines)
+    run(tmp_path, 6)
+    assert same(last_checkpoint(tmp_path), expected)
+
+
 def test_the_workers_make_no_difference_to_training(whole_runs: Any) -> None:
     (without, seen), (with_two, seen_with_two) = whole_runs(0, False), whole_runs(2, False)
     assert seen == seen_with_two
@@ -338,12 +382,13 @@ def test_weights_of_another_model_are_told(tmp_path: Path) -> None:
     trainer = KnownTrainer(known_cfg(tmp_path))
     torch.save({"model": {"backbone.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(
-        CheckpointError, match=r"another model: none of the model's 2 tensors.*backbone.weight"
+        CheckpointError,
+        match=r"another model: 0 of its 1 tensors are in this model of 2; it has backbone.weight",
     ):
         SafeCheckpointer(trainer.model).load(str(tmp_path / "other.pth"))
     own = trainer.model.state_dict()
     torch.save({"model": {**own, "first.weight": torch.zeros(1, 3)}}, tmp_path / "shape.pth")
-    with pytest.raises(CheckpointError, match=r"first.weight: \[1, 3\] in the file, \[1, 6\] in the model"):
+    with pytest.raises(CheckpointError, match=r"first.weight \[1, 3\] in the file, \[1, 6\] in the model"):
         SafeCheckpointer(trainer.model, allow_mismatch=False).load(str(tmp_path / "shape.pth"))
     SafeCheckpointer(trainer.model).load(str(tmp_path / "shape.pth"))  # Detectron2's way: a warning
     torch.save({"model": {"first.weight": own["first.weight"]}}, tmp_path / "half.pth")

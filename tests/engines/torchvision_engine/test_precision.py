@@ -122,7 +122,7 @@ def test_bfloat16_does_not_move_boxes_in_detectron2() -> None:
     from detectron2.modeling.poolers import ROIPooler
     from detectron2.structures import Boxes
 
-    from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
+    from zenith_det.engines.detectron2_engine.models import pool_at_exact_boxes
 
     features, boxes = far_boxes()
     pooler = ROIPooler(7, [1 / 4, 1 / 8], sampling_ratio=2, pooler_type="ROIAlignV2")

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from zenith_det.engines.detectron2_engine.hooks import ZenithMetrics
     from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
     from zenith_det.engines.detectron2_engine.trainer import ZenithTrainer
-    from zenith_det.engines.detectron2_engine.zoo import (
-        load_config_file,
-        put_zenith_under,
-    )
+    from zenith_det.engines.detectron2_engine.zoo import load_config_file, put_zenith_under
 
 __all__ = [
     "CocoEvaluator",

@@ -14,7 +14,7 @@ from zenith_det import cli
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
 from zenith_det.training.checkpoints.reading import load_checkpoint, read_pickle
-from zenith_det.training.checkpoints.weights import locate_weights
+from zenith_det.training.checkpoints.weights import LoadReport, locate_weights
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -115,28 +115,19 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{cli.command('convert-checkpoint')}, or take --engine torchvision"
             )
         incompatible = super()._load_model(checkpoint)
-        total = len(self.model.state_dict())
-        shapes = [name for name, _, _ in incompatible.incorrect_shapes]
-        lacking = list(dict.fromkeys([*incompatible.missing_keys, *shapes]))
-        if len(lacking) >= total:
-            raise CheckpointError(
-                f"{self._source}: weights of another model: none of the model's {total} tensors is in it "
-                f"(it has {', '.join(incompatible.unexpected_keys[:3])} …)"
-            )
-        if shapes and not self._allow_mismatch:
-            name, saved, own = incompatible.incorrect_shapes[0]
-            raise CheckpointError(
-                f"{self._source}: {len(shapes)} tensors have another shape than the model's, such as {name}: "
-                f"{list(saved)} in the file, {list(own)} in the model; to load the others: "
-                "MODEL.WEIGHTS_ALLOW_MISMATCH True"
-            )
-        if lacking and self._require_all:
-            raise CheckpointError(
-                f"{self._source}: {len(lacking)} of the model's {total} tensors are not in it "
-                f"({', '.join(lacking[:3])} …): give a checkpoint of this model"
-            )
-        self.loaded = (total - len(lacking), total)
-        self.logger.info("weights: loaded %d/%d tensors from %s", total - len(lacking), total, self._source)
+        mismatched = {name: (tuple(saved), tuple(own)) for name, saved, own in incompatible.incorrect_shapes}
+        # Detectron2 tells of one that has another shape as of one that is missing, too.
+        missing = tuple(name for name in incompatible.missing_keys if name not in mismatched)
+        report = LoadReport(
+            self._source,
+            matched=tuple(name for name in self.model.state_dict() if name not in {*missing, *mismatched}),
+            missing=missing,
+            unexpected=tuple(incompatible.unexpected_keys),
+            mismatched=mismatched,
+        )
+        report.check(require_all=self._require_all, allow_mismatch=self._allow_mismatch)
+        self.loaded = (len(report.matched), report.total)
+        self.logger.info(report.summary())
         return incompatible
 
     def _load_file(self, filename: str) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def register_training_sets(
         ConfigError: a key contradicts the dataset: both numbers are named; or no object is labelled for a head.
     """
     cfg = loaded.cfg
-    first = _register(loaded, "TRAIN", None, description)
+    first = register_sets(loaded, "TRAIN", None, description)
     if first is not None:
         follow_dataset(loaded, first.name, first.num_classes, first.num_keypoints, first.keypoint_oks_sigmas)
     ours = [_checked[name] for name in cfg.DATASETS.TRAIN if name in _checked]
@@ -142,21 +142,14 @@ def register_training_sets(
     return first
 
 
-def register_test_sets(
-    loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
+def register_sets(
+    loaded: LoadedConfig, kind: str, classes: Sequence[str] | None, description: DataDescription | None = None
 ) -> DatasetMetadata | None:
-    """The same of what it evaluates on; the model stays as it is.
+    """The same for ``DATASETS.TRAIN`` or ``TEST`` (``kind``), with the model as it is.
 
     Args:
-        classes: the model's classes where they are known: each set's categories are then matched to them by name.
+        classes: the model's where they are known: each set's categories are then matched to them by name.
     """
-    return _register(loaded, "TEST", classes, description)
-
-
-def _register(
-    loaded: LoadedConfig, kind: str, classes: Sequence[str] | None, description: DataDescription | None
-) -> DatasetMetadata | None:
-    """Check and register the sets of ``DATASETS.TRAIN`` or ``TEST``; the metadata of the first that is ours."""
     sources = dataset_sources(loaded.cfg, kind)
     if not sources and kind == "TRAIN":
         raise ConfigError("DATASETS.TRAIN is empty: name a dataset, or give --train-json and --train-images")
@@ -392,7 +385,7 @@ def training_set_of(cfg: Any, metadata: DatasetMetadata | None) -> TrainingSet:
     """
     try:
         # The mapper is not used: without one it would make one of Detectron2's.
-        parts = build_detection_train_loader.from_config(cfg, mapper=_no_mapper)
+        parts = build_detection_train_loader.from_config(cfg, mapper=lambda record: record)
     except AssertionError as error:  # for a set without images or one that it left all of out
         keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
         what = f"objects with {keypoints} keypoints or more" if keypoints else "objects"
@@ -407,10 +400,6 @@ def training_set_of(cfg: Any, metadata: DatasetMetadata | None) -> TrainingSet:
         subset = sampler._size_subset
     kept = SerializedList(records) if isinstance(records, list) else records
     return TrainingSet(tuple(cfg.DATASETS.TRAIN), kept, metadata, repeats, subset)
-
-
-def _no_mapper(record: Record) -> Record:
-    return record
 
 
 class _Stoppable:

@@ -41,7 +41,7 @@ from zenith_det.engines.detectron2_engine.data import (
     build_test_loader,
     checked_dataset,
     mapper_for,
-    register_test_sets,
+    register_sets,
     register_training_sets,
     training_set_of,
 )
@@ -49,14 +49,11 @@ from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, det
 from zenith_det.engines.detectron2_engine.foreign_data import reading_foreign_datasets
 from zenith_det.engines.detectron2_engine.models import (
     HAS_MASK,
-    connect_top_level,
-    match_in_bounded_memory,
-    skip_missing_masks,
+    as_the_built_in_engine,
+    compute_as_configured,
 )
-from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.engine import Batch, Detections, Engine, Record, Sample, TestSet, TrainingSet
 from zenith_det.engines.input_format import check_channels
-from zenith_det.engines.model_format import use_channels_last
 from zenith_det.errors import ConfigError
 from zenith_det.training.logs.events import EventStorage
 from zenith_det.training.processes.stopping import WaitStopped
@@ -98,10 +95,8 @@ class Detectron2Engine:
         with reading_foreign_datasets(loaded):
             return training_set_of(cfg, metadata)
 
-    def test_sets(
-        self, loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
-    ) -> list[TestSet]:
-        register_test_sets(loaded, classes, description)
+    def test_sets(self, loaded: LoadedConfig, classes: Sequence[str] | None) -> list[TestSet]:
+        register_sets(loaded, "TEST", classes)
         cfg = to_detectron2(loaded.cfg)
         return [test_set(name) for name in cfg.DATASETS.TEST]
 
@@ -157,12 +152,8 @@ class Detectron2Engine:
     def build_model(self, cfg: CfgNode) -> nn.Module:
         theirs = to_detectron2(cfg)
         model: nn.Module = build_detectron2_model(theirs)
-        connect_top_level(model)
-        match_in_bounded_memory(model)
-        skip_missing_masks(model)
-        use_channels_last(theirs, model)
-        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
-            pool_at_exact_boxes(model)
+        as_the_built_in_engine(model)
+        compute_as_configured(theirs, model)
         return model
 
     def load_weights(

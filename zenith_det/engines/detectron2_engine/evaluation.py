@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -29,18 +28,8 @@ from zenith_det.engines.detectron2_engine.data import checked_dataset
 from zenith_det.engines.engine import Detections
 from zenith_det.engines.evaluating import category_ids, results_of, score_results, tasks_of
 from zenith_det.errors import ConfigError
-from zenith_det.evaluation import (
-    RESULTS_FILE,
-    forget_weights,
-    log_explanations,
-    results_table,
-    write_explanations,
-    write_results,
-)
 from zenith_det.training.processes.distributed import agree_on_maximum
 from zenith_det.training.processes.stopping import EvaluationStopped, stop_code
-
-logger = logging.getLogger(__name__)
 
 #: For each kind of dataset, as in Detectron2's ``tools/train_net.py``.
 _EVALUATORS: dict[str | None, tuple[type, ...]] = {
@@ -119,24 +108,18 @@ class CocoEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return OrderedDict()
         results, images = (list(itertools.chain.from_iterable(parts)) for parts in zip(*gathered))
-        if self._output_dir:
-            forget_weights(Path(self._output_dir))
-            path = write_results(results, os.path.join(self._output_dir, RESULTS_FILE))
-            logger.info("%d detections on %d images, written to %s", len(results), len(images), path)
-        metrics, reasons = score_results(
+        # The "copypaste:" lines are left to Detectron2's trainer, which prints them for any evaluator.
+        return score_results(
             self._dataset,
             results,
             self._tasks,
             images,
+            Path(self._output_dir) if self._output_dir else None,
             oks_sigmas=self._oks_sigmas,
             score_threshold=self._score_threshold,
+            run=self._run,
+            copypaste=False,
         )
-        # The "copypaste:" lines are left to Detectron2's trainer, which prints them for any evaluator.
-        logger.info("COCO AP in percent:\n%s", results_table(metrics))
-        if self._output_dir:
-            write_explanations(Path(self._output_dir), reasons)
-        log_explanations(reasons, self._run)
-        return metrics
 
 
 def build_evaluator(cfg: Any, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:

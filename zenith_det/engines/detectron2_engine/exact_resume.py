@@ -6,20 +6,19 @@ often sees the first images again and again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from detectron2.engine import HookBase, hooks
+import torch
+from detectron2.engine import HookBase
 
 from zenith_det.engines.batches import build_train_loader
 from zenith_det.engines.detectron2_engine.data import SeededMapper, mapper_for, training_set_of
-from zenith_det.engines.engine import Batch
+from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.training.course.resume_report import config_facts, log_changes
-from zenith_det.training.course.resuming import batches_done
 from zenith_det.training.course.seeding import seed_step
 from zenith_det.training.processes.ddp import settle_buckets
 from zenith_det.training.processes.distributed import get_world_size
-from zenith_det.training.processes.worker_signals import starting_workers
+from zenith_det.training.processes.loader_wait import WatchedBatches
 
 
 class TrainLoader:
@@ -39,10 +38,9 @@ class TrainLoader:
         self._data = training_set_of(cfg, None)
         self._mapper = SeededMapper(mapper_for(cfg, cfg.DATASETS.TRAIN, is_train=True))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Prefetcher:
         loader = build_train_loader(self._cfg, self._data, self._mapper, seed=self.seed, start=self.start)
-        with starting_workers():
-            return iter(loader)
+        return Prefetcher(WatchedBatches(loader), torch.device("cpu"))  # the model moves what it takes
 
 
 class ResumeExactly(HookBase):
@@ -88,10 +86,8 @@ class ResumeExactly(HookBase):
                 iteration=self._first,
                 processes=(saved.get("processes", get_world_size()), get_world_size()),
             )
-            done = batches_done(saved.get("images_seen", self._first * batch), batch)
+            done = saved.get("images_seen", self._first * batch) // batch
         self._images_before = done * batch
-        for hook in self._precise_bn():
-            hook._data_loader.seed = trainer.seed
         loader = trainer.data_loader
         if isinstance(loader, TrainLoader):
             loader.seed, loader.start = trainer.seed, done
@@ -99,11 +95,4 @@ class ResumeExactly(HookBase):
             trainer._trainer.reset_data_loader(lambda: iter(loader))
 
     def before_step(self) -> None:
-        for hook in self._precise_bn():
-            hook._data_iter = None  # from the same images each time, as a resumed run's first time
         seed_step(self.trainer.seed, self.trainer.iter)
-
-    def _precise_bn(self) -> list[Any]:
-        """Detectron2's hooks that read images of their own."""
-        found = [hook for hook in self.trainer._hooks if isinstance(hook, hooks.PreciseBN)]
-        return [hook for hook in found if isinstance(hook._data_loader, TrainLoader)]

@@ -25,6 +25,11 @@ _LIBRARIES = {
     "cityscapes_panoptic_seg": ("cityscapesscripts", "cityscapesscripts"),
     "coco_panoptic_seg": ("panopticapi", "git+https://github.com/cocodataset/panopticapi.git"),
 }
+_INSTEAD = {
+    "TRAIN": "; or give --train-json and --train-images for a set of your own",
+    "TEST": "; or give --val-json and --val-images for a set of your own, or "
+    'DATASETS.TEST "()" to train without evaluation',
+}
 # Models that learn from labels which no COCO instance file holds.
 _SEMANTIC_MODELS = ("PanopticFPN", "SemanticSegmentor")
 
@@ -42,7 +47,7 @@ def check_foreign_dataset(loaded: LoadedConfig, name: str, part: str) -> None:
     """
     metadata = MetadataCatalog.get(name)
     where = _where(loaded, part)
-    instead = f"; or give {_flags(part)} for a set of your own{_or_no_evaluation(part)}"
+    instead = _INSTEAD[part]
     if loaded.cfg.MODEL.META_ARCHITECTURE in _SEMANTIC_MODELS:
         instead = ""  # which no set of one's own trains, see below
     for key in _PATH_KEYS:
@@ -104,11 +109,3 @@ def check_model_for_coco_format(loaded: LoadedConfig, name: str, *, own_files: b
 def _where(loaded: LoadedConfig, part: str) -> str:
     key = f"DATASETS.{part}"
     return f"{key}, {loaded.sources[key]}" if key in loaded.sources else key
-
-
-def _flags(part: str) -> str:
-    return "--train-json and --train-images" if part == "TRAIN" else "--val-json and --val-images"
-
-
-def _or_no_evaluation(part: str) -> str:
-    return ', or DATASETS.TEST "()" to train without evaluation' if part == "TEST" else ""

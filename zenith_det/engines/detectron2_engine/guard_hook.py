@@ -20,10 +20,9 @@ from zenith_det.engines.detectron2_engine.overrides import grad_scaler_of
 from zenith_det.errors import TrainingDivergedError
 from zenith_det.solver.lr_schedules import MultiplierLR
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
-from zenith_det.training.failures.bad_steps import ImageId, StepGuard, bad_step_limit, guard_forward
 from zenith_det.training.failures.divergence import WINDOW, LossWatch
-from zenith_det.training.failures.loop_guard import LoopGuard
 from zenith_det.training.failures.recovery import Diverged, Recovery, roll_back
+from zenith_det.training.failures.step_guard import StepGuard
 from zenith_det.training.logs.zenith_metrics import effective_lr
 from zenith_det.training.processes.ddp import unwrap
 from zenith_det.training.processes.distributed import broadcast_object
@@ -45,19 +44,19 @@ class GuardSteps(HookBase):
         cfg: ``SOLVER.MAX_NONFINITE_STEPS``, ``RECOVERY`` and ``OUTPUT_DIR`` count.
 
     Attributes:
-        good: the newest checkpoint that was saved while training went well.
+        guard: from ``before_train`` on.
     """
+
+    guard: StepGuard
 
     def __init__(self, cfg: Any) -> None:
         self._cfg = cfg
-        self._watch = LossWatch(cfg.RECOVERY.DIVERGENCE_FACTOR)
         self._recovery = Recovery.of(cfg)
         self._saved: dict[str, Any] = {}
-        self._was_saved = self._saved_good = False
+        # Whether training went well at a save that note_saved has not seen.
+        self._saved_good: bool | None = None
         self._newest_seen = ""
-        self.good: Path | None = None
         self._beginning: dict[str, Any] | None = None
-        self._loop: LoopGuard | None = None
         self._undo: list[Callable[[], Any]] = []
 
     # The trainer's.
@@ -74,64 +73,50 @@ class GuardSteps(HookBase):
         return getattr(self.trainer, "scheduler", None)
 
     def before_train(self) -> None:
-        inner = getattr(self.trainer, "_trainer", self.trainer)
-        guard = StepGuard(
-            self._model,
-            self.trainer.optimizer,
-            None,
-            Path(self._cfg.OUTPUT_DIR),
-            limit=bad_step_limit(self._cfg),
-            last_good=lambda: str(self.good) if self.good else None,
-        )
+        trainer = self.trainer
+        self.guard = StepGuard(self._cfg, self._model, trainer.optimizer, grad_scaler_of(trainer))
+        self._newest_seen = self._newest()
         if self._saved:
-            guard.load_state_dict(self._saved["guard"])
-            self._watch.load_state_dict(self._saved["watch"])
+            self.guard.load_state_dict(self._saved)
             self._recovery = Recovery.of(self._cfg, self._saved["recovery"])
             if isinstance(self._scheduler, MultiplierLR):  # others have loaded what they were scaled to
                 self._scheduler.scale(self._recovery.lr_scale)
             if self._saved["good"]:
-                self.good = Path(self._newest())
-        self._newest_seen = self._newest()
-        self._undo.append(guard_forward(self._model))
-        self._loop = LoopGuard(guard, grad_scaler_of(self.trainer), _images_of)
-        self._loop.attach()
-        self._undo.append(self._loop.detach)
-        self._tolerate_bad_losses(inner)
+                self.guard.last_good = Path(self._newest_seen)
+        self.guard.attach()
+        self._undo.append(self.guard.detach)
+        self._tolerate_bad_losses(getattr(trainer, "_trainer", trainer))
         self._tolerate_giving_up()
-        if self.trainer.start_iter == 0 and self._cfg.RECOVERY.MAX_ROLLBACKS:
+        if trainer.start_iter == 0 and self._cfg.RECOVERY.MAX_ROLLBACKS:
             self._beginning = {
                 "model": {name: _on_the_host(value) for name, value in self._model.state_dict().items()},
-                "optimizer": copy.deepcopy(self.trainer.optimizer.state_dict()),
+                "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
             }
 
     def before_step(self) -> None:
-        assert self._loop is not None
-        self._loop.begin(self.trainer.iter)
+        self.guard.begin(self.trainer.iter)
         self.note_saved()
 
     def note_saved(self) -> None:
         """See whether a checkpoint was saved, and whether while training went well."""
-        if not self._was_saved:
+        if self._saved_good is None:
             return
-        self._was_saved = False
         newest = self._newest()
         if newest != self._newest_seen and self._saved_good:
-            self.good = Path(newest)
+            self.guard.last_good = Path(newest)
             self._beginning = None
-        self._newest_seen = newest
+        self._saved_good, self._newest_seen = None, newest
 
     def after_step(self) -> None:
-        assert self._loop is not None
-        guard, trainer = self._loop.guard, self.trainer
+        guard, trainer = self.guard, self.trainer
         done = trainer.iter + 1
-        alone = comm.get_world_size() == 1
         saves = done % self._cfg.SOLVER.CHECKPOINT_PERIOD == 0 or done >= trainer.max_iter
         if saves or self._model_device() == "cpu":  # else at the next forward pass, without waiting
             guard.inspect()
-        self._watch.add(self._loss())
+        guard.watch.add(self._loss())
         # A bad step is bad on all ranks; the loss of all of them the first one alone knows.
-        if alone or done % WINDOW == 0 or guard.streak >= guard.limit:
-            lost = broadcast_object(guard.verdict() or self._watch.verdict())
+        if comm.get_world_size() == 1 or done % WINDOW == 0 or guard.streak >= guard.limit:
+            lost = broadcast_object(guard.verdict())
             if lost:
                 self._go_back(lost)
 
@@ -140,21 +125,13 @@ class GuardSteps(HookBase):
             self._undo.pop()()
 
     def state_dict(self) -> dict[str, Any]:
-        if self._loop is None:
+        if not hasattr(self, "guard"):
             return {}
-        self._was_saved, self._saved_good = True, self._is_good()
-        return {
-            "guard": self._loop.guard.state_dict(),
-            "watch": self._watch.state_dict(),
-            "recovery": self._recovery.to_dict(),
-            "good": self._saved_good,
-        }
+        self._saved_good = self.guard.good
+        return {**self.guard.state_dict(), "recovery": self._recovery.to_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._saved = state
-
-    def _is_good(self) -> bool:
-        return self._loop is not None and self._loop.guard.streak == 0 and self._watch.looks_good()
 
     def _model_device(self) -> str:
         return next((parameter.device.type for parameter in self._model.parameters()), "cpu")
@@ -173,6 +150,7 @@ class GuardSteps(HookBase):
 
         def write(losses: Any, data_time: float, prefix: str = "", iter: int | None = None) -> None:
             iteration = inner.iter if iter is None else iter
+            data_time = getattr(inner.data_loader, "waited", data_time)  # of a batch that came ahead
             if (iteration + 1) % inner.gather_metric_period == 0:
                 # Such a loss is reported with the step that is left out for it.
                 with contextlib.suppress(FloatingPointError):
@@ -186,9 +164,9 @@ class GuardSteps(HookBase):
 
         In several processes the others would wait for the one that it happens on: there it ends the run.
         """
-        trainer, loop = self.trainer, self._loop
+        trainer, guard = self.trainer, self.guard
         run_step = trainer.run_step
-        if comm.get_world_size() > 1 or loop is None:
+        if comm.get_world_size() > 1:
             return
 
         def tolerant() -> None:
@@ -196,7 +174,7 @@ class GuardSteps(HookBase):
                 run_step()
             except FloatingPointError as error:
                 logger.warning("the step gave up: %s", " ".join(str(error).split()))
-                loop.left_out()
+                guard.left_out()
 
         trainer.run_step = tolerant
         self._undo.append(lambda: trainer.__dict__.pop("run_step", None))
@@ -204,36 +182,42 @@ class GuardSteps(HookBase):
     # Going back.
 
     def _go_back(self, reason: str) -> None:
-        assert self._loop is not None
-        trainer = self.trainer
-        divergence = Diverged(trainer.iter, reason, effective_lr(trainer.optimizer))
+        divergence = Diverged(self.trainer.iter, reason, effective_lr(self.trainer.optimizer))
+        checkpointer = Checkpointer(self._cfg.OUTPUT_DIR)
         try:
             path, self._recovery = roll_back(
-                divergence, self._recovery, self._cfg, _Checkpoints(self, self._cfg.OUTPUT_DIR), run_id=""
+                divergence, self._recovery, self._cfg, checkpointer, self._newest_good
             )
             self._restore(path)
         except TrainingDivergedError as error:
             raise RunEnds(error) from None
         self._scale_lrs(float(self._cfg.RECOVERY.LR_FACTOR))
 
+    def _newest_good(self) -> Path | None:
+        good = self.guard.last_good
+        if good is not None and good.exists():
+            return good
+        if self._beginning is None:
+            raise TrainingDivergedError(
+                "training diverged, and no checkpoint of a time when it went well is left to go back to: lower "
+                "SOLVER.CHECKPOINT_PERIOD or SOLVER.BASE_LR"
+            )
+        return None
+
     def _restore(self, path: Path | None) -> None:
         """Bring weights, optimizer and hooks back; the LRs, the schedule and the iteration stay."""
-        assert self._loop is not None
         trainer, optimizer, scheduler = self.trainer, self.trainer.optimizer, self._scheduler
-        iteration, position = (
-            trainer.iter,
-            copy.deepcopy(scheduler.state_dict()) if scheduler is not None else None,
-        )
+        iteration = trainer.iter
+        position = copy.deepcopy(scheduler.state_dict()) if scheduler is not None else None
         lrs = [(group["lr"], group.get("initial_lr")) for group in optimizer.param_groups]
         if path is not None:
             trainer.checkpointer.load(str(path))
-            self._loop.guard.load_state_dict(self._saved["guard"])
-            self._watch.load_state_dict(self._saved["watch"])
+            self.guard.load_state_dict(self._saved)
         elif self._beginning is not None:
             self._model.load_state_dict(self._beginning["model"])
             optimizer.load_state_dict(copy.deepcopy(self._beginning["optimizer"]))
-            self._loop.guard.load_state_dict({"streak": 0, "skipped": self._loop.guard.skipped})
-            self._watch = LossWatch(self._cfg.RECOVERY.DIVERGENCE_FACTOR)
+            self.guard.streak = 0
+            self.guard.watch = LossWatch(self._cfg.RECOVERY.DIVERGENCE_FACTOR)
             for hook in trainer._hooks:
                 if isinstance(hook, AverageWeights):
                     hook.average.restart()
@@ -265,34 +249,5 @@ class GuardSteps(HookBase):
         )
 
 
-class _Checkpoints(Checkpointer):
-    """A project's checkpoints as :func:`roll_back` asks for them."""
-
-    def __init__(self, hook: GuardSteps, folder: str) -> None:
-        super().__init__(folder)
-        self._hook = hook
-
-    def newest_good(self, run_id: str) -> Path | None:
-        good = self._hook.good
-        if good is not None and good.exists():
-            return good
-        if self._hook._beginning is None:
-            raise TrainingDivergedError(
-                "training diverged, and no checkpoint of a time when it went well is left to go back to: lower "
-                "SOLVER.CHECKPOINT_PERIOD or SOLVER.BASE_LR"
-            )
-        return None
-
-
 def _on_the_host(value: Any) -> Any:
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
-def _images_of(batch: Any) -> list[ImageId]:
-    return [_image_of(sample) for sample in batch] if isinstance(batch, list | tuple) else []
-
-
-def _image_of(sample: Any) -> ImageId:
-    if not isinstance(sample, dict):  # a project's own kind of batch
-        return -1, type(sample).__name__
-    return sample.get("image_id", -1), str(sample.get("file_name", ""))

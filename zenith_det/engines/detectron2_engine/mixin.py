@@ -19,6 +19,7 @@ from zenith_det.config.validation import validate_added_keys
 from zenith_det.engines.detectron2_engine.accumulation import accumulated_step, check_accumulation
 from zenith_det.engines.detectron2_engine.config import auto_scale_workers
 from zenith_det.engines.detectron2_engine.endings import RunEnds
+from zenith_det.engines.detectron2_engine.models import compute_as_configured
 from zenith_det.engines.detectron2_engine.own_builders import (
     build_projects_optimizer,
     check_bases,
@@ -31,7 +32,6 @@ from zenith_det.engines.detectron2_engine.own_builders import (
     wrap_builders,
 )
 from zenith_det.engines.detectron2_engine.own_trainer import ZenithHooks, tell_at_the_start
-from zenith_det.engines.detectron2_engine.pooling import pool_at_exact_boxes
 from zenith_det.engines.device import amp_dtype, make_grad_scaler, use_deterministic_algorithms
 from zenith_det.engines.model_format import compile_backbone, use_channels_last
 from zenith_det.errors import ConfigError
@@ -156,15 +156,9 @@ class ZenithTrainerMixin:
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
-        """The base class's model, its memory as ``MODEL.CHANNELS_LAST`` says.
-
-        Raises:
-            ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
-        """
+        """The base class's model; see :func:`compute_as_configured`."""
         model: nn.Module = super().build_model(_on_a_device(cfg))  # type: ignore[misc]
-        use_channels_last(cfg, model)
-        if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
-            pool_at_exact_boxes(model)
+        compute_as_configured(cfg, model)
         return model
 
     @classmethod

@@ -5,17 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from detectron2.layers import ROIAlign
 from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor, nn
 
 from zenith_det.engines.matching import MOST_PAIRS, match_in_parts
-
-__all__ = ["HAS_MASK", "connect_top_level", "match_in_bounded_memory", "skip_missing_masks"]
+from zenith_det.engines.model_format import use_channels_last
 
 #: Field of training instances, bool ``(N,)``: whether the mask is the object's own, and not its box in place of one.
 HAS_MASK = "gt_has_mask"
+
+
+def as_the_built_in_engine(model: nn.Module) -> None:
+    """Let a model of Detectron2's train all that the built-in engine's trains, within its memory."""
+    connect_top_level(model)
+    match_in_bounded_memory(model)
+    skip_missing_masks(model)
+
+
+def compute_as_configured(cfg: Any, model: nn.Module) -> None:
+    """What ``MODEL.CHANNELS_LAST`` and ``SOLVER.AMP.DTYPE`` ask of a model of any project's.
+
+    Raises:
+        ConfigError: see :func:`~zenith_det.engines.model_format.use_channels_last`.
+    """
+    use_channels_last(cfg, model)
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "bfloat16":
+        pool_at_exact_boxes(model)
 
 
 def connect_top_level(model: nn.Module) -> None:
@@ -95,3 +113,20 @@ class _BoundedRPN(RPN):  # type: ignore[misc]
 def _iou(boxes: Tensor, anchors: Tensor) -> Tensor:
     iou: Tensor = pairwise_iou(Boxes(boxes), Boxes(anchors))
     return iou
+
+
+class _ExactROIAlign(ROIAlign):  # type: ignore[misc]
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        pooled: Tensor = super().forward(input.float(), rois)
+        return pooled.to(input.dtype)
+
+
+def pool_at_exact_boxes(model: nn.Module) -> None:
+    """Let the RoIAligns of ``model`` take boxes as they are, not in the features' type.
+
+    bfloat16 has 8 significant bits: at 1024 pixels boxes would lie on a grid of 8, beside masks and keypoints
+    cut out at the exact ones. Under autocast the features are pooled in float32 anyway.
+    """
+    for module in model.modules():
+        if type(module) is ROIAlign:
+            module.__class__ = _ExactROIAlign

@@ -29,17 +29,19 @@ from zenith_det.training.processes.ddp import unwrap
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_COMMAND = "tools/train_net.py alone reads sets by their files"
+_OF_THE_COMMAND = (
+    "TRAIN_JSON",
+    "TRAIN_IMAGES",
+    "VAL_JSON",
+    "VAL_IMAGES",
+    "CROWDS",
+    "MAX_BAD_IMAGES",
+    "CACHE",
+    "STRICT",
+)
 #: Keys that no trainer of a project's own honours, and why.
 NEVER: dict[str, str] = {
-    "DATASETS.TRAIN_JSON": _OF_THE_COMMAND,
-    "DATASETS.TRAIN_IMAGES": _OF_THE_COMMAND,
-    "DATASETS.VAL_JSON": _OF_THE_COMMAND,
-    "DATASETS.VAL_IMAGES": _OF_THE_COMMAND,
-    "DATASETS.CROWDS": _OF_THE_COMMAND,
-    "DATASETS.MAX_BAD_IMAGES": _OF_THE_COMMAND,
-    "DATASETS.CACHE": _OF_THE_COMMAND,
-    "DATASETS.STRICT": _OF_THE_COMMAND,
+    **{f"DATASETS.{name}": "tools/train_net.py alone reads sets by their files" for name in _OF_THE_COMMAND},
     "INPUT.AUGMENTATIONS": "the project's loader has a mapper of its own",
     "SOLVER.AUTO_LR": "tools/find_lr.py finds the LR before a run",
     "INPUT.VALUE_RANGE": "the project's own mapper reads the images",

@@ -37,7 +37,7 @@ class KeepNewest(HookBase):
 
     Args:
         keep: how many.
-        guard: the hook whose :attr:`~GuardSteps.good` checkpoint stays, to go back to.
+        guard: the hook whose good checkpoint stays, to go back to.
     """
 
     def __init__(self, keep: int, guard: Any) -> None:
@@ -54,5 +54,5 @@ class KeepNewest(HookBase):
             self._guard.note_saved()
             checkpointer = self.trainer.checkpointer
             Checkpointer(checkpointer.save_dir, keep=self._keep).remove_old(
-                Path(checkpointer.get_checkpoint_file()), {self._guard.good}
+                Path(checkpointer.get_checkpoint_file()), {self._guard.guard.last_good}
             )

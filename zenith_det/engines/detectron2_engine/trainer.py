@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import HookBase
@@ -20,21 +21,28 @@ from zenith_det.engines.detectron2_engine.engine import ENGINE, check_tta, test_
 from zenith_det.engines.detectron2_engine.evaluation import build_evaluator, unless_stopped
 from zenith_det.engines.detectron2_engine.exact_resume import ResumeExactly, TrainLoader
 from zenith_det.engines.detectron2_engine.mixin import ZenithTrainerMixin
-from zenith_det.engines.detectron2_engine.models import connect_top_level, skip_missing_masks
+from zenith_det.engines.detectron2_engine.models import as_the_built_in_engine
 from zenith_det.engines.detectron2_engine.writers import LoggerWriter
 from zenith_det.engines.evaluating import Evaluator
 from zenith_det.engines.input_format import check_channels
+from zenith_det.engines.prefetch import Prefetcher
 from zenith_det.engines.trainer import LOG_PERIOD
-from zenith_det.errors import RunStopped
+from zenith_det.errors import RunStopped, UserError
 from zenith_det.training.course.resuming import loading_state, shares_state
 from zenith_det.training.course.seeding import seed_all
 from zenith_det.training.course.starting import choose_seed
 from zenith_det.training.logs.events import JsonWriter
 from zenith_det.training.logs.zenith_metrics import optimizer_scalars
-from zenith_det.training.processes.agreement import check_steps_agree
+from zenith_det.training.processes.agreement import check_steps_agree, raise_together
 from zenith_det.training.processes.ddp import unwrap
 from zenith_det.training.processes.distributed import agree_on_maximum, barrier
-from zenith_det.training.processes.stopping import EvaluationStopped, StopRequest, describe_stop, stop_code
+from zenith_det.training.processes.stopping import (
+    EvaluationStopped,
+    StopRequest,
+    WaitStopped,
+    describe_stop,
+    stop_code,
+)
 
 
 class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
@@ -48,6 +56,8 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     Attributes:
         seed: ``SEED``, or one drawn at random where that is negative; a resumed run's is its checkpoint's.
     """
+
+    _done = 0  # iterations
 
     def __init__(self, cfg: Any, *args: Any, **kwargs: Any) -> None:
         check_channels(cfg)
@@ -66,6 +76,11 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             trainer=weakref.proxy(self),
         )
         built = [*super().build_hooks(), ResumeExactly()]
+        for hook in built:
+            if isinstance(hook, hooks.PreciseBN):
+                hook.update_stats = functools.partial(
+                    _exact_statistics, weakref.proxy(self), hook._data_loader
+                )
         if self.cfg.TEST.AUG.ENABLED:
             evaluation = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.EvalHook))
             built.insert(evaluation + 1, hooks.EvalHook(0, self._evaluate_with_tta))
@@ -115,8 +130,17 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
             try:
                 super().train()
             except EvaluationStopped:
-                self._save_and_stop()
+                (why,) = agree_on_maximum([stop_code(waiting=True)])
+                self._save()
+                raise RunStopped(self._ended(describe_stop(why))) from None
         return getattr(self, "_last_eval_results", None)
+
+    def before_train(self) -> None:
+        """The hooks'; then the first batch is waited for."""
+        with ending_the_run():
+            super().before_train()
+            self._done = self.start_iter
+            self._go_on(self._next_batch())
 
     def run_step(self) -> None:
         """The mix-in's; an image that can't be used ends the run in one line."""
@@ -126,22 +150,49 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     def after_step(self) -> None:
         """The hooks'; then the processes see whether they agree, and whether to end."""
         with ending_the_run():
+            self._done = self.iter + 1
+            failure = self._next_batch()  # first, so that Detectron2's timer counts the wait
             super().after_step()
-            if (self.iter + 1) % LOG_PERIOD == 0:
+            if self._done % LOG_PERIOD == 0:
                 check_steps_agree(self.iter, optimizer_scalars(self.optimizer))
-            if any(agree_on_maximum([stop_code()])):
-                raise EvaluationStopped
+            self._go_on(failure)
 
-    def _save_and_stop(self) -> NoReturn:
-        """Save where the run stands, unless that has been done, and end it."""
-        (why,) = agree_on_maximum([stop_code()])
-        done = min(self.iter + 1, self.max_iter)
-        if done < self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
+    def _next_batch(self) -> Exception | None:
+        """Wait for it; why there is none."""
+        batches = self._trainer.data_loader
+        if self._done >= self.max_iter or not isinstance(batches, Prefetcher):
+            return None
+        batches.prefetch()
+        return batches.failure
+
+    def _go_on(self, failure: Exception | None) -> None:
+        """End the run on all processes where one was told to, or has no next batch, for ``failure``.
+
+        Raises:
+            EvaluationStopped: a signal came.
+            UserError: what the loader of a process has failed with; everything is saved.
+        """
+        waiting = isinstance(failure, WaitStopped)
+        why, no_batch = agree_on_maximum([stop_code(waiting=waiting), int(failure is not None)])
+        if why:
+            raise EvaluationStopped
+        if no_batch:
+            self._save()
+            raise_together(UserError(self._ended(failure)) if isinstance(failure, UserError) else failure)
+
+    def _save(self) -> None:
+        """Save where the run stands, unless that has been done."""
+        done = self._done
+        if self.start_iter < done < self.max_iter and done % self.cfg.SOLVER.CHECKPOINT_PERIOD:
             self.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
         barrier()
-        raise RunStopped(
-            f"after iteration {done - 1}: {describe_stop(why)}; everything is saved in {self.cfg.OUTPUT_DIR}: go on "
-            "with resume_or_load(resume=True)"
+
+    def _ended(self, why: object) -> str:
+        if self._done == self.start_iter:
+            return f"before iteration {self._done}: {why}; no step was taken: start it again"
+        return (
+            f"after iteration {self._done - 1}: {why}; everything is saved in {self.cfg.OUTPUT_DIR}: go on with "
+            "resume_or_load(resume=True)"
         )
 
     def build_writers(self) -> list[EventWriter]:
@@ -156,10 +207,9 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
 
     @classmethod
     def build_model(cls, cfg: Any) -> nn.Module:
-        """Detectron2's model; see :func:`connect_top_level` and :func:`skip_missing_masks`."""
+        """Detectron2's model; see :func:`as_the_built_in_engine`."""
         model: nn.Module = super().build_model(cfg)
-        connect_top_level(model)
-        skip_missing_masks(model)
+        as_the_built_in_engine(model)
         return model
 
     @classmethod
@@ -178,3 +228,10 @@ class ZenithTrainer(ZenithTrainerMixin, DefaultTrainer):  # type: ignore[misc]
     ) -> DatasetEvaluator:
         """See :func:`zenith_det.engines.detectron2_engine.build_evaluator`."""
         return unless_stopped(build_evaluator(cfg, dataset_name, output_folder))
+
+
+def _exact_statistics(trainer: Any, loader: Any) -> None:
+    """What Detectron2's hook does, from the same images each time."""
+    if isinstance(loader, TrainLoader):
+        loader.seed = trainer.seed
+    ENGINE.before_evaluation(trainer.cfg, trainer.model, lambda: iter(loader))

@@ -45,6 +45,21 @@ _RULES: tuple[tuple[str, str, int, int], ...] = (
     ("roi_heads.keypoint_predictor.kps_score_lowres.*", "roi_heads.keypoint_head.score_lowres.*", 1, 0),
 )
 
+_CAFFE2_PARTS = {
+    "branch1": ("downsample.0", "downsample.1"),
+    **{f"branch2{'abc'[i]}": (f"conv{i + 1}", f"bn{i + 1}") for i in range(3)},
+}
+_CAFFE2_RULES = [
+    ("backbone.body.conv1.weight", "conv1_w", 1, 0),
+    ("backbone.body.bn1.weight", "res_conv1_bn_s", 1, 0),
+    ("backbone.body.bn1.bias", "res_conv1_bn_b", 1, 0),
+    *(
+        (f"backbone.body.layer#.#.{ours}", f"res#_#_{branch}_{theirs}", 1, 1)
+        for branch, (conv, norm) in _CAFFE2_PARTS.items()
+        for ours, theirs in ((f"{conv}.weight", "w"), (f"{norm}.weight", "bn_s"), (f"{norm}.bias", "bn_b"))
+    ),
+]
+
 COCO_CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 # Channel statistics of ImageNet, RGB, that torchvision's weights were trained with (pixels in 0..255).
 TORCHVISION_STD = (58.395, 57.12, 57.375)
@@ -90,11 +105,6 @@ def from_detectron2(weights: Mapping[str, Tensor], lowest_level: int = 2) -> Wei
     }
 
 
-def is_detectron2(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are Detectron2's."""
-    return any(k.startswith(("backbone.bottom_up.", "proposal_generator.")) for k in weights)
-
-
 def _rules(lowest: int) -> list[tuple[str, str, int, int]]:
     """All rules; the pyramid's levels count from ``lowest`` there, from 0 here."""
     pyramid = [
@@ -116,7 +126,7 @@ def _renamed(name: str, rules: list[tuple[str, str, int, int]], *, back: bool, p
         pattern = re.escape(given).replace(r"\#", r"(\d+)").replace(r"\*", r"([a-z_]+)")
         if match := re.fullmatch(pattern, name):
             parts = list(match.groups())
-            if parts[0].isdigit():
+            if parts and parts[0].isdigit():
                 first = int(parts[0])
                 parts[0] = str((first - offset) * scale if back else first // scale + offset)
             return re.sub(r"[#*]", "{}", wanted).format(*parts)
@@ -127,43 +137,21 @@ def from_caffe2_resnet(weights: Mapping[str, Tensor]) -> Weights:
     """An ImageNet ResNet of Detectron2's model zoo with Caffe2 names (``res2_0_branch2a_w``) as our backbone.
 
     Those files hold batch norms folded to a scale and a bias, so mean 0 and variance 1 are put beside them.
+
+    Raises:
+        CheckpointError: a name that no rule covers.
     """
     result: Weights = {}
     for name, value in weights.items():
         if name.startswith(("fc1000", "pred")):
             continue
-        target = _caffe2_name(name)
-        if target is None:
-            raise CheckpointError(f"weight {name!r} is no part of a Caffe2 ResNet: it can't be converted")
-        result[f"backbone.body.{target}"] = value
-        if target.endswith(".weight") and re.search(r"(bn\d|downsample\.1)\.weight$", target):
-            stem = f"backbone.body.{target.removesuffix('weight')}"
+        ours = _renamed(name, _CAFFE2_RULES, back=True, problem="is no part of a Caffe2 ResNet")
+        result[ours] = value
+        if re.search(r"(bn\d|downsample\.1)\.weight$", ours):
+            stem = ours.removesuffix("weight")
             result[f"{stem}running_mean"] = torch.zeros_like(value)
             result[f"{stem}running_var"] = torch.ones_like(value)
     return result
-
-
-def is_caffe2_resnet(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are Caffe2's."""
-    return "conv1_w" in weights
-
-
-def _caffe2_name(name: str) -> str | None:
-    if name in ("conv1_w", "conv1_b"):
-        return "conv1.weight" if name == "conv1_w" else None
-    suffix = {"s": "weight", "b": "bias"}
-    if m := re.match(r"res_conv1_bn_([sb])$", name):
-        return f"bn1.{suffix[m[1]]}"
-    m = re.match(r"res(\d)_(\d+)_branch(1|2[abc])(_bn_s|_bn_b|_w)$", name)
-    if m is None:
-        return None
-    block = f"layer{int(m[1]) - 1}.{m[2]}"
-    if m[3] == "1":
-        conv, norm = "downsample.0", "downsample.1"
-    else:
-        number = "abc".index(m[3][1]) + 1
-        conv, norm = f"conv{number}", f"bn{number}"
-    return f"{block}.{conv}.weight" if m[4] == "_w" else f"{block}.{norm}.{suffix[m[4][-1]]}"
 
 
 def from_torchvision_resnet(
@@ -186,16 +174,6 @@ def from_torchvision_resnet(
         first, std = first.flip(1), std.flip(0)
     result["backbone.body.conv1.weight"] = first * (torch.tensor(pixel_std) / std).view(1, -1, 1, 1)
     return result
-
-
-def is_torchvision_resnet(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of torchvision's classifiers."""
-    return "conv1.weight" in weights and "layer1.0.conv1.weight" in weights
-
-
-def is_torchvision_detector(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of torchvision's Faster, Mask or Keypoint R-CNN."""
-    return "roi_heads.box_head.fc6.weight" in weights
 
 
 def from_torchvision_detector(weights: Mapping[str, Tensor], num_classes: int) -> Weights:

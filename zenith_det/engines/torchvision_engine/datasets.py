@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,6 @@ from zenith_det.data import CocoDataset, filter_empty, filter_few_keypoints
 from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.training_set import check_labels, dataset_sources, load_sets
 from zenith_det.errors import ConfigError, DatasetError
-
-logger = logging.getLogger(__name__)
 
 #: Values of ``DATALOADER.SAMPLER_TRAIN``.
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
@@ -44,24 +41,11 @@ def load_training_set(cfg: CfgNode, description: DataDescription | None = None) 
     # Each by its own key, as in Detectron2's get_detection_dataset_dicts.
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_empty(records)
-        if left_out := len(merged.records) - len(records):
-            logger.info(
-                "%d images without objects left out of training "
-                "(DATALOADER.FILTER_EMPTY_ANNOTATIONS False keeps them)",
-                left_out,
-            )
     what = "objects"
     if cfg.MODEL.KEYPOINT_ON:
-        before, minimum = len(records), cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+        minimum = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
         records = filter_few_keypoints(records, minimum)
         what = f"{minimum} labelled keypoints or more"
-        if left_out := before - len(records):
-            logger.info(
-                "%d images without %s left out of training "
-                "(MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE 0 keeps them)",
-                left_out,
-                what,
-            )
     if not records:
         raise DatasetError(
             f"{merged.metadata.name}: no image with {what} is left to train on "

@@ -58,11 +58,9 @@ class TorchvisionEngine:
             repeats(loaded.cfg, found.records),
         )
 
-    def test_sets(
-        self, loaded: LoadedConfig, classes: Sequence[str] | None, description: DataDescription | None = None
-    ) -> list[TestSet]:
+    def test_sets(self, loaded: LoadedConfig, classes: Sequence[str] | None) -> list[TestSet]:
         cfg = loaded.cfg
-        sets = load_sets(cfg, "TEST", dataset_sources(cfg, "TEST"), classes, description)
+        sets = load_sets(cfg, "TEST", dataset_sources(cfg, "TEST"), classes)
         return [TestSet(name, one) for name, one in zip(cfg.DATASETS.TEST, sets)]
 
     def build_model(self, cfg: CfgNode) -> nn.Module:

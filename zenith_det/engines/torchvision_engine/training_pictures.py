@@ -80,13 +80,7 @@ class TrainingPictures:
 def _with_boxes(image: Tensor, boxes: Tensor) -> Tensor:
     height, width = image.shape[1:]
     # A box that is drawn must have a left and a right, in whole pixels.
-    corners = (
-        boxes.detach()
-        .float()
-        .cpu()
-        .nan_to_num()
-        .clamp(min=0)
-        .minimum(torch.tensor([width - 1, height - 1] * 2))
-    )
+    limit = torch.tensor([width - 1, height - 1] * 2)
+    corners = boxes.detach().float().cpu().nan_to_num().clamp(min=0).minimum(limit)
     drawable = corners[(corners[:, 2:] > corners[:, :2]).all(dim=1)]
     return draw_bounding_boxes(image, drawable, width=2) if len(drawable) else image

@@ -68,11 +68,11 @@ def torchvision_url(name: str) -> str:
 def to_our_names(cfg: CfgNode, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of any origin that :func:`load_weights` names, converted; ours pass through."""
     lowest = conversion.lowest_level(cfg)
-    if conversion.is_detectron2(tensors):
+    if any(name.startswith(("backbone.bottom_up.", "proposal_generator.")) for name in tensors):
         return conversion.from_detectron2(tensors, lowest)
-    if conversion.is_caffe2_resnet(tensors):
+    if "conv1_w" in tensors:
         return conversion.from_caffe2_resnet(tensors)
-    if conversion.is_torchvision_resnet(tensors):
+    if "conv1.weight" in tensors and "layer1.0.conv1.weight" in tensors:
         _check_torchvision_stride(cfg)
         if cfg.INPUT.FORMAT == "YUV-BT.601" or len(cfg.MODEL.PIXEL_MEAN) != 3:
             raise ConfigError(
@@ -80,7 +80,7 @@ def to_our_names(cfg: CfgNode, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 "INPUT.FORMAT BGR, RGB, or L with three entries in MODEL.PIXEL_MEAN and PIXEL_STD"
             )
         return conversion.from_torchvision_resnet(tensors, cfg.INPUT.FORMAT, list(cfg.MODEL.PIXEL_STD))
-    if conversion.is_torchvision_detector(tensors):
+    if "roi_heads.box_head.fc6.weight" in tensors:
         _check_torchvision_stride(cfg)
         return conversion.from_torchvision_detector(tensors, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     return tensors

@@ -62,29 +62,25 @@ class BestCheckpoint:
 
     def offer(
         self, scalars: Mapping[str, Any], iteration: int, save: Callable[[str, dict[str, Any]], Any]
-    ) -> bool:
+    ) -> None:
         """Save the model if it is the best so far.
 
         Args:
             scalars: of an evaluation (percent); with several test sets, the first one's counts.
             iteration: the last one done.
             save: called with the name and what to add to the checkpoint.
-
-        Returns:
-            Whether it was saved.
         """
         if not self._metric:
-            return False
+            return
         name = scalar_named(scalars, self._metric)
         if name is None:
             logger.warning("no %s to choose the best model by: the evaluation had none", self._metric)
-            return False
+            return
         value = float(scalars[name])
         if self.value is not None and value <= self.value:
             logger.info("%s %.3f; the best so far is %.3f", self._metric, value, self.value)
-            return False
+            return
         before = "" if self.value is None else f" (before: {self.value:.3f})"
         self.value = value
         save(BEST_NAME, {"best": {"metric": self._metric, "value": value, "iteration": iteration}})
         logger.info("best %s so far: %.3f%s: saved %s%s", self._metric, value, before, BEST_NAME, SUFFIX)
-        return True

@@ -183,6 +183,36 @@ class LoadReport:
             text += f"; {len(self.unexpected)} of the file not used ({_names(self.unexpected)})"
         return text
 
+    def check(self, *, require_all: bool, allow_mismatch: bool) -> None:
+        """Refuse weights that are not meant for the model; see :func:`load_model_weights`."""
+        given = len(self.matched) + len(self.mismatched) + len(self.unexpected)
+        found = len(self.matched) + len(self.mismatched)
+        # A backbone fills little of a detector, but all of it is used; a detector with other heads fills most.
+        # When little of either is used, it is another model.
+        another = found == 0 or (found * 2 < self.total and found * 2 < given)
+        if another and not (allow_mismatch and self.matched):
+            raise CheckpointError(
+                f"{self.source}: weights of another model: {found} of its {given} tensors are in this model of "
+                f"{self.total}; it has {_names(self.unexpected)}, the model wants {_names(self.missing)}"
+            )
+        if self.mismatched and not allow_mismatch:
+            shapes = [f"{name} {list(had)} in the file, {list(want)} in the model"
+                      for name, (had, want) in self.mismatched.items()]  # fmt: skip
+            more = f"; and {len(shapes) - 8} more" if len(shapes) > 8 else ""
+            raise CheckpointError(
+                f"{self.source}: {len(shapes)} tensors have another shape than the model's (another number of "
+                f"classes, another architecture?): {'; '.join(shapes[:8])}{more}. To load the other "
+                f"{len(self.matched)}: MODEL.WEIGHTS_ALLOW_MISMATCH True"
+            )
+        # A count that only BatchNorm in training mode reads; older files lack it.
+        needed = [name for name in self.missing if not name.endswith("num_batches_tracked")]
+        if require_all and (needed or self.mismatched):
+            lacking = [*needed, *self.mismatched]
+            raise CheckpointError(
+                f"{self.source}: {len(lacking)} of the model's {self.total} tensors are not in it: "
+                f"{_names(lacking, 8)}; give a checkpoint of this model, or change the config to the checkpoint's"
+            )
+
 
 def load_model_weights(
     model: nn.Module,
@@ -230,39 +260,9 @@ def load_model_weights(
         unexpected=tuple(name for name in given if name not in known),
         mismatched=mismatched,
     )
-    _judge(report, len(given), require_all, allow_mismatch)
+    report.check(require_all=require_all, allow_mismatch=allow_mismatch)
     model.load_state_dict({name: given[own_names[name]] for name in matched}, strict=False)
     return report
-
-
-def _judge(report: LoadReport, given: int, require_all: bool, allow_mismatch: bool) -> None:
-    """Refuse weights that are not meant for the model."""
-    found = len(report.matched) + len(report.mismatched)
-    # A backbone fills little of a detector, but all of it is used; a detector with other heads fills most.
-    # When little of either is used, it is another model.
-    another = found == 0 or (found * 2 < report.total and found * 2 < given)
-    if another and not (allow_mismatch and report.matched):
-        raise CheckpointError(
-            f"{report.source}: weights of another model: {found} of its {given} tensors are in this model of "
-            f"{report.total}; it has {_names(report.unexpected)}, the model wants {_names(report.missing)}"
-        )
-    if report.mismatched and not allow_mismatch:
-        shapes = [f"{name} {list(had)} in the file, {list(want)} in the model"
-                  for name, (had, want) in report.mismatched.items()]  # fmt: skip
-        more = f"; and {len(shapes) - 8} more" if len(shapes) > 8 else ""
-        raise CheckpointError(
-            f"{report.source}: {len(shapes)} tensors have another shape than the model's (another number of "
-            f"classes, another architecture?): {'; '.join(shapes[:8])}{more}. To load the other "
-            f"{len(report.matched)}: MODEL.WEIGHTS_ALLOW_MISMATCH True"
-        )
-    # A count that only BatchNorm in training mode reads; older files lack it.
-    needed = [name for name in report.missing if not name.endswith("num_batches_tracked")]
-    if require_all and (needed or report.mismatched):
-        lacking = [*needed, *report.mismatched]
-        raise CheckpointError(
-            f"{report.source}: {len(lacking)} of the model's {report.total} tensors are not in it: "
-            f"{_names(lacking, 8)}; give a checkpoint of this model, or change the config to the checkpoint's"
-        )
 
 
 def _names(names: Any, most: int = 3) -> str:

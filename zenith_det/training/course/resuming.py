@@ -21,20 +21,6 @@ logger = logging.getLogger(__name__)
 CONFIGURED = ("initial_lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
 
-def batches_done(images_seen: int, batch_size: int) -> int:
-    """How many batches a resumed run leaves out, so that its images go on after those seen.
-
-    With the batch size of the run before these are that run's batches exactly. With another one the remainder
-    is rounded down: up to ``batch_size - 1`` images come twice rather than never. The run then counts on from
-    ``batches_done(images_seen, batch_size) * batch_size`` images, and is exact again when it is resumed.
-
-    Args:
-        images_seen: by all processes together, since the stream began.
-        batch_size: of the resumed run, over all processes.
-    """
-    return images_seen // batch_size
-
-
 def scaled_lr(lr: float, batch_before: int, batch: int, optimizer: str) -> float:
     """The LR that goes with another batch size.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from zenith_det.config.optimizer_names import ZENITH_OPTIMIZERS
 from zenith_det.errors import UserError
 from zenith_det.files import LEFT_OVERS, write_whole
 from zenith_det.training.checkpoints import averaging
+from zenith_det.training.course.metrics_file import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -119,21 +119,13 @@ def evaluated(output_dir: str | os.PathLike[str], done: int, *, tta: bool = Fals
         tta: one with test-time augmentation.
     """
     try:
-        lines = (Path(output_dir) / "metrics.json").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        metrics = read_metrics(Path(output_dir))
+    except UserError:
         return False
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-            if record["iteration"] < done - 1:
-                return False
-            if record["iteration"] in (done - 1, done) and any(
-                is_evaluated(name, tta=tta) for name in record
-            ):
-                return True
-        except (ValueError, TypeError, KeyError):
-            continue  # torn by a crash
-    return False
+    return any(
+        is_evaluated(name, tta=tta) and bool({done - 1, done} & set(series.iterations.tolist()))
+        for name, series in metrics.items()
+    )
 
 
 def start_line(cfg: Any, *, num_images: int, start_iter: int = 0, num_processes: int = 1) -> str:

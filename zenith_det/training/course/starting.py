@@ -10,7 +10,7 @@ from typing import Any
 
 from zenith_det.errors import CheckpointError
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
-from zenith_det.training.checkpoints.reading import load_checkpoint, read_facts
+from zenith_det.training.checkpoints.reading import load_checkpoint
 from zenith_det.training.course.run_record import run_name
 from zenith_det.training.processes.distributed import broadcast_object, is_main_process, restart_count
 
@@ -23,7 +23,7 @@ class Start:
 
     Attributes:
         path: the file.
-        state: what it holds; without ``tensors``, its tensors are on the device ``meta``.
+        state: what it holds.
     """
 
     path: Path
@@ -35,13 +35,13 @@ class Start:
         return int(self.state["iteration"]) + 1
 
     @staticmethod
-    def load(path: Path, *, tensors: bool = True) -> Start:
+    def load(path: Path) -> Start:
         """Read it.
 
         Raises:
             CheckpointError: it can't be read, or is not one of a run.
         """
-        state = _as_written_now(load_checkpoint(path) if tensors else read_facts(path))
+        state = _as_written_now(load_checkpoint(path))
         if "iteration" not in state or "optimizer" not in state:
             raise CheckpointError(
                 f"{path}: weights without an optimizer, not a checkpoint of a run: give it as MODEL.WEIGHTS "
@@ -50,7 +50,7 @@ class Start:
         return Start(path, state)
 
 
-def find_start(checkpointer: Checkpointer, *, resume: bool, tensors: bool = True) -> tuple[str, Start | None]:
+def find_start(checkpointer: Checkpointer, *, resume: bool) -> tuple[str, Start | None]:
     """The run's name (see :func:`run_name`) and the checkpoint that it goes on from, on all ranks alike.
 
     A group of processes that torchrun has restarted goes on from its own run's newest checkpoint, whether
@@ -59,7 +59,6 @@ def find_start(checkpointer: Checkpointer, *, resume: bool, tensors: bool = True
     Args:
         checkpointer: of the output directory.
         resume: ``--resume`` was given.
-        tensors: see :meth:`Start.load`.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be used.
@@ -76,7 +75,7 @@ def find_start(checkpointer: Checkpointer, *, resume: bool, tensors: bool = True
                 "no checkpoint in %s to resume from: starting at iteration 0", checkpointer.output_dir
             )
         return run_id, None
-    start = Start.load(path, tensors=tensors)
+    start = Start.load(path)
     logger.info("resuming from %s", path)
     return str(start.state.get("run_id", run_id)), start
 

@@ -20,6 +20,7 @@ _TRAINING = (
     "lower SOLVER.IMS_PER_BATCH, or keep it and take the batch in parts (SOLVER.GRADIENT_ACCUMULATION), turn on "
     "SOLVER.AMP.ENABLED, or train on smaller images (INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN)"
 )
+_SHOWN = 4
 _EVALUATION = "lower INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST, or TEST.DETECTIONS_PER_IMAGE"
 
 
@@ -59,13 +60,13 @@ def telling_of_memory(
         )
 
 
-def _described(samples: Sequence[Mapping[str, Any]], most: int = 4) -> str:
+def _described(samples: Sequence[Mapping[str, Any]]) -> str:
     """The images of a batch, with the sizes in which the network gets them: ``"images 7 (800 x 1216), …"``."""
     shown = [
         f"{sample.get('image_id', '?')} ({sample['image'].shape[-2]} x {sample['image'].shape[-1]})"
-        for sample in samples[:most]
+        for sample in samples[:_SHOWN]
     ]
-    more = f" and {len(samples) - most} more" if len(samples) > most else ""
+    more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
     return f"image{'s' if len(samples) > 1 else ''} {', '.join(shown)}{more}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,11 @@ class Recovery:
 
 
 def roll_back(
-    divergence: Diverged, recovery: Recovery, cfg: Any, checkpointer: Checkpointer, run_id: str
+    divergence: Diverged,
+    recovery: Recovery,
+    cfg: Any,
+    checkpointer: Checkpointer,
+    newest_good: Callable[[], Path | None],
 ) -> tuple[Path | None, Recovery]:
     """Where a diverged run goes on, and with which learning rate; all ranks call it together.
 
@@ -88,7 +92,7 @@ def roll_back(
     Args:
         cfg: ``RECOVERY.MAX_ROLLBACKS`` and ``RECOVERY.LR_FACTOR`` count.
         checkpointer: of the run.
-        run_id: its checkpoints', see :meth:`Checkpointer.newest_good`.
+        newest_good: gives the newest checkpoint that was saved while training went well; ``None``: there is none.
 
     Returns:
         The checkpoint to go on from (``None``: from the very beginning), and the new state.
@@ -108,7 +112,7 @@ def roll_back(
             f"training diverged at {where}: {divergence.reason}; {tried}: {ADVICE}; "
             f"see {checkpointer.output_dir / FILE_NAME}"
         )
-    path: Path | None = broadcast_object(checkpointer.newest_good(run_id) if is_main_process() else None)
+    path: Path | None = broadcast_object(newest_good() if is_main_process() else None)
     if is_main_process():
         checkpointer.mark_last(path)
     changed = Recovery(recovery.rollbacks + 1, recovery.lr_scale * factor, recovery.base_lr)

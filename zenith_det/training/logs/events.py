@@ -256,17 +256,14 @@ class TensorBoardWriter:
             UserError: the disk is full or the file cannot be written.
         """
         with self._told():
-            self._write(storage)
-
-    def _write(self, storage: EventStorage) -> None:
-        for at, scalars in self._new.take(storage).items():
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, at)
-        for name, image, at in storage.images:
-            self._writer.add_image(name, image, at)
-        for histogram in storage.histograms:
-            self._writer.add_histogram_raw(**histogram)
-        self._writer.flush()
+            for at, scalars in self._new.take(storage).items():
+                for name, value in scalars.items():
+                    self._writer.add_scalar(name, value, at)
+            for name, image, at in storage.images:
+                self._writer.add_image(name, image, at)
+            for histogram in storage.histograms:
+                self._writer.add_histogram_raw(**histogram)
+            self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""

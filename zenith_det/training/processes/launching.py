@@ -39,7 +39,7 @@ from zenith_det.training.processes.distributed import (
     restart_count,
     would_be_restarted,
 )
-from zenith_det.training.processes.stopping import SignalRelay, listen_to_launcher
+from zenith_det.training.processes.stopping import listen_to_launcher, relaying_signals
 
 # Processes that should join and don't are told of sooner than those that hang in a collective.
 JOIN_TIMEOUT = datetime.timedelta(minutes=5)
@@ -111,7 +111,7 @@ def launch(
             start_method=start_method,
         )  # fmt: skip
         context = mp.start_processes(_worker, (plan,), num_processes, join=False, start_method="spawn")
-        with SignalRelay(plan.signalled, context.processes):
+        with relaying_signals(plan.signalled, context.processes):
             _watch(context.processes, plan)
     return None
 

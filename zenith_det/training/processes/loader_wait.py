@@ -137,7 +137,7 @@ class WatchedBatches(Iterator[list[Any]]):
                 raise LoaderError(_how_it_ended(worker.pid or 0, worker.exitcode, len(self._workers)))
 
 
-def begin_worker() -> None:
+def begin_worker(worker: int = 0) -> None:
     """Let this process, a loader's worker, leave stop signals to the main one, and tell it what it can't hand over.
 
     As often as one likes; never in the main process.

@@ -12,8 +12,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 from typing_extensions import Self
@@ -93,32 +93,23 @@ def describe_stop(code: int) -> str:
     return f"it received {signal.Signals(code).name}"
 
 
-class _CatchesSignals:
-    """A context manager that receives :data:`STOP_SIGNALS`, where Python allows it: in the main thread."""
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # by nohup: the run is to outlive its terminal
-                self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
+@contextlib.contextmanager
+def _catching(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let ``receive`` get :data:`STOP_SIGNALS`, where Python allows it: in the main thread."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # by nohup: the run is to outlive its terminal
+            before[number] = signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._before = {}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        raise NotImplementedError
 
 
-class StopRequest(_CatchesSignals):
+class StopRequest:
     """Whether the run has to end; a context manager that catches :data:`STOP_SIGNALS` while it is open.
 
     The first signal is only remembered: the training loop asks :meth:`code` after each iteration. A second
@@ -132,25 +123,24 @@ class StopRequest(_CatchesSignals):
     """
 
     def __init__(self, deadline: float | None = None, *, main: bool = True) -> None:
-        super().__init__()
         self._deadline = deadline
         self._main = main
         self._time_is_up = False
         self._received = 0
         self._slowest = 0.0
         self._save_seconds = SAVE_SECONDS
+        self._catching = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         global _open
         _open = self
-        return super().__enter__()
+        self._catching.enter_context(_catching(self._receive))
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         global _open
         _open = None
-        super().__exit__(kind, error, trace)
+        self._catching.close()
 
     def code(self, *, waiting: bool = False) -> int:
         """0: go on; else why to stop: a signal's number, or :data:`TIME_IS_UP`.
@@ -200,7 +190,8 @@ def listen_to_launcher(flag: Any) -> None:
     _launcher = flag
 
 
-class SignalRelay(_CatchesSignals):
+@contextlib.contextmanager
+def relaying_signals(flag: Any, processes: Iterable[Any]) -> Iterator[None]:
     """In a launcher: pass signals on to the processes started, once; end them at a second signal.
 
     Args:
@@ -208,16 +199,14 @@ class SignalRelay(_CatchesSignals):
         processes: those started.
     """
 
-    def __init__(self, flag: Any, processes: Iterable[Any]) -> None:
-        super().__init__()
-        self._flag = flag
-        self._processes = list(processes)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         # Not a signal to the processes: a terminal or a scheduler may have sent them one as well, and two
         # would mean "at once".
-        if self._flag.value:
-            for process in self._processes:
+        if flag.value:
+            for process in processes:
                 process.kill()
             end_by(number)
-        self._flag.value = number
+        flag.value = number
+
+    with _catching(receive):
+        yield
