@@ -8,7 +8,6 @@ import ntpath
 import os
 import pickle
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import ROOT
 from tests.data.builders import content, write
+from tests.tools.called import called
+from zenith_det.commands import check_dataset
 from zenith_det.data import DatasetMetadata, examine_coco_dataset, image_files
 from zenith_det.data.problems import Fault
 from zenith_det.data.segmentations import check_polygons
@@ -26,7 +26,7 @@ from zenith_det.errors import DatasetError, UserError, one_line
 from zenith_det.training.checkpoints.checkpoint import Checkpointer
 from zenith_det.training.checkpoints.reading import load_checkpoint
 
-from .hostile_files import HOSTILE, Calls, Hostile
+from .hostile_files import HOSTILE, Hostile
 from .readers import assert_printable
 from .sandbox import Outcome, Sandbox
 
@@ -209,37 +209,7 @@ def test_whatever_an_error_quotes_it_is_one_printable_line(text: str) -> None:
     assert str(UserError("größe 尺寸\u3000é: 3 × 4")) == "größe 尺寸\u3000é: 3 × 4"
 
 
-# --- through the tools ------------------------------------------------------------------------------------
-
-
-def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
-
-
-def one_error(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == UserError.exit_code, done.stderr
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert_printable(lines[0])
-    return lines[0]
-
-
-def make(name: str, folder: Path) -> list[Any]:
-    return next(h for h in HOSTILE if h.name == name).build(folder)
-
-
-def test_check_dataset_on_a_hostile_file(tmp_path: Path) -> None:
-    json_file, images = make("objects a million deep", tmp_path)
-    assert "nested too deep" in one_error(
-        run_tool("tools/check_dataset.py", "--json", json_file, "--images", images)
-    )
-    json_file, images = make("category '\\x1b[2J'", tmp_path)
-    assert "has the name" in one_error(
-        run_tool("tools/check_dataset.py", "--json", json_file, "--images", images)
-    )
+# --- through a command ------------------------------------------------------------------------------------
 
 
 def test_check_dataset_lists_the_bad_records_and_goes_on(tmp_path: Path) -> None:
@@ -247,36 +217,10 @@ def test_check_dataset_lists_the_bad_records_and_goes_on(tmp_path: Path) -> None
     data["images"][1]["file_name"] = "/etc/hostname"
     data["annotations"][2] |= {"bbox": [float("nan")] * 4, "segmentation": []}
     json_file, images = write(tmp_path, data)
-    done = run_tool(
-        "tools/check_dataset.py", "--json", json_file, "--images", images, "--max-bad-images", "1"
-    )
+    done = called(check_dataset.main, "--json", json_file, "--images", images, "--max-bad-images", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search("path outside the image folder +dropped +1", done.stdout)
     assert re.search("broken box +dropped +1", done.stdout)
-
-
-def test_train_net_on_a_hostile_config(tmp_path: Path) -> None:
-    witness = tmp_path / "ran"
-    config = tmp_path / "x.yaml"
-    config.write_text(f"SEED: !!python/object/apply:os.system ['touch {witness}']\n")
-    train = ("tools/train_net.py", "--engine", "torchvision", "--config-file", str(config))
-    assert "YAML tag" in one_error(run_tool(*train))
-    config.write_text("SOLVER: {MAX_ITER: 1" + "0" * 400 + "}\n")
-    assert "SOLVER.MAX_ITER" in one_error(run_tool(*train))
-    assert not witness.exists()
-
-
-def test_train_net_on_a_hostile_checkpoint_and_a_hostile_set(shapes: Any, tmp_path: Path) -> None:
-    witness = tmp_path / "ran"
-    torch.save({"model": Calls(os.system, f"touch {witness}")}, tmp_path / "x.pth")
-    train = ("tools/train_net.py", "--engine", "torchvision", "--num-gpus", "0", "--config-file",
-             "configs/quickstart/mask_rcnn_zenith.yaml", *shapes.flags)  # fmt: skip
-    options = ("OUTPUT_DIR", str(tmp_path / "out"), "DATALOADER.NUM_WORKERS", "0")
-    message = run_tool(*train, *options, "MODEL.WEIGHTS", str(tmp_path / "x.pth"))
-    assert message.returncode == UserError.exit_code, message.stderr
-    assert "Traceback" not in message.stderr
-    assert re.search(r"^error: .*x\.pth: refused", message.stderr, re.MULTILINE)
-    assert not witness.exists()
 
 
 def test_report_keeps_counting_beyond_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

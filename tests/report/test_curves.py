@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.tools.called import called
+from zenith_det.commands import plot
 from zenith_det.errors import UserError
 from zenith_det.report import curves
 from zenith_det.report.curves import plot_curves, plot_curves_compare, smooth
 from zenith_det.training.course.metrics_file import by_test_set, read_metrics
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def training_line(iteration: int, **extra: float) -> dict[str, float]:
@@ -278,18 +276,10 @@ def test_smoothing_keeps_a_constant_and_does_not_lag() -> None:
 
 def test_the_tool(tmp_path: Path) -> None:
     run = write(tmp_path / "run", [training_line(i) for i in range(0, 50, 10)])
-    command = [sys.executable, str(ROOT / "tools" / "plot.py")]
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, check=False
-        )
-
-    done = call(str(run))
+    done = called(plot.main, str(run))
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == run / "curves.png"
-    failed = call(str(tmp_path / "none"))
+    failed = called(plot.main, str(tmp_path / "none"))
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert failed.stderr.count("\n") == 1

@@ -1,30 +1,39 @@
-"""``tools/benchmark.py``: every subcommand, in a small setting, as a process of its own."""
+"""``zenith-det benchmark``: every subcommand, in a small setting."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from matplotlib import image
 
 from tests.benchmarking.test_measuring import check
-from tests.conftest import ROOT
 from tests.engines.torchvision_engine.small_models import SMALL
+from tests.tools.called import called
 from zenith_det.benchmarking.detections import coco_like
+from zenith_det.commands import benchmark as benchmark_command
 
 SMALL_OPTS = [str(item) for pair in SMALL.items() for item in pair]
 
 
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """A measurement sets torch's threads and silences logging for its process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    logging.disable(logging.NOTSET)
+
+
 def benchmark(*args: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "tools/benchmark.py", *args],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-    )  # fmt: skip
+    done = called(benchmark_command.main, *args)
     assert (done.returncode == 0) is ok, done.stdout + done.stderr
     return done
 

@@ -1,0 +1,22 @@
+"""A command called where the test runs: as the process ends and says, without the seconds that its imports take."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+from collections.abc import Callable
+
+from zenith_det import cli
+
+
+def called(main: Callable[[list[str]], int | None], *words: str) -> subprocess.CompletedProcess[str]:
+    """Its exit code and what it wrote."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.run(lambda: main([*words]))
+        except SystemExit as leaving:
+            code = leaving.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
