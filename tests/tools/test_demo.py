@@ -25,7 +25,8 @@ from zenith_det.evaluation import RECOMMENDED_FILE, RESULTS_FILE, evaluate_coco
 def trained(shapes: SmallSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's config.yaml, with model_final.pth beside it (random weights)."""
     folder = tmp_path_factory.mktemp("run")
-    write_run(folder, "mask", load_coco_dataset(shapes.train))
+    # A few: drawing takes longer than finding.
+    write_run(folder, "mask", load_coco_dataset(shapes.train), TEST__DETECTIONS_PER_IMAGE=5)
     return folder / "config.yaml"
 
 

@@ -26,6 +26,8 @@ SPLITS = {
 }
 #: The name of a dataset's only part, where its folders name none.
 WHOLE = "all"
+#: Files that are read to learn what kind of dataset a folder is.
+LOOKED_AT = 21
 
 
 @dataclass

@@ -21,6 +21,7 @@ from pycocotools import mask as mask_utils
 
 from zenith_det.data.converting.found import (
     IMAGE_SUFFIXES,
+    LOOKED_AT,
     FoundDataset,
     FoundImage,
     FoundObject,
@@ -39,12 +40,8 @@ _LINES = ("line", "linestrip")
 
 def is_labelme(root: Path) -> bool:
     """Whether a folder holds labelme's JSON files."""
-    for number, path in enumerate(files_below(root, frozenset((".json",)))):
-        if path.stat().st_size < 2**26 and _content(path) is not None:
-            return True
-        if number == 20:
-            break
-    return False
+    files = files_below(root, frozenset((".json",)))[:LOOKED_AT]
+    return any(path.stat().st_size < 2**26 and _content(path) is not None for path in files)
 
 
 def read_labelme(root: Path, names: list[str] | None = None) -> FoundDataset:

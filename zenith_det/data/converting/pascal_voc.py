@@ -6,6 +6,7 @@ takes them so. Sets whose numbers begin at 0, as some tools write them, are reco
 
 from __future__ import annotations
 
+import contextlib
 import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pycocotools import mask as mask_utils
 
 from zenith_det.data.converting.found import (
     IMAGE_SUFFIXES,
+    LOOKED_AT,
     FoundDataset,
     FoundImage,
     FoundObject,
@@ -50,14 +52,10 @@ class _Object:
 
 def is_pascal_voc(root: Path) -> bool:
     """Whether a folder holds XML files of VOC's form."""
-    for number, path in enumerate(files_below(root, frozenset((".xml",)))):
-        try:
+    for path in files_below(root, frozenset((".xml",)))[:LOOKED_AT]:
+        with contextlib.suppress(ElementTree.ParseError, OSError):
             if ElementTree.parse(path).getroot().tag == "annotation":
                 return True
-        except (ElementTree.ParseError, OSError):
-            pass
-        if number == 20:
-            break
     return False
 
 

@@ -19,6 +19,7 @@ import yaml
 
 from zenith_det.data.converting.found import (
     IMAGE_SUFFIXES,
+    LOOKED_AT,
     WHOLE,
     FoundDataset,
     FoundImage,
@@ -86,13 +87,9 @@ def is_yolo(root: Path) -> bool:
     description = find_description(root)
     if description is not None and description.suffix in (".yaml", ".yml"):
         return True
-    for number, path in enumerate(_label_files(root)):
-        lines = [line.split() for line in read_text(path).splitlines()]
-        if any(len(words) >= 5 and all(map(_is_number, words)) for words in lines):
-            return True
-        if number == 20:
-            break
-    return False
+    texts = map(read_text, _label_files(root)[:LOOKED_AT])
+    lines = (line.split() for text in texts for line in text.splitlines())
+    return any(len(words) >= 5 and all(map(_is_number, words)) for words in lines)
 
 
 def read_yolo(root: Path, names: list[str] | None = None) -> FoundDataset:
