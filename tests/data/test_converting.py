@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.conftest import ROOT, SmallSet
+from tests.conftest import SmallSet
+from tests.tools.called import called
+from zenith_det.commands import convert_dataset
 from zenith_det.data import load_coco_dataset
 from zenith_det.data.converting import convert_folder, find_format
 from zenith_det.data.converting.folders import find_sets
@@ -404,12 +404,12 @@ def test_a_folder_as_coco_lays_it_out(shapes: SmallSet, tmp_path: Path) -> None:
         find_sets(str(tmp_path), tmp_path / "unused")
 
 
-def test_the_tool_writes_files_that_train(shapes: SmallSet, tmp_path: Path) -> None:
+def test_the_tool_writes_files_that_train(
+    shapes: SmallSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_yolo(shapes, tmp_path / "data")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "convert_dataset.py"), "data", "--output", "out"],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    done = called(convert_dataset.main, "data", "--output", "out")
     assert done.returncode == 0, done.stderr
     assert "--val-json out/val.json" in done.stdout
     assert load_coco_dataset((tmp_path / "out" / "train.json", tmp_path / "data")).report.num_annotations > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import subprocess
 from collections.abc import Callable
 
@@ -18,5 +19,7 @@ def called(main: Callable[[list[str]], int | None], *words: str) -> subprocess.C
             cli.run(lambda: main([*words]))
         except SystemExit as leaving:
             code = leaving.code
+        finally:
+            logging.disable(logging.NOTSET)
     assert isinstance(code, int)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -25,11 +24,10 @@ SMALL_OPTS = [str(item) for pair in SMALL.items() for item in pair]
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterator[None]:
-    """A measurement sets torch's threads and silences logging for its process."""
+    """A measurement sets torch's threads for its process."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    logging.disable(logging.NOTSET)
 
 
 def benchmark(*args: str, ok: bool = True) -> subprocess.CompletedProcess[str]:

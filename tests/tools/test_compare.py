@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import logging
 import re
 import shutil
 import signal
@@ -165,13 +162,9 @@ def report(compared: Any) -> Path:
 
 
 def make_report(folder: Path) -> tuple[str, Path]:
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            assert report_command.main([str(folder)]) == 0
-    finally:
-        logging.disable(logging.NOTSET)
-    return printed.getvalue(), folder / "report.html"
+    done = called(report_command.main, str(folder))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder / "report.html"
 
 
 def test_the_report_of_a_run(report: Path) -> None:
