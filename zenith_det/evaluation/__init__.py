@@ -37,7 +37,6 @@ from zenith_det.evaluation.results import (
     ResultsWriter,
     check_results,
     detections_to_results,
-    load_results,
     write_results,
 )
 from zenith_det.evaluation.tables import copypaste_lines, log_results, results_table
@@ -67,7 +66,6 @@ __all__ = [
     "forget_weights",
     "infer_tasks",
     "judge",
-    "load_results",
     "log_explanations",
     "log_results",
     "note_recommended",

@@ -1,4 +1,4 @@
-"""Detections in COCO's result format: made from arrays, checked, written and read."""
+"""Detections in COCO's result format: made from arrays, checked and written."""
 
 from __future__ import annotations
 
@@ -242,30 +242,3 @@ class ResultsWriter:
             return
         with told(self.path), self._whole:
             self._file.write(b"[]\n" if self._first else b"\n]\n")
-
-
-def load_results(
-    path: str | os.PathLike[str], ground_truth: Mapping[str, Any], tasks: Sequence[str] = ("bbox",)
-) -> list[dict[str, Any]]:
-    """Read and check a result file.
-
-    Args:
-        path: a COCO result file.
-        ground_truth: the annotation file as a dict; image and category ids are checked against it.
-        tasks: as in :func:`check_results`.
-
-    Raises:
-        DatasetError: the file cannot be read, is not JSON, is not a list, or holds a result that cannot be
-            evaluated.
-    """
-    source = Path(path)
-    try:
-        results = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DatasetError(f"{source}: cannot read the results: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DatasetError(f"{source}: not a JSON file ({error}); was it cut short?") from error
-    if not isinstance(results, list):
-        raise DatasetError(f"{source}: holds {type(results).__name__}, not a list of detections")
-    check_results(results, ground_truth, tasks, where=str(source))
-    return results
