@@ -192,7 +192,7 @@ def _all_precisions(
         raise ValueError(f"unknown task {sorted(unknown)[0]!r}; the tasks are {', '.join(METRICS)}")
     resolved = _resolve_backend(backend)
     with garbage_collection_off():
-        check_results(results, ground_truth, chosen, known_categories_only=False)
+        check_results(results, ground_truth, chosen)
         work = []
         for task in sorted(set(chosen)):
             sigmas = _oks_sigmas(ground_truth, results, oks_sigmas) if task == "keypoints" else None

@@ -81,12 +81,7 @@ def detections_to_results(
 
 
 def check_results(
-    results: Iterable[Any],
-    ground_truth: Mapping[str, Any],
-    tasks: Sequence[str] = ("bbox",),
-    *,
-    known_categories_only: bool = True,
-    where: str = "results",
+    results: Iterable[Any], ground_truth: Mapping[str, Any], tasks: Sequence[str] = ("bbox",)
 ) -> None:
     """Raise a one-line :class:`DatasetError` for the first result that cannot be evaluated.
 
@@ -94,13 +89,10 @@ def check_results(
         results: detections in COCO's result format.
         ground_truth: the annotation file as a dict.
         tasks: what they are to be evaluated for; decides which fields must be there.
-        known_categories_only: also refuse category ids that ``ground_truth`` lacks.
-        where: named in the message, such as a file name.
     """
     sizes = {
         image["id"]: (image.get("height"), image.get("width")) for image in ground_truth.get("images", [])
     }
-    categories = {category["id"] for category in ground_truth.get("categories", [])}
     needed = [_FIELD_OF_TASK[task] for task in tasks if task in _FIELD_OF_TASK]
 
     # Half a million detections are usual: what is only for messages is made where one is raised.
@@ -109,29 +101,21 @@ def check_results(
             result, (dict, Mapping)
         ):  # dict first: it spares the slow look at an abstract class
             raise DatasetError(
-                f"{where}: detection {index} is {type(result).__name__}, not an object with image_id, "
+                f"results: detection {index} is {type(result).__name__}, not an object with image_id, "
                 "category_id and score"
             )
         for key in ("image_id", "category_id", "score"):
             if key not in result:
-                raise DatasetError(f"{where}: detection {index} has no {key!r}")
+                raise DatasetError(f"results: detection {index} has no {key!r}")
         image_id = result["image_id"]
         if image_id not in sizes:
             raise DatasetError(
-                f"{where}: detection {index} is of image {image_id!r}, which the ground truth ({len(sizes)} "
+                f"results: detection {index} is of image {image_id!r}, which the ground truth ({len(sizes)} "
                 "images) does not have; the results belong to another dataset or split"
-            )
-        if known_categories_only and result["category_id"] not in categories:
-            known = sorted(categories)
-            told = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
-            raise DatasetError(
-                f"{where}: detection {index} (image {image_id}) has category_id {result['category_id']!r}, "
-                f"which the ground truth does not declare (it has {told}); results must carry the annotation "
-                "file's own ids"
             )
         problem = _problem(result, sizes[image_id], tasks, needed)
         if problem:
-            raise DatasetError(f"{where}: detection {index} (image {image_id}) has {problem}")
+            raise DatasetError(f"results: detection {index} (image {image_id}) has {problem}")
 
 
 def _problem(
