@@ -76,7 +76,7 @@ def on_files(files: Any, config: Any) -> Any:
     for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
-    for path in [*documents(), "docs/mathjax.js"]:
+    for path in [*documents(), "docs/mathjax.js", "docs/site.css"]:
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
     pages = [(path, (ROOT / path).read_text(encoding="utf-8")) for path in documents()]
     for page, text in pages:  # grows on the way: a folder's page links to its files

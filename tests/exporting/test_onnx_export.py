@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.torch_version import TorchVersion
 from torchvision.ops import box_iou
 
 from tests.conftest import ROOT, SmallSet
@@ -26,7 +27,7 @@ from zenith_det.engines.torchvision_engine.export_module import ExportableRCNN, 
 from zenith_det.engines.torchvision_engine.rcnn import GeneralizedRCNN, to_original_size
 from zenith_det.errors import MissingLibraryError
 from zenith_det.exporting.onnx_agreement import check_agreement
-from zenith_det.exporting.onnx_export import describe
+from zenith_det.exporting.onnx_export import OLDEST_TORCH, describe, to_onnx
 
 RUNNER = ROOT / "examples" / "onnx" / "run_onnx.py"
 
@@ -35,6 +36,8 @@ def need_libraries() -> None:
     """Those of the extra "test", which an environment from before they were in it lacks."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason='needs the ONNX libraries: pip install -e ".[test]"')
+    if torch.__version__ < OLDEST_TORCH:
+        pytest.skip("PyTorch 2.6 can't export these models")
 
 
 class Exported:
@@ -221,6 +224,14 @@ def test_the_comparison_reads_images_as_the_run_does(
     check_agreement(mask.file.read_bytes(), predictor, [tmp_path / "deep.png"])
     np.testing.assert_array_equal(seen[0], np.repeat(bright[..., 1:2], 3, axis=2))
     assert describe(predictor.cfg, predictor.metadata)["value_range"] == [100, 1120]
+
+
+def test_an_old_pytorch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    with pytest.raises(
+        UserError, match=r"PyTorch 2\.6\.0\+cpu can't export these models to ONNX: install a newer one"
+    ):
+        to_onnx(*[None] * 3)  # type: ignore[arg-type]  # it isn't looked at
 
 
 def test_without_the_libraries(shapes: SmallSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

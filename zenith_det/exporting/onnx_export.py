@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from zenith_det.config import CfgNode
 from zenith_det.data import DatasetMetadata
@@ -21,6 +22,8 @@ from zenith_det.errors import MissingLibraryError, UserError
 from zenith_det.exporting.onnx_graphs import DECODING, IR_VERSION, OPSET, preparing
 
 HOW_TO_INSTALL = 'pip install "zenith_det[onnx]" (onnx, onnxscript and onnxruntime)'
+#: The exporter of 2.6 fails on the pyramid's upsampling.
+OLDEST_TORCH = TorchVersion("2.7")
 #: What the metadata of the file is written under.
 METADATA_KEY = "zenith_det"
 
@@ -55,8 +58,12 @@ def to_onnx(model: GeneralizedRCNN, cfg: CfgNode, metadata: DatasetMetadata) -> 
 
     Raises:
         MissingLibraryError: onnx or onnxscript isn't installed.
-        UserError: something in the model can't be exported.
+        UserError: something in the model can't be exported, or this PyTorch can't export it.
     """
+    if torch.__version__ < OLDEST_TORCH:
+        raise UserError(
+            f"PyTorch {torch.__version__} can't export these models to ONNX: install a newer one (tried with 2.14)"
+        )
     onnx = need("onnx")
     need("onnx.parser")
     need("onnxscript")
