@@ -257,7 +257,7 @@ def test_torch_export(shapes: SmallSet, tmp_path: Path) -> None:
     arguments = (batch, torch.tensor(sizes[0]).float(), torch.tensor(image.shape[:2]).float())
     with torch.no_grad():
         features = model.backbone(batch[:1])
-        proposals, _, _ = model.rpn.propose(batch[:1], sizes[:1], features)
+        proposals = model.rpn.propose(model.rpn.predict(batch[:1], sizes[:1], features), sizes[:1])
         (detected,) = model.roi_heads.detect(features, proposals, sizes[:1])
         expected = to_original_size(detected, sizes[0], image.shape[:2])
         boxes, scores, classes, index, *_ = core(*arguments)

@@ -26,7 +26,11 @@ WAITS: Counter[tuple[str, str]] = Counter()
 OPERATIONS: Counter[str] = Counter()
 
 _counting = False
-_pinned: set[int] = set()
+_waited = 0
+#: (target, values) of copies to the host that are still on their way.
+_late: list[tuple[torch.Tensor, torch.Tensor]] = []
+#: Kept alive: another tensor may not come to lie at the same address.
+_pinned: dict[int, torch.UntypedStorage] = {}
 _INDEXING = {
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index",
     "aten::_unsafe_index_put",
@@ -115,32 +119,54 @@ def _line() -> str:
 
 
 def _wait(kind: str) -> None:
+    global _waited
+    _waited += 1
+    for target, values in _late:
+        target.copy_(values)
+    _late.clear()
     if _counting:
         WAITS[kind, _line()] += 1
+
+
+def _send(target: torch.Tensor, values: torch.Tensor) -> None:
+    """Bring ``values`` into pinned memory, where who doesn't wait for them finds none."""
+    target.fill_(torch.nan if target.is_floating_point() else torch.iinfo(target.dtype).min)
+    _late.append((target, values.clone()))
+
+
+def _note_pinned(tensor: torch.Tensor) -> None:
+    storage = tensor.untyped_storage()
+    _pinned[storage.data_ptr()] = storage
 
 
 def _is_pinned(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() in _pinned
 
 
-def _copied(name: str, args: Any, kwargs: Any, to_device: bool) -> None:
-    """Whether the host waits for a copy: only one between pinned memory and the device goes on by itself."""
+def _copied(name: str, args: Any, kwargs: Any, to_device: bool) -> bool:
+    """Wait for a copy, unless it is one between pinned memory and the device, which goes on by itself.
+
+    Returns:
+        Whether it is to the host, and goes on.
+    """
     if name == "aten::copy_":
         target, source = args[:2]
         asynchronous = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
         if isinstance(target, Pretended) == isinstance(source, Pretended):
-            return
+            return False
         host = source if isinstance(target, Pretended) else target
     else:
         host, asynchronous = args[0], kwargs.get("non_blocking", False)
         if isinstance(host, Pretended):
             if kwargs.get("device") is not None and not to_device:
                 _wait("copy to the host")
-            return
+            return False
         if not to_device:
-            return
-    if not (asynchronous and _is_pinned(host)):
-        _wait("copy of unpinned memory" if asynchronous else "blocking copy")
+            return False
+    if asynchronous and _is_pinned(host):
+        return name == "aten::copy_" and host is args[0]
+    _wait("copy of unpinned memory" if asynchronous else "blocking copy")
+    return False
 
 
 def _indexed(name: str, args: Any) -> None:
@@ -185,12 +211,14 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not ours and not to_device:
         made = func(*args, **{k: v for k, v in kwargs.items() if k != "pin_memory" or not pin})
         if pin:
-            _pinned.add(made.untyped_storage().data_ptr())
+            _note_pinned(made)
         return made
     if _counting:
         OPERATIONS[name] += 1
     if name in ("aten::copy_", "aten::_to_copy"):
-        _copied(name, args, kwargs, to_device)
+        if _copied(name, args, kwargs, to_device):
+            _send(args[0], args[1].elem)
+            return args[0]
     elif name in _INDEXING:
         _indexed(name, args)
     elif name in _READ_BACK or (name == "aten::repeat_interleave" and "output_size" not in kwargs):
@@ -235,17 +263,20 @@ class _Stream:
 
 
 class _Event:
+    """It has passed once the host has waited for anything that came after it."""
+
     def __init__(self, **options: Any) -> None:
-        pass
+        self._recorded = -1
 
     def record(self, stream: Any = None) -> None:
-        pass
+        self._recorded = _waited
 
     def query(self) -> bool:
-        return True
+        return self._recorded < _waited
 
     def synchronize(self) -> None:
-        _wait("Event.synchronize")
+        if not self.query():
+            _wait("Event.synchronize")
 
     def elapsed_time(self, other: Any) -> float:
         return 1.0
@@ -262,9 +293,14 @@ def counting() -> Iterator[None]:
         _counting = False
 
 
+_waited = 0
+#: (target, values) of copies to the host that are still on their way.
+_late: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+
 def _pin(self: torch.Tensor, device: Any = None) -> torch.Tensor:
     copy = self.clone()
-    _pinned.add(copy.untyped_storage().data_ptr())
+    _note_pinned(copy)
     return copy
 
 

@@ -18,19 +18,21 @@ from zenith_det.engines.probe import iteration_of, make_trainer
 from zenith_det.engines.trainer import Trainer
 
 ITERATIONS, COUNTED_FROM, BATCH = 6, 2, 2
+OTHER_BATCHES = (1, 4)
 KEYS = [
     "SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "2", "SOLVER.ZENITH.WINDOW", "2", "DATALOADER.NUM_WORKERS", "0",
 ]  # fmt: skip
 
 
-def train(words: list[str], device: str) -> Trainer:
+def train(words: list[str], device: str, batch: int = BATCH, iterations: int = ITERATIONS) -> Trainer:
     engine_name, config, annotations, images, folder = words
     engine = load_engine(engine_name)
     data = ["DATASETS.TRAIN_JSON", annotations, "DATASETS.TRAIN_IMAGES", images]
-    loaded = loaded_config(config, KEYS, data, Path(folder) / device, BATCH, 64, torch.device(device))
+    loaded = loaded_config(config, KEYS, data, Path(folder) / device, batch, 64, torch.device(device))
     trainer = make_trainer(engine, loaded, fixed_batches=3)
     iterate = iteration_of(engine, trainer)
-    for iteration in range(ITERATIONS):
+    pretended.WAITS.clear()
+    for iteration in range(iterations):
         if iteration < COUNTED_FROM:
             iterate()
         else:
@@ -53,20 +55,18 @@ def main(words: list[str]) -> None:
     except pretended.DevicesMixedError:
         mixed = "raises"
     counted = ITERATIONS - COUNTED_FROM
-    print(
-        json.dumps(
-            {
-                "off": off,
-                "mixed": mixed,
-                "loss": on_device.take_loss(),
-                "waits": sum(pretended.WAITS.values()) / counted,
-                "operations": sum(pretended.OPERATIONS.values()) / counted,
-                "where": [
-                    f"{n / counted:g} {kind}: {line}" for (kind, line), n in pretended.WAITS.most_common()
-                ],
-            }
-        )
-    )
+    found = {
+        "off": off,
+        "mixed": mixed,
+        "loss": on_device.take_loss(),
+        "waits": {BATCH: pretended.WAITS.total() / counted},
+        "operations": pretended.OPERATIONS.total() / counted,
+        "where": [f"{n / counted:g} {kind}: {line}" for (kind, line), n in pretended.WAITS.most_common()],
+    }
+    for batch in OTHER_BATCHES if words[0] == "torchvision" else ():
+        train(words, "cuda", batch, COUNTED_FROM + 1)
+        found["waits"][batch] = pretended.WAITS.total()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

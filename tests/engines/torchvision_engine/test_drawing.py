@@ -1,4 +1,4 @@
-"""Examples drawn with one wait are those of torchvision's sampler; and the box coder is its."""
+"""Examples drawn for all images at once are those of torchvision's sampler; and the box coder is its."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import boxes as box_ops
 
 from zenith_det.engines.torchvision_engine import box_regression
-from zenith_det.engines.torchvision_engine.drawing import draw_examples, first_true
+from zenith_det.engines.torchvision_engine.drawing import Candidates
 
 
 @pytest.mark.parametrize("positive_share", [0.25, 1.0])
@@ -17,23 +17,18 @@ def test_the_examples_are_those_of_torchvision(positive_share: float) -> None:
     labels = [torch.randint(-1, 2, (size,), generator=generator) for size in (300, 9, 1)]
     labels += [torch.full((20,), value) for value in (-1, 0, 1)]
     torch.manual_seed(1)
-    drawn = draw_examples(labels, 16, positive_share)
+    drawn = Candidates(torch.cat(labels), [len(one) for one in labels]).draw(16, positive_share)
     torch.manual_seed(1)
-    for pair, *masks in zip(drawn, *BalancedPositiveNegativeSampler(16, positive_share)(labels)):
-        for index, mask in zip(pair, masks):
-            assert sorted(index.tolist()) == mask.nonzero().flatten().tolist()
-    assert sum(len(index) for index in drawn[0]) == 16
+    for index, masks in zip(drawn, BalancedPositiveNegativeSampler(16, positive_share)(labels)):
+        assert sorted(index.tolist()) == torch.cat(masks).nonzero().flatten().tolist()
+    assert sum((index < 300).sum() for index in drawn) == 16
 
 
-def test_an_image_without_candidates_has_no_examples() -> None:
-    nothing = torch.zeros(0, dtype=torch.int64)
-    assert [len(index) for index in draw_examples([nothing, torch.ones(3)], 2, 0.5)[0]] == [0, 0]
-    assert first_true([torch.zeros(0, dtype=torch.bool)])[0].tolist() == []
-
-
-def test_the_first_true_are_where_they_are() -> None:
-    masks = [torch.tensor([False, True, True, False, True]), torch.zeros(4, dtype=torch.bool)]
-    assert [index.tolist() for index in first_true(masks)] == [[1, 2, 4], []]
+@pytest.mark.parametrize("sizes", [[0, 3, 0], [0, 0]])
+def test_an_image_without_candidates_has_no_examples(sizes: list[int]) -> None:
+    positive, negative = Candidates(torch.ones(sum(sizes)), sizes).draw(2, 1.0)
+    assert len(positive) == min(sum(sizes), 2)
+    assert len(negative) == 0
 
 
 @pytest.mark.parametrize("kinds", [1, 3])

@@ -1,65 +1,81 @@
-"""Random examples of a stage's candidates, and what else can be had without waiting for the device at each of them."""
+"""Random examples of a stage's candidates, and what else can be had with few waits for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
-from torchvision.ops import boxes as box_ops
 
 
-@torch.no_grad()
-def draw_examples(labels: Sequence[Tensor], count: int, positive_share: float) -> list[tuple[Tensor, Tensor]]:
-    """As many examples of each image as a loss looks at: Detectron2's ``subsample_labels``.
+class Late:
+    """Numbers that the device is still working on.
 
-    The host waits for the device once, to hear how many there are of each kind in all images.
+    To ask for them waits for the device, but not where the host has waited for anything that the device does later.
 
     Args:
-        labels: per image ``(A,)``, 1 for positive and 0 for negative candidates; others are never drawn.
-        count: of examples an image.
-        positive_share: of them that are positive at most; negative ones take the place of missing positive ones.
-
-    Returns:
-        Per image the indices of positive and of negative examples, in random order.
+        numbers: any shape.
     """
-    ranks = [[(label == kind).cumsum(0) for kind in (1, 0)] for label in labels]
-    # An image may have no candidate at all.
-    totals = torch.stack(
-        [rank[-1] if len(rank) else rank.sum() for image in ranks for rank in image]
-    ).tolist()
-    drawn = []
-    for image, positive, negative in zip(ranks, totals[::2], totals[1::2]):
-        positives = min(positive, int(count * positive_share))
-        negatives = min(negative, count - positives)
-        device = image[0].device
-        first, second = (
-            # The n-th of a kind is where its count reaches n.
-            torch.searchsorted(rank, torch.randperm(total, device=device)[:wanted] + 1)
-            for rank, total, wanted in zip(image, (positive, negative), (positives, negatives))
-        )
-        drawn.append((first, second))
-    return drawn
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._arrived: torch.cuda.Event | None = None
+        if numbers.device.type != "cuda":
+            self._numbers = numbers
+            return
+        self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        self._numbers.copy_(numbers, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def tolist(self) -> list[int]:
+        """The numbers."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers: list[int] = self._numbers.tolist()
+        return numbers
 
 
-def first_true(masks: Sequence[Tensor]) -> list[Tensor]:
-    """The indices where each mask ``(A,)`` holds, ascending, for one wait in all."""
-    totals = torch.stack([mask.sum() for mask in masks]).tolist()
-    return [
-        torch.searchsorted(mask.cumsum(0), torch.arange(1, total + 1, device=mask.device))
-        for mask, total in zip(masks, totals)
-    ]
-
-
-def nms_by_kind(boxes: Tensor, scores: Tensor, kinds: Tensor, threshold: float) -> Tensor:
-    """torchvision's ``batched_nms``, which takes a constant from the host on the way, for which a GPU is waited for.
+class Candidates:
+    """A stage's candidates, of which a loss looks at a few: Detectron2's ``subsample_labels``, for all images at once.
 
     Args:
-        boxes: xyxy ``(N, 4)``; scores, kinds: ``(N,)``. Boxes of different kinds don't suppress each other.
+        labels: of all images one after another, ``(A,)``: 1 for positive and 0 for negative candidates; others are
+            never drawn.
+        sizes: how many of them each image has.
     """
-    if boxes.device.type == "cpu" or len(boxes) == 0:
-        return box_ops.batched_nms(boxes, scores, kinds, threshold)
-    return box_ops.nms(boxes + (kinds.to(boxes) * (boxes.max() + 1))[:, None], scores, threshold)
+
+    def __init__(self, labels: Tensor, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+        # Counts after none, after each of all images' that is positive, and after each that is negative.
+        none = labels.new_zeros(1, dtype=torch.bool)
+        self._counts = torch.cat((none, labels == 1, labels == 0)).cumsum(0, dtype=torch.int32)
+        ends = torch.tensor(list(accumulate([*sizes, *sizes], initial=0)))
+        self._at_ends = Late(self._counts[to_device(ends, labels.device)])
+
+    @torch.no_grad()
+    def draw(self, count: int, positive_share: float) -> tuple[Tensor, Tensor]:
+        """Draw as many of each image as a loss looks at.
+
+        Args:
+            count: of examples an image.
+            positive_share: of them that are positive at most; negative ones take the place of missing positive ones.
+
+        Returns:
+            Where in ``labels`` the positive and the negative examples are: image after image, in random order.
+        """
+        kinds = [(before, after - before) for before, after in pairwise(self._at_ends.tolist())]
+        images = len(self._sizes)
+        drawn: list[list[Tensor]] = [[], []]
+        for positive, negative in zip(kinds[:images], kinds[images:]):
+            positives = min(positive[1], int(count * positive_share))
+            negatives = min(negative[1], count - positives)
+            for numbers, (before, total), most in zip(drawn, (positive, negative), (positives, negatives)):
+                numbers.append(torch.randperm(total, device=self._counts.device)[:most] + (before + 1))
+        first, second = map(torch.cat, drawn)
+        # The n-th is where the count reaches n.
+        found = torch.searchsorted(self._counts, torch.cat((first, second)).to(self._counts.dtype)) - 1
+        return found[: len(first)], found[len(first) :] - sum(self._sizes)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

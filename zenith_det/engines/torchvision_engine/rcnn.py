@@ -47,13 +47,17 @@ class GeneralizedRCNN(nn.Module):
 
     def forward(self, samples: list[dict[str, Any]]) -> Any:
         images, sizes, features = self.extract([s["image"] for s in samples])
-        proposals, raw, anchors = self.rpn.propose(images, sizes, features)
+        predicted = self.rpn.predict(images, sizes, features)
         if self.training:
             targets = [s["targets"].to(images.device) for s in samples]
-            self.pictures.proposals([s["image"] for s in samples], [t.boxes for t in targets], proposals)
+            boxes = [t.boxes for t in targets]
+            # Counted before the host waits for the proposals, it is known after that without another wait.
+            labelled = self.rpn.label(predicted.anchors, boxes)
+            proposals = self.rpn.propose(predicted, sizes)
+            self.pictures.proposals([s["image"] for s in samples], boxes, proposals)
             losses = self.roi_heads.losses(features, proposals, targets)
-            return losses | self.rpn.losses(raw, anchors, [t.boxes for t in targets])
-        detections = self.roi_heads.detect(features, proposals, sizes)
+            return losses | self.rpn.losses(predicted, labelled, boxes)
+        detections = self.roi_heads.detect(features, self.rpn.propose(predicted, sizes), sizes)
         return [
             to_original_size(d, size, (s.get("height", size[0]), s.get("width", size[1])))
             for d, size, s in zip(detections, sizes, samples)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import Conv2dNormActivation, roi_align
@@ -20,7 +19,7 @@ from torchvision.ops import boxes as box_ops
 from zenith_det.config import CfgNode
 from zenith_det.engines.torchvision_engine.backbone import norm_layer
 from zenith_det.engines.torchvision_engine.box_regression import BoxCoder, box_regression_loss
-from zenith_det.engines.torchvision_engine.drawing import draw_examples, first_true, to_device
+from zenith_det.engines.torchvision_engine.drawing import Candidates, to_device
 from zenith_det.engines.torchvision_engine.keypoints import heatmaps_to_keypoints, keypoints_to_heatmap
 from zenith_det.engines.torchvision_engine.masks import Mask, crop_and_resize
 from zenith_det.engines.torchvision_engine.training_pictures import TrainingPictures
@@ -30,7 +29,7 @@ _IGNORED = -100
 
 
 class Targets:
-    """The ground truth of one image, on the model's device.
+    """The ground truth of one image; in training boxes and classes are on the model's device.
 
     Attributes:
         boxes: ``(G, 4)``, xyxy pixels of the network's input.
@@ -48,12 +47,12 @@ class Targets:
         self.keypoints = keypoints
 
     def to(self, device: torch.device) -> Targets:
-        """A copy whose tensors are on ``device``; masks stay where they are cropped, on the host."""
+        """A copy with boxes and classes on ``device``; masks and keypoints stay where they are used, on the host."""
         return Targets(
             self.boxes.to(device, non_blocking=True),
             self.classes.to(device, non_blocking=True),
             self.masks,
-            None if self.keypoints is None else self.keypoints.to(device, non_blocking=True),
+            self.keypoints,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,42 +75,53 @@ class Targets:
 
     def tensors(self) -> list[Tensor]:
         """Those that :meth:`to` moves."""
-        return [t for t in (self.boxes, self.classes, self.keypoints) if t is not None]
+        return [self.boxes, self.classes]
 
     def pin_memory(self) -> Targets:
         """A copy whose tensors are in pinned memory; the loader calls it, for copies that nobody waits for."""
         # Bitmaps are copied, too: batches in waiting would hold shared memory, and descriptors of it, open.
         masks = self.masks and [mask.clone() if isinstance(mask, Tensor) else mask for mask in self.masks]
-        return Targets(
-            self.boxes.pin_memory(),
-            self.classes.pin_memory(),
-            masks,
-            None if self.keypoints is None else self.keypoints.pin_memory(),
-        )
+        keypoints = None if self.keypoints is None else self.keypoints.clone()
+        return Targets(self.boxes.pin_memory(), self.classes.pin_memory(), masks, keypoints)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The proposals of a batch drawn for training, those matched to an object first.
+class Regions:
+    """Regions of interest, sorted by the level of the pyramid that they are pooled from.
 
     Attributes:
         rois: ``(M, 5)``, the number of the image and xyxy pixels.
         on_host: the same on the host.
-        classes: int64 ``(M,)``; the background's is the number of classes.
-        matched: per image, the object of each of its ``F_i`` proposals in the foreground; ``F`` in all.
-        objects: the same on the host, as numbers.
+        level: int64 ``(M,)``, ascending, on the host.
     """
 
     rois: Tensor
     on_host: Tensor
-    classes: Tensor
-    matched: list[Tensor]
-    objects: list[list[int]]
+    level: Tensor
 
-    @property
-    def foreground(self) -> int:
-        """``F``."""
-        return sum(map(len, self.matched))
+    def at(self, index: Tensor) -> Regions:
+        """Those at an ascending ``index``, on the host."""
+        if len(index) == len(self.level):
+            return self
+        rois = self.rois[to_device(index, self.rois.device)]
+        return Regions(rois, self.on_host[index], self.level[index])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The proposals of a batch drawn for training.
+
+    Attributes:
+        regions: all ``M`` of them.
+        classes: int64 ``(M,)``; the background's is the number of classes.
+        foreground: which of them are matched to an object, ascending, on the host ``(F,)``; and on the device.
+        objects: of the foreground, counted through all images, on the host ``(F,)``; and on the device.
+    """
+
+    regions: Regions
+    classes: Tensor
+    foreground: tuple[Tensor, Tensor]
+    objects: tuple[Tensor, Tensor]
 
 
 def rois_of(boxes: Sequence[Tensor]) -> Tensor:
@@ -140,28 +150,30 @@ class AlignedPooler(nn.Module):
         self.aligned = aligned
         self.min_level = int(math.log2(strides[0]))
 
-    def forward(self, features: list[Tensor], rois: Tensor, on_host: Tensor | None = None) -> Tensor:
+    def forward(self, features: list[Tensor], rois: Tensor, level: Tensor | None = None) -> Tensor:
         """``(M, C, S, S)`` for ``rois`` as :func:`rois_of` gives them.
 
         Args:
-            on_host: the same on the host, where the caller has them: nothing is waited for then, else once.
+            level: of each on the host, where the caller knows and has sorted them by it; else the device is waited for.
         """
-        size = self.output_size
         if len(features) == 1:
             return self._pool(features[0], rois, self.strides[0])
-        area = box_ops.box_area((rois if on_host is None else on_host)[:, 1:])
-        level = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / CANONICAL_SIZE + 1e-8))
-        top = self.min_level + len(features) - 1
-        level = level.clamp(self.min_level, top).long() - self.min_level
-        # How many lie on each level, then those of the first, of the second, …
-        counts = torch.stack([(level == i).sum() for i in range(len(features))]).tolist()
-        indices = to_device(level.argsort(stable=True), rois.device).split(counts)
-        pooled = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
-        for index, feature, stride in zip(indices, features, self.strides):
-            crops = self._pool(feature, rois[index], stride)
-            # In place: a copy for each level would double what the largest tensor of the second stage takes.
-            pooled.index_put_((index,), crops.to(pooled.dtype))
-        return pooled
+        back = None
+        if level is None:
+            level, order = self.levels(rois[:, 1:]).sort(stable=True)
+            rois, back = rois[order], order.argsort()
+        counts = level.bincount(minlength=len(features)).tolist()
+        pooled = torch.cat(
+            [self._pool(*one) for one in zip(features, rois.split(counts), self.strides)],
+        )
+        return pooled if back is None else pooled[back]
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        """The level of each of ``(M, 4)`` boxes, int64 from 0 for the finest."""
+        level = torch.floor(
+            CANONICAL_LEVEL + torch.log2(box_ops.box_area(boxes).sqrt() / CANONICAL_SIZE + 1e-8)
+        )
+        return level.clamp(self.min_level, self.min_level + len(self.strides) - 1).long() - self.min_level
 
     def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
         # Autocast takes both as float32. Boxes in bfloat16 would lie on a grid of 8 pixels at 1024.
@@ -241,9 +253,7 @@ class ROIHeads(nn.Module):
             aligned = head.POOLER_TYPE == "ROIAlignV2"
             return AlignedPooler(head.POOLER_RESOLUTION, level_strides, head.POOLER_SAMPLING_RATIO, aligned)
 
-        self.matcher = Matcher(
-            heads.IOU_THRESHOLDS[0], heads.IOU_THRESHOLDS[0], allow_low_quality_matches=False
-        )
+        self.iou_threshold: float = heads.IOU_THRESHOLDS[0]
         self.batch_size_per_image: int = heads.BATCH_SIZE_PER_IMAGE
         self.positive_share: float = heads.POSITIVE_FRACTION
         self.append_gt: bool = heads.PROPOSAL_APPEND_GT
@@ -294,40 +304,39 @@ class ROIHeads(nn.Module):
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], targets: list[Targets]) -> Sampled:
         """Match proposals to ground truth and draw ``BATCH_SIZE_PER_IMAGE`` of them per image."""
-        candidates, classes, matched = [], [], []
+        boxes_of, classes, objects, before = [], [], [], 0
         for boxes, target in zip(proposals, targets):
             if self.append_gt:
                 boxes = torch.cat((boxes, target.boxes))
             if len(target.boxes) and len(boxes):
-                match = self.matcher(box_ops.box_iou(target.boxes, boxes))
-                index = match.clamp(min=0)
-                kind = torch.where(match >= 0, target.classes[index], self.num_classes)
+                overlap, index = box_ops.box_iou(target.boxes, boxes).max(dim=0)
+                kind = torch.where(overlap < self.iou_threshold, self.num_classes, target.classes[index])
             else:
                 index = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
                 kind = torch.full_like(index, self.num_classes)
-            candidates.append(boxes)
+            boxes_of.append(boxes)
             classes.append(kind)
-            matched.append(index)
-        drawn = draw_examples(
-            [(kind < self.num_classes).byte() for kind in classes],
-            self.batch_size_per_image,
-            self.positive_share,
-        )
-        first, rest = zip(*drawn)
-        rois = torch.cat([rois_of([b[i] for b, i in zip(candidates, part)]) for part in (first, rest)])
-        objects = [m[i] for m, i in zip(matched, first)]
-        # Levels and masks are found on the host: one copy has all that both need.
-        columns = torch.zeros((len(rois), 6), dtype=torch.float64, device=rois.device)
-        columns[:, :5] = rois
-        columns[: sum(map(len, objects)), 5] = torch.cat(objects).double()
-        on_host = columns.cpu()
-        numbers = on_host[: sum(map(len, objects)), 5].long().split([len(o) for o in objects])
+            objects.append(index + before)
+            before += len(target.boxes)
+        # All that is known of the candidates in one copy: the host then draws, finds levels and masks without another.
+        numbers = torch.stack((torch.cat(classes), torch.cat(objects)), dim=1)
+        on_host = torch.cat((torch.cat(boxes_of), numbers.float()), dim=1).cpu()
+        sizes = [len(boxes) for boxes in boxes_of]
+        labels = (on_host[:, 4] < self.num_classes).byte()
+        chosen = torch.cat(Candidates(labels, sizes).draw(self.batch_size_per_image, self.positive_share))
+        level, order = self.box_pooler.levels(on_host[chosen, :4]).sort(stable=True)
+        chosen = chosen[order]
+        image = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[chosen]
+        rows = torch.cat((image[:, None].float(), on_host[chosen]), dim=1)
+        foreground = labels[chosen].nonzero().squeeze(1)
+        matched = rows[foreground, 6].long()
+        device = targets[0].boxes.device
+        moved = to_device(rows, device)
         return Sampled(
-            rois,
-            on_host[:, :5].to(rois.dtype),
-            torch.cat([c[i] for part in (first, rest) for c, i in zip(classes, part)]),
-            objects,
-            [n.tolist() for n in numbers],
+            Regions(moved[:, :5], rows[:, :5], level),
+            moved[:, 5].long(),
+            (foreground, to_device(foreground, device)),
+            (matched, to_device(matched, device)),
         )
 
     def losses(
@@ -344,20 +353,20 @@ class ROIHeads(nn.Module):
         return losses
 
     def _box_losses(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> dict[str, Tensor]:
-        pooled = self.box_pooler(maps, sampled.rois, sampled.on_host)
+        pooled = self.box_pooler(maps, sampled.regions.rois, sampled.regions.level)
         scores, deltas = self.box_predictor(self.box_head(pooled))
-        classes, count = sampled.classes, sampled.foreground
+        classes, foreground = sampled.classes, sampled.foreground[1]
         if classes.numel() == 0:
             return {"loss_cls": scores.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
-        fg_deltas = deltas[:count]
-        if not self.class_agnostic:
-            fg_deltas = fg_deltas.view(count, self.num_classes, 4)
-            fg_deltas = fg_deltas[torch.arange(count, device=classes.device), classes[:count]]
+        if self.class_agnostic:
+            fg_deltas = deltas[foreground]
+        else:
+            fg_deltas = deltas.unflatten(1, (-1, 4))[foreground, classes[foreground]]
         box_loss = box_regression_loss(
             self.box_coder,
-            sampled.rois[:count, 1:],
+            sampled.regions.rois[foreground, 1:],
             fg_deltas,
-            torch.cat([t.boxes[index] for t, index in zip(targets, sampled.matched)]),
+            torch.cat([t.boxes for t in targets])[sampled.objects[1]],
             self.loss_type,
             self.smooth_l1_beta,
         )
@@ -368,53 +377,54 @@ class ROIHeads(nn.Module):
 
     def _mask_loss(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> Tensor:
         assert self.mask_head is not None
-        count = sampled.foreground
-        rois, on_host, classes = sampled.rois[:count], sampled.on_host[:count], sampled.classes[:count]
-        known: list[Mask] = [
-            t.masks[i] if t.masks is not None else None
-            for t, objects in zip(targets, sampled.objects)
-            for i in objects
+        every: list[Mask] = [
+            mask for t in targets for mask in (t.masks if t.masks is not None else [None] * len(t.boxes))
         ]
+        known = [every[i] for i in sampled.objects[0].tolist()]
+        there = sampled.foreground[0]
         masks = [mask for mask in known if mask is not None]
-        if len(masks) < count:
-            there = torch.tensor([i for i, mask in enumerate(known) if mask is not None], dtype=torch.int64)
-            on_host, there = on_host[there], to_device(there, rois.device)
-            rois, classes = rois[there], classes[there]
-        pooled = self.mask_pooler(maps, rois, on_host)
+        if len(masks) < len(known):
+            there = there[torch.tensor([mask is not None for mask in known])]
+        regions = sampled.regions.at(there)
+        pooled = self.mask_pooler(maps, regions.rois, regions.level)
         logits = self.mask_predictor(self.mask_head(pooled))
         if len(logits) == 0:
             return logits.sum() * 0.0
-        target = to_device(crop_and_resize(masks, on_host[:, 1:], logits.shape[-1]), logits.device)
-        channel = torch.zeros_like(classes) if logits.shape[1] == 1 else classes
-        chosen = logits[torch.arange(len(logits), device=logits.device), channel]
+        boxes = regions.on_host[:, 1:]
+        target = to_device(crop_and_resize(masks, boxes, logits.shape[-1]), logits.device)
+        chosen = logits[:, 0]
+        if logits.shape[1] > 1:
+            classes = sampled.classes[to_device(there, logits.device)]
+            chosen = logits[torch.arange(len(logits), device=logits.device), classes]
         self.pictures.masks(chosen, target)
         return F.binary_cross_entropy_with_logits(chosen.float(), target.float())
 
     def _keypoint_loss(self, maps: list[Tensor], sampled: Sampled, targets: list[Targets]) -> Tensor:
         assert self.keypoint_head is not None
-        truth = []
-        for target, index in zip(targets, sampled.matched):
-            assert target.keypoints is not None, "MODEL.KEYPOINT_ON needs keypoints in every target"
-            truth.append(target.keypoints[index])
-        points, rois = torch.cat(truth), sampled.rois[: sampled.foreground]
+        truth = [t.keypoints for t in targets if t.keypoints is not None]
+        assert len(truth) == len(targets), "MODEL.KEYPOINT_ON needs keypoints in every target"
+        points, boxes = (
+            torch.cat(truth)[sampled.objects[0]],
+            sampled.regions.on_host[sampled.foreground[0], 1:],
+        )
         x, y, flag = points.unbind(dim=-1)
-        inside = (x >= rois[:, None, 1]) & (x <= rois[:, None, 3])
-        inside &= (y >= rois[:, None, 2]) & (y <= rois[:, None, 4])
-        (keep,) = first_true([(inside & (flag >= 1)).any(dim=1)])
-        points, rois = points[keep], rois[keep]
-        pooled = self.keypoint_pooler(maps, rois)
+        inside = (x >= boxes[:, None, 0]) & (x <= boxes[:, None, 2])
+        inside &= (y >= boxes[:, None, 1]) & (y <= boxes[:, None, 3])
+        keep = (inside & (flag >= 1)).any(dim=1)
+        regions = sampled.regions.at(sampled.foreground[0][keep])
+        pooled = self.keypoint_pooler(maps, regions.rois, regions.level)
         logits = self.keypoint_predictor(self.keypoint_head(pooled))
         if len(logits) == 0:
             return logits.sum() * 0.0
-        cells, valid = keypoints_to_heatmap(points, rois[:, 1:], logits.shape[-1])
-        # The points that don't count are left out by their target: an index of those that do would be waited for.
-        wanted = torch.where(valid, cells, _IGNORED)
+        cells, valid = keypoints_to_heatmap(points[keep], boxes[keep], logits.shape[-1])
+        # The points that don't count are left out by their target.
+        wanted = to_device(torch.where(valid, cells, _IGNORED).flatten(), logits.device)
         loss = F.cross_entropy(
-            logits.flatten(2).flatten(0, 1).float(), wanted.flatten(), reduction="sum", ignore_index=_IGNORED
+            logits.flatten(2).flatten(0, 1).float(), wanted, reduction="sum", ignore_index=_IGNORED
         )
         if self.keypoint_normalizer is not None:
             return loss * (self.keypoint_weight / (self.keypoint_normalizer * len(targets)))
-        return loss * (self.keypoint_weight / valid.sum().clamp(min=1))
+        return loss * (self.keypoint_weight / max(int(valid.sum()), 1))
 
     # ---- inference
 

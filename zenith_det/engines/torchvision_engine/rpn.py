@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,10 @@ from torchvision.ops import boxes as box_ops
 from zenith_det.config import CfgNode
 from zenith_det.engines.matching import MOST_PAIRS, match_in_parts
 from zenith_det.engines.torchvision_engine.box_regression import BoxCoder, box_regression_loss
-from zenith_det.engines.torchvision_engine.drawing import draw_examples, first_true, nms_by_kind
+from zenith_det.engines.torchvision_engine.drawing import Candidates, Late, to_device
+
+#: Sizes of feature maps whose anchors are kept; a size of 800 x 1333 pixels takes 4 MB.
+MOST_KEPT = 8
 
 
 class UnroundedAnchors(AnchorGenerator):
@@ -41,6 +46,7 @@ class UnroundedAnchors(AnchorGenerator):
         super().__init__(sizes=sizes, aspect_ratios=aspect_ratios)
         self.level_strides = strides
         self.offset = offset
+        self._kept: dict[Any, Tensor] = {}
 
     def generate_anchors(  # type: ignore[override]
         self,
@@ -60,20 +66,60 @@ class UnroundedAnchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Anchors of all levels, ``(sum of H_l · W_l · A_l, 4)``, once per image."""
-        reference = feature_maps[0]
-        self.set_cell_anchors(torch.float32, reference.device)
-        assert self.cell_anchors is not None
+        sizes = tuple(tuple(feature.shape[-2:]) for feature in feature_maps)
+        return [self._of_sizes(sizes, feature_maps[0].device)] * len(image_list.image_sizes)
+
+    def _of_sizes(self, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+        key = (sizes, device)
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            # Kept for training, too, where an evaluation asked for them first.
+            with torch.inference_mode(False):
+                self._kept[key] = self._made(sizes, device)
+        return self._kept[key]
+
+    def _made(self, sizes: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+        self.set_cell_anchors(torch.float32, device)
         levels = []
-        for cell, feature, stride in zip(self.cell_anchors, feature_maps, self.level_strides):
-            height, width = feature.shape[-2:]
+        for cell, (height, width), stride in zip(self.cell_anchors, sizes, self.level_strides):
             start = self.offset * stride
-            ys = torch.arange(start, height * stride, stride, dtype=torch.float32, device=feature.device)
-            xs = torch.arange(start, width * stride, stride, dtype=torch.float32, device=feature.device)
+            ys = torch.arange(start, height * stride, stride, dtype=torch.float32, device=device)
+            xs = torch.arange(start, width * stride, stride, dtype=torch.float32, device=device)
             y, x = torch.meshgrid(ys, xs, indexing="ij")
             shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
             levels.append((shifts + cell).reshape(-1, 4))
-        anchors = torch.cat(levels)
-        return [anchors] * len(image_list.image_sizes)
+        return torch.cat(levels)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network says of a batch's anchors, those of all levels one after another.
+
+    Attributes:
+        logits: of objectness, ``(N, A)``.
+        deltas: ``(N, A, 4)``.
+        anchors: the same in all images, ``(A, 4)``.
+        counts: of anchors on each level.
+    """
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Anchors matched to objects.
+
+    Attributes:
+        matched: for each anchor of each image the object with the best IoU, counted through all images, ``(N · A,)``.
+        candidates: of which the losses look at some.
+    """
+
+    matched: Tensor
+    candidates: Candidates
 
 
 class RPN(RegionProposalNetwork):
@@ -118,71 +164,58 @@ class RPN(RegionProposalNetwork):
         self.smooth_l1_beta = rpn.SMOOTH_L1_BETA
         self.cls_weight = rpn.LOSS_WEIGHT
         self.box_weight = rpn.LOSS_WEIGHT * rpn.BBOX_REG_LOSS_WEIGHT
-        self._anchors: list[Tensor] = []
 
-    def propose(
+    def predict(
         self, images: Tensor, image_sizes: list[tuple[int, int]], features: dict[str, Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Proposals and raw predictions for a batch.
-
-        Returns:
-            Per image ``(P_i, 4)`` proposals sorted by score; the objectness logits
-            ``(N, anchors)`` and the box deltas ``(N, anchors, 4)`` of all levels as one-element-per-kind
-            list ``[logits, deltas]`` for :meth:`losses`; the anchors, per image.
-        """
+    ) -> Predictions:
+        """What the network says of a batch ``(N, 3, H, W)``, whose images have these heights and widths."""
         maps = [features[name] for name in self.in_features]
         logits_per_level, deltas_per_level = self.head(maps)
-        anchors = self.anchor_generator(ImageList(images, image_sizes), maps)
-        counts = [level[0].numel() for level in logits_per_level]
-        logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in logits_per_level], dim=1)
-        deltas = torch.cat([_boxes_last(x) for x in deltas_per_level], dim=1)
-        with torch.no_grad():
-            decoded = self.box_coder.decode(deltas.float().reshape(-1, 4), anchors).view(
-                len(image_sizes), -1, 4
-            )
-            proposals = self.select(decoded, logits.float(), image_sizes, counts)
-        return proposals, [logits, deltas], anchors
+        return Predictions(
+            torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in logits_per_level], dim=1),
+            torch.cat([_boxes_last(x) for x in deltas_per_level], dim=1),
+            self.anchor_generator(ImageList(images, image_sizes), maps)[0],
+            [level[0].numel() for level in logits_per_level],
+        )
 
-    def select(
-        self,
-        boxes: Tensor,
-        logits: Tensor,
-        image_sizes: list[tuple[int, int]],
-        counts: list[int],
-    ) -> list[Tensor]:
-        """Top-k per level, clip, drop empty boxes, NMS per level, top-k over all levels.
+    @torch.no_grad()
+    def propose(self, predicted: Predictions, image_sizes: list[tuple[int, int]]) -> list[Tensor]:
+        """Top-k per level, decode, clip, drop empty boxes, NMS per level, top-k over all levels.
 
-        Args:
-            boxes: ``(N, anchors, 4)``; logits: ``(N, anchors)``; counts: anchors per level.
+        On a GPU the host waits once for each image: NMS alone knows how many boxes it has left.
 
         Returns:
             Per image ``(P_i, 4)``, best first.
         """
-        keep_per_level, offset = [], 0
-        for level in logits.split(counts, dim=1):
-            top = min(self.pre_nms_top_n(), level.shape[1])
-            keep_per_level.append(level.topk(top, dim=1).indices + offset)
+        device = predicted.logits.device
+        best_of_levels, offset = [], 0
+        for level in predicted.logits.split(predicted.counts, dim=1):
+            values, index = level.topk(min(self.pre_nms_top_n(), level.shape[1]), dim=1)
+            best_of_levels.append((values, index + offset))
             offset += level.shape[1]
-        keep = torch.cat(keep_per_level, dim=1)
-        levels = torch.cat(
-            [torch.full((k.shape[1],), i, device=boxes.device) for i, k in enumerate(keep_per_level)]
-        )
-        candidates, scores, valid = [], [], []
-        for image_boxes, image_logits, image_keep, size in zip(boxes, logits, keep, image_sizes):
-            own, score = image_boxes[image_keep], image_logits[image_keep]
-            finite = torch.isfinite(own).all(dim=1) & torch.isfinite(score)
-            own = box_ops.clip_boxes_to_image(own, size)
-            sides = own[:, 2:] - own[:, :2]
-            candidates.append(own)
-            scores.append(score)
-            valid.append(finite & (sides > self.min_size).all(dim=1))
-        selected = []
-        for own, score, index in zip(candidates, scores, first_true(valid)):
-            if len(index) < len(own):
-                own, score = own[index], score[index]
-            best = nms_by_kind(own, score, levels[index], self.nms_thresh)
-            selected.append(own[best[: self.post_nms_top_n()]])
-        return selected
+        scores, chosen = (torch.cat(parts, dim=1) for parts in zip(*best_of_levels))
+        deltas = predicted.deltas.gather(1, chosen[..., None].expand(-1, -1, 4))
+        boxes = self.box_coder.decode_single(
+            deltas.float().flatten(0, 1), predicted.anchors[chosen].flatten(0, 1)
+        ).view(deltas.shape)
+        scores = scores.float()
+
+        finite = torch.isfinite(boxes).all(dim=-1) & torch.isfinite(scores)
+        limits = torch.tensor([[[width, height] * 2] for height, width in image_sizes], dtype=boxes.dtype)
+        boxes = boxes.clamp(min=0).minimum(to_device(limits, device))
+        valid = finite & (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(dim=-1)
+        # What isn't valid stays, as a point that overlaps nothing, behind all others: to leave it out, the host would
+        # have to know how many there are.
+        boxes = torch.where(valid[..., None], boxes, 0.0)
+        scores = torch.where(valid, scores, -math.inf)
+        counts = Late(valid.sum(dim=1))
+        sizes = [values.shape[1] for values, _ in best_of_levels]
+        kept = nms_per_level(boxes, scores, sizes, self.nms_thresh)
+        left_out = [scores.shape[1] - count for count in counts.tolist()]
+        return [
+            own[best[: len(best) - points][: self.post_nms_top_n()]]
+            for own, best, points in zip(boxes, kept, left_out)
+        ]
 
     def match(self, anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """As torchvision's ``assign_targets_to_anchors``, for one image.
@@ -199,24 +232,30 @@ class RPN(RegionProposalNetwork):
             keep_best=matcher.allow_low_quality_matches, most_pairs=MOST_PAIRS,
         )  # fmt: skip
 
-    def losses(self, raw: list[Tensor], anchors: list[Tensor], gt_boxes: list[Tensor]) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def label(self, anchors: Tensor, gt_boxes: list[Tensor]) -> Labelled:
+        """Match the anchors ``(A, 4)`` of each image to its objects ``(G_i, 4)``."""
+        matched, labels, before = [], [], 0
+        for boxes in gt_boxes:
+            index, label = self.match(anchors, boxes)
+            matched.append(index + before)
+            labels.append(label)
+            before += len(boxes)
+        return Labelled(torch.cat(matched), Candidates(torch.cat(labels), [len(anchors)] * len(gt_boxes)))
+
+    def losses(self, predicted: Predictions, labelled: Labelled, gt_boxes: list[Tensor]) -> dict[str, Tensor]:
         """``loss_rpn_cls`` and ``loss_rpn_loc``, scalars; see Detectron2's ``RPN.losses``."""
-        logits, deltas = raw
-        matched, labels = zip(*(self.match(own, boxes) for own, boxes in zip(anchors, gt_boxes)))
-        drawn = draw_examples(labels, self.batch_size_per_image, self.positive_share)
-        positive, negative = (
-            torch.cat([pair[kind] + i * logits.shape[1] for i, pair in enumerate(drawn)]) for kind in (0, 1)
-        )
-        normalizer = self.batch_size_per_image * len(anchors)
-        chosen = logits.flatten()[torch.cat((positive, negative))].float()
+        positive, negative = labelled.candidates.draw(self.batch_size_per_image, self.positive_share)
+        normalizer = self.batch_size_per_image * len(gt_boxes)
+        chosen = predicted.logits.flatten()[torch.cat((positive, negative))].float()
         is_positive = torch.zeros_like(chosen)
         is_positive[: len(positive)] = 1.0
         cls_loss = F.binary_cross_entropy_with_logits(chosen, is_positive, reduction="sum")
         box_loss = box_regression_loss(
             self.box_coder,
-            torch.cat([own[pair[0]] for own, pair in zip(anchors, drawn)]),
-            deltas.flatten(0, 1)[positive],
-            torch.cat([boxes[index[pair[0]]] for boxes, index, pair in zip(gt_boxes, matched, drawn)]),
+            predicted.anchors[positive % len(predicted.anchors)],
+            predicted.deltas.flatten(0, 1)[positive],
+            torch.cat(gt_boxes)[labelled.matched[positive]],
             self.loss_type,
             self.smooth_l1_beta,
         )
@@ -224,6 +263,25 @@ class RPN(RegionProposalNetwork):
             "loss_rpn_cls": cls_loss * (self.cls_weight / normalizer),
             "loss_rpn_loc": box_loss * (self.box_weight / normalizer),
         }
+
+
+def nms_per_level(boxes: Tensor, scores: Tensor, sizes: list[int], threshold: float) -> list[Tensor]:
+    """What ``torchvision.ops.batched_nms`` keeps of each image, where boxes of other levels don't suppress each other.
+
+    Args:
+        boxes: ``(N, K, 4)``, xyxy pixels within the image; scores: ``(N, K)``.
+        sizes: how many of the ``K`` lie on each level, one level after another.
+        threshold: of two that overlap by more, the one with the lower score goes.
+
+    Returns:
+        Per image the indices of what is kept, best first.
+    """
+    levels = torch.cat([boxes.new_full((size,), i) for i, size in enumerate(sizes)])
+    if boxes.device.type == "cpu":
+        return [box_ops.batched_nms(*own, levels, threshold) for own in zip(boxes, scores)]
+    # batched_nms takes a constant from the host on the way, for which a GPU is waited for.
+    apart = boxes + (levels * (boxes.amax(dim=(1, 2)) + 1)[:, None])[..., None]
+    return [box_ops.nms(*own, threshold) for own in zip(apart, scores)]
 
 
 def _per_level(values: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:

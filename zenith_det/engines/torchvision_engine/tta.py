@@ -98,7 +98,7 @@ class RCNNWithTTA(nn.Module):
         found: list[dict[str, Tensor]] = []
         for views in self._views(image):
             batch, sizes, features = self.model.extract([view.image for view in views])
-            proposals, _, _ = self.model.rpn.propose(batch, sizes, features)
+            proposals = self.model.rpn.propose(self.model.rpn.predict(batch, sizes, features), sizes)
             for view, one in zip(views, heads.detect_boxes(features, proposals, sizes)):
                 found.append(one | {"boxes": view.to_original(one["boxes"], size)})
         merged = {name: torch.cat([one[name] for one in found]) for name in ("boxes", "scores", "classes")}
