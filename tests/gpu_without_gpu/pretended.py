@@ -26,6 +26,7 @@ WAITS: Counter[tuple[str, str]] = Counter()
 OPERATIONS: Counter[str] = Counter()
 
 _counting = False
+_raising = False
 _waited = 0
 #: (target, values) of copies to the host that are still on their way.
 _late: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -118,8 +119,15 @@ def _line() -> str:
     return " < ".join(dict.fromkeys(lines))
 
 
+def _set_sync_debug_mode(mode: str) -> None:
+    global _raising
+    _raising = mode == "error"
+
+
 def _wait(kind: str) -> None:
     global _waited
+    if _raising:
+        raise RuntimeError(f"called a synchronizing CUDA operation: {kind} at {_line()}")
     _waited += 1
     for target, values in _late:
         target.copy_(values)
@@ -315,12 +323,13 @@ def install() -> None:
         "get_device_name": "Pretended GPU", "get_device_capability": (9, 0), "is_bf16_supported": True,
         "manual_seed": None, "manual_seed_all": None, "set_rng_state": None, "max_memory_allocated": 0,
         "memory_allocated": 0, "memory_reserved": 0, "mem_get_info": (8 * 10**9, 8 * 10**9), "empty_cache": None,
-        "reset_peak_memory_stats": None, "_sleep": None, "set_sync_debug_mode": None,
+        "reset_peak_memory_stats": None, "_sleep": None,
     }  # fmt: skip
     for name, value in answers.items():
         setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
     torch.cuda.get_rng_state = lambda device="cuda": torch.zeros(16, dtype=torch.uint8)  # type: ignore[assignment]
     torch.cuda.synchronize = lambda device=None: _wait("cuda.synchronize")  # type: ignore[assignment]
+    torch.cuda.set_sync_debug_mode = _set_sync_debug_mode  # type: ignore[assignment]
     torch.cuda.Stream, torch.cuda.Event = _Stream, _Event  # type: ignore[assignment,misc]
     torch.cuda.stream = torch.cuda.device = lambda device: contextlib.nullcontext()  # type: ignore[assignment,misc]
     torch.Tensor.pin_memory = _pin  # type: ignore[assignment,method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,17 @@ from tests.reliability.runs import ENGINES, need
 HERE = Path(__file__).parent
 #: Waits in an iteration of two images; they are Detectron2's own.
 MOST_WAITS_OF_DETECTRON2 = 120
+#: Files with tests marked ``gpu``, and how many of these pass.
+MARKED = {
+    "torchvision": [
+        "tests/optim/test_no_sync.py", "tests/optim/test_zenith_ratio.py",
+        "tests/engines/torchvision_engine/test_prefetch.py",
+    ],
+    "detectron2": [
+        "tests/engines/detectron2_engine/test_run.py", "tests/engines/detectron2_engine/test_trainer.py",
+    ],
+}  # fmt: skip
+PASS = {"torchvision": 99, "detectron2": 4}
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +46,17 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"LD_PRELOAD": str(folder / "runtime.so"), "LD_LIBRARY_PATH": str(folder)}
 
 
+def run(stubs: dict[str, str], *words: str | Path) -> str:
+    """What ``python -m`` prints in a process that has them."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **stubs},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("task", ["mask", "keypoint"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_six_iterations_are_those_of_the_cpu(
@@ -41,14 +64,9 @@ def test_six_iterations_are_those_of_the_cpu(
 ) -> None:
     need(engine)
     data = (shapes if task == "mask" else figures).train
-    words = [engine, f"quickstart/{task}_rcnn_small.yaml", *data, str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu_without_gpu.train", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **stubs},
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    config = f"quickstart/{task}_rcnn_small.yaml"
+    printed = run(stubs, "tests.gpu_without_gpu.train", "compare", engine, config, *data, tmp_path)
+    found = json.loads(printed.splitlines()[-1])
     assert found["off"] <= 1e-5
     assert found["mixed"] == "raises"  # as it would have in training
     assert 0 < found["loss"] < 100
@@ -56,3 +74,28 @@ def test_six_iterations_are_those_of_the_cpu(
     for images, count in waits.items():
         most = images + 1 if engine == "torchvision" else MOST_WAITS_OF_DETECTRON2
         assert 0 < count <= most, (images, found["where"])
+
+
+def test_in_float16_a_step_that_is_left_out_leaves_nothing(
+    stubs: dict[str, str], shapes: SmallSet, tmp_path: Path
+) -> None:
+    """The loss scaler's step, BatchNorm's statistics chosen on the device, and all of it through a checkpoint."""
+    config = "quickstart/mask_rcnn_small.yaml"
+    printed = run(stubs, "tests.gpu_without_gpu.train", "amp", "torchvision", config, *shapes.train, tmp_path)
+    found = json.loads(printed.splitlines()[-1])
+    assert found["types"] == ["float16", "float32"]
+    assert found["changed"] == [True, False, True]  # the second step's loss is NaN
+    assert found["scale"][1] == found["scale"][0] / 2
+    assert found["waits"] <= 4  # two images, the regions, and the scaler's own
+    assert found["skipped"] == 1
+    assert found["off_after_resuming"] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_marked_gpu_passes(engine: str, stubs: dict[str, str], tmp_path: Path) -> None:
+    need(engine)
+    printed = run(
+        stubs, "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.gpu_without_gpu.plugin", "-m", "gpu",
+        f"--basetemp={tmp_path}", *MARKED[engine],
+    )  # fmt: skip
+    assert re.search(rf"^{PASS[engine]} passed, \d+ deselected", printed, re.MULTILINE), printed

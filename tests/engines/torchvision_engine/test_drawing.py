@@ -9,6 +9,7 @@ from torchvision.ops import boxes as box_ops
 
 from zenith_det.engines.torchvision_engine import box_regression
 from zenith_det.engines.torchvision_engine.drawing import Candidates
+from zenith_det.engines.torchvision_engine.rpn import best_after_nms
 
 
 @pytest.mark.parametrize("positive_share", [0.25, 1.0])
@@ -29,6 +30,25 @@ def test_an_image_without_candidates_has_no_examples(sizes: list[int]) -> None:
     positive, negative = Candidates(torch.ones(sum(sizes)), sizes).draw(2, 1.0)
     assert len(positive) == min(sum(sizes), 2)
     assert len(negative) == 0
+
+
+@pytest.mark.parametrize("per_level", [100, 400])
+@pytest.mark.parametrize("spread", [3.0, 100.0])  # few of them are left, or most
+def test_the_best_after_nms_are_the_first_of_torchvisions(per_level: int, spread: float) -> None:
+    torch.manual_seed(0)
+    levels = torch.arange(3.0).repeat_interleave(per_level)
+    corner = (torch.rand(2, len(levels), 2) * spread).round()
+    boxes = torch.cat((corner, corner + 10 + torch.rand(2, len(levels), 2) * 5), dim=2)
+    scores = (torch.randn(2, len(levels)) * 50).round()  # with ties
+    absent = torch.rand(2, len(levels)) < 0.3
+    found = best_after_nms(
+        torch.where(absent[..., None], 0.0, boxes), scores.masked_fill(absent, -torch.inf), levels, 0.7, 90
+    )
+    for index, own, score, there in zip(found, boxes, scores, (~absent)):
+        there = there.nonzero().squeeze(1)
+        kept = there[box_ops.batched_nms(own[there], score[there], levels[there], 0.7)]
+        assert torch.equal(index, kept[:90])
+        assert 0 < len(index) < len(there)
 
 
 @pytest.mark.parametrize("kinds", [1, 3])

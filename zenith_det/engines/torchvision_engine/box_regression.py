@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import detection
-from torchvision.models.detection._utils import encode_boxes
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+from zenith_det.engines.torchvision_engine.drawing import to_device
 
 IOU_LOSSES = {
     "giou": generalized_box_iou_loss,
@@ -20,9 +21,19 @@ LOSS_TYPES = ("smooth_l1", *IOU_LOSSES)
 class BoxCoder(detection._utils.BoxCoder):
     """torchvision's, whose numbers don't come to the device one by one in each step: the host would wait each time."""
 
+    def __init__(self, weights: tuple[float, float, float, float]) -> None:
+        super().__init__(weights)
+        self._weights_on: dict[torch.device, Tensor] = {}
+
     def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
         """The deltas ``(M, 4)`` from ``proposals`` to ``reference_boxes``, both xyxy ``(M, 4)``."""
-        return encode_boxes(reference_boxes, proposals, self.weights)  # type: ignore[no-any-return,arg-type]
+        (centre, sides), (wanted, wanted_sides) = map(_centre_and_sides, (proposals, reference_boxes))
+        device = proposals.device
+        if device not in self._weights_on:
+            self._weights_on[device] = to_device(torch.tensor(self.weights), device)
+        weights = self._weights_on[device].to(proposals.dtype)
+        shift = weights[:2] * (wanted - centre) / sides
+        return torch.cat((shift, weights[2:] * (wanted_sides / sides).log()), dim=1)
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """The boxes ``(M, 4 · K)`` that deltas ``(M, 4 · K)`` make of xyxy ``boxes`` ``(M, 4)``."""
@@ -35,6 +46,11 @@ class BoxCoder(detection._utils.BoxCoder):
         scale = torch.stack((dw / ww, dh / wh), dim=-1).clamp(max=self.bbox_xform_clip).exp()
         half = 0.5 * (scale * sides)
         return torch.cat((centres - half, centres + half), dim=-1).flatten(1)
+
+
+def _centre_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return boxes[:, :2] + 0.5 * sides, sides
 
 
 def box_regression_loss(

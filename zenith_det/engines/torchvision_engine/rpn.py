@@ -21,6 +21,8 @@ from zenith_det.engines.torchvision_engine.drawing import Candidates, Late, to_d
 
 #: Sizes of feature maps whose anchors are kept; a size of 800 x 1333 pixels takes 4 MB.
 MOST_KEPT = 8
+#: Coordinates beyond which torchvision's ``batched_nms`` goes level by level on a CPU; the rounding is another.
+MOST_AT_ONCE = 4000
 
 
 class UnroundedAnchors(AnchorGenerator):
@@ -204,18 +206,12 @@ class RPN(RegionProposalNetwork):
         limits = torch.tensor([[[width, height] * 2] for height, width in image_sizes], dtype=boxes.dtype)
         boxes = boxes.clamp(min=0).minimum(to_device(limits, device))
         valid = finite & (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(dim=-1)
-        # What isn't valid stays, as a point that overlaps nothing, behind all others: to leave it out, the host would
-        # have to know how many there are.
+        # To leave out what isn't valid here, the host would have to know how many there are.
         boxes = torch.where(valid[..., None], boxes, 0.0)
         scores = torch.where(valid, scores, -math.inf)
-        counts = Late(valid.sum(dim=1))
-        sizes = [values.shape[1] for values, _ in best_of_levels]
-        kept = nms_per_level(boxes, scores, sizes, self.nms_thresh)
-        left_out = [scores.shape[1] - count for count in counts.tolist()]
-        return [
-            own[best[: len(best) - points][: self.post_nms_top_n()]]
-            for own, best, points in zip(boxes, kept, left_out)
-        ]
+        levels = torch.cat([boxes.new_full((v.shape[1],), i) for i, (v, _) in enumerate(best_of_levels)])
+        best = best_after_nms(boxes, scores, levels, self.nms_thresh, self.post_nms_top_n())
+        return [own[index] for own, index in zip(boxes, best)]
 
     def match(self, anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """As torchvision's ``assign_targets_to_anchors``, for one image.
@@ -265,23 +261,45 @@ class RPN(RegionProposalNetwork):
         }
 
 
-def nms_per_level(boxes: Tensor, scores: Tensor, sizes: list[int], threshold: float) -> list[Tensor]:
-    """What ``torchvision.ops.batched_nms`` keeps of each image, where boxes of other levels don't suppress each other.
+def best_after_nms(
+    boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float, most: int
+) -> list[Tensor]:
+    """The first that ``torchvision.ops.batched_nms`` keeps of each image.
 
     Args:
-        boxes: ``(N, K, 4)``, xyxy pixels within the image; scores: ``(N, K)``.
-        sizes: how many of the ``K`` lie on each level, one level after another.
+        boxes: ``(N, K, 4)``, xyxy pixels within the image.
+        scores: ``(N, K)``; -inf for boxes that don't count, which must be points.
+        levels: ``(K,)``, from 0 on; boxes of other levels don't suppress each other.
         threshold: of two that overlap by more, the one with the lower score goes.
+        most: how many of an image are wanted.
 
     Returns:
-        Per image the indices of what is kept, best first.
+        Per image their indices, best first.
     """
-    levels = torch.cat([boxes.new_full((size,), i) for i, size in enumerate(sizes)])
     if boxes.device.type == "cpu":
-        return [box_ops.batched_nms(*own, levels, threshold) for own in zip(boxes, scores)]
+        return [_best_after_nms(*own, levels, threshold, most) for own in zip(boxes, scores)]
+    counted = Late((scores > -math.inf).sum(dim=1))
     # batched_nms takes a constant from the host on the way, for which a GPU is waited for.
     apart = boxes + (levels * (boxes.amax(dim=(1, 2)) + 1)[:, None])[..., None]
-    return [box_ops.nms(*own, threshold) for own in zip(apart, scores)]
+    kept = [box_ops.nms(*own, threshold) for own in zip(apart, scores)]
+    # Points overlap nothing: they are all there, at the end.
+    points = [scores.shape[1] - count for count in counted.tolist()]
+    return [own[: len(own) - number][:most] for own, number in zip(kept, points)]
+
+
+def _best_after_nms(boxes: Tensor, scores: Tensor, levels: Tensor, threshold: float, most: int) -> Tensor:
+    order = scores.sort(descending=True, stable=True).indices[: int((scores > -math.inf).sum())]
+    if 4 * len(order) <= MOST_AT_ONCE:
+        return order[box_ops.batched_nms(boxes[order], scores[order], levels[order], threshold)[:most]]
+    # The time goes with the square of their number. Those with lower scores have no say in what is kept before them.
+    first = 2 * most
+    while True:
+        part = order[:first]
+        of_levels = [part[levels[part] == level] for level in range(int(levels[-1]) + 1)]
+        kept = torch.cat([index[box_ops.nms(boxes[index], scores[index], threshold)] for index in of_levels])
+        if len(kept) >= most or first >= len(order):
+            return kept[scores[kept].sort(descending=True, stable=True).indices[:most]]
+        first *= 2
 
 
 def _per_level(values: list[list[float]], levels: int) -> tuple[tuple[float, ...], ...]:
