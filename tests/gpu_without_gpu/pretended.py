@@ -239,7 +239,9 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         options = {**options, "device": torch.device("cpu")}
     options.pop("pin_memory", None)
     result = func(*plain, **options)
-    to_host = name == "aten::_to_copy" and device is not None and not to_device
+    to_host = device is not None and not to_device
+    if to_host and pin:
+        _note_pinned(result)
     if to_host or name in ("aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"):
         return result.clone() if result is plain[0] else result
     if name == "aten::copy_" and not isinstance(args[0], Pretended):
