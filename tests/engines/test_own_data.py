@@ -15,18 +15,13 @@ from PIL import Image
 from tests.conftest import ROOT, SmallSet
 from tests.engines.test_train_net import SMALL
 from tests.reliability import runs
+from tests.tools.called import called
+from zenith_det.commands import report as report_command
 from zenith_det.config import load_config
 from zenith_det.data.statistics import read_statistics
 from zenith_det.evaluation.explained import EXPLAINED_FILE, MOST_WARNINGS
 
 CONFIG = ["--config-file", str(ROOT / "configs" / "quickstart" / "faster_rcnn_zenith.yaml")]
-
-
-def tool(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / name), *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env=runs.environment(), capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
@@ -88,10 +83,13 @@ def test_a_run_on_files_given_by_relative_paths(engine: str, shapes: SmallSet, t
         "SOLVER.MAX_ITER",
         "5",
     ]
-    resumed = tool("train_net.py", *words, cwd=tmp_path)
+    resumed = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "train_net.py"), *words],
+        cwd=tmp_path, env=runs.environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from " in resumed.stdout
-    reported = tool("report.py", "run", cwd=tmp_path)
+    reported = called(report_command.main, str(output))
     assert (reported.returncode, reported.stderr) == (0, "")
     assert "missing" not in reported.stdout
     page = (output / "report.html").read_text()

@@ -137,18 +137,6 @@ def test_eval_only_repeats_the_evaluation_from_the_saved_config(
     assert re.search(r"weights: loaded (\d+)/\1 tensors", done.stdout)
 
 
-def test_a_resumed_and_extended_run_equals_an_uninterrupted_one(
-    shapes: SmallSet, mask_run: tuple[Path, str], tmp_path: Path
-) -> None:
-    """Under ZENITH nothing depends on MAX_ITER: 3 iterations, resumed to 6, are 6 iterations, bit for bit."""
-    assert small_run(shapes, "mask", tmp_path, 3).returncode == 0
-    done = small_run(shapes, "mask", tmp_path, 6, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "resuming from" in done.stdout
-    whole, resumed = weights(mask_run[0]), weights(tmp_path)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
 def test_keypoint_run_and_epochs(figures: SmallSet, tmp_path: Path) -> None:
     done = small_run(figures, "keypoint", tmp_path, 99, "--epochs", "0.5")
     assert done.returncode == 0, done.stderr
@@ -167,8 +155,11 @@ def test_keypoints_of_which_no_pair_is_known_are_warned_of_once(figures: SmallSe
     assert done.stdout.count("give the category flip_pairs") == 1
 
 
-def test_two_processes_train_the_same_model_on_the_same_images(shapes: SmallSet, tmp_path: Path) -> None:
-    done = small_run(shapes, "faster", tmp_path, 3, "--num-gpus", "2")
+def test_two_processes_train_and_evaluate_one_model(shapes: SmallSet, tmp_path: Path) -> None:
+    def two(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return runs.forked(["--engine", "torchvision", *arguments], one_stream=False, processes=2)
+
+    done = small_run(shapes, "faster", tmp_path, 3, command=two)
     assert done.returncode == 0, done.stderr
     assert "over 2 processes" in done.stdout
     assert metrics(tmp_path)[0]["zenith/ratio"] <= 1
@@ -179,13 +170,6 @@ def test_accumulation_sees_the_same_images(shapes: SmallSet, tmp_path: Path) -> 
     done = small_run(shapes, "faster", tmp_path, 2, "--epochs", "0.4", "SOLVER.GRADIENT_ACCUMULATION", "2")
     assert done.returncode == 0, done.stderr
     assert "(2 x 2)" in done.stdout
-
-
-def test_settings_without_effect_are_named(shapes: SmallSet, tmp_path: Path) -> None:
-    done = small_run(shapes, "faster", tmp_path, 1, "SOLVER.STEPS", "(1, 2)")
-    assert re.search(
-        r"not used under ZENITH with WarmupZenithLR: SOLVER\.STEPS \(from command line\)", done.stdout
-    )
 
 
 # ---- mistakes: one line, exit code 2, no traceback
@@ -215,7 +199,7 @@ def edited(data: SmallSet, tmp_path: Path, change: object) -> SmallSet:
 
 
 def test_mistake_no_config() -> None:
-    expect_one_line(typed(), "--config-file is missing")
+    expect_one_line(train_net(), "--config-file is missing")
 
 
 def test_mistake_typo_in_a_key(tmp_path: Path) -> None:
@@ -224,13 +208,6 @@ def test_mistake_typo_in_a_key(tmp_path: Path) -> None:
         f'_BASE_: "{ROOT}/configs/quickstart/mask_rcnn_zenith.yaml"\nSOLVER:\n  BASE_LT: 0.01\n'
     )
     expect_one_line(train_net("--config-file", str(config)), "SOLVER.BASE_LT", "typo.yaml", "SOLVER.BASE_LR")
-
-
-def test_mistake_yaml_with_a_python_object(tmp_path: Path) -> None:
-    config = tmp_path / "evil.yaml"
-    config.write_text(f'OUTPUT_DIR: !!python/object/apply:os.system ["touch {tmp_path}/owned"]\n')
-    expect_one_line(train_net("--config-file", str(config)), "evil.yaml", "python/object/apply:os.system")
-    assert not (tmp_path / "owned").exists()
 
 
 def test_mistake_missing_image(shapes: SmallSet, tmp_path: Path) -> None:
@@ -275,15 +252,6 @@ def test_mistake_truncated_jpeg(shapes: SmallSet, tmp_path: Path) -> None:
     expect_one_line(done, "cut.jpg", "truncated")
 
 
-def test_mistake_json_cut_in_half(shapes: SmallSet, tmp_path: Path) -> None:
-    half = tmp_path / "half.json"
-    whole = Path(shapes.train[0]).read_text()
-    half.write_text(whole[: len(whole) // 2])
-    copy = edited(shapes, tmp_path, lambda content: None)
-    copy.train = (str(half), shapes.train[1])
-    expect_one_line(small_run(copy, "mask", tmp_path / "out", 1), "half.json")
-
-
 def test_mistake_undeclared_category(shapes: SmallSet, tmp_path: Path) -> None:
     def relabel(content: dict) -> None:
         content["annotations"][2]["category_id"] = 77
@@ -326,13 +294,6 @@ def test_mistake_output_directory_that_cannot_be_written(shapes: SmallSet, tmp_p
     expect_one_line(small_run(shapes, "mask", blocked / "out", 1), "OUTPUT_DIR", str(blocked / "out"))
 
 
-def test_mistake_checkpoint_of_another_model(shapes: SmallSet, tmp_path: Path) -> None:
-    other = tmp_path / "other.pth"
-    torch.save({"model": {"encoder.weight": torch.zeros(3, 3), "encoder.bias": torch.zeros(3)}}, other)
-    done = small_run(shapes, "mask", tmp_path / "out", 1, *["MODEL.WEIGHTS", str(other)])
-    expect_one_line(done, "other.pth", "another model")
-
-
 def test_mistake_negative_learning_rate(shapes: SmallSet, tmp_path: Path) -> None:
     done = small_run(shapes, "mask", tmp_path, 1, *["SOLVER.BASE_LR", "-1"])
     expect_one_line(done, "SOLVER.BASE_LR", "-1")
@@ -346,9 +307,3 @@ def test_mistake_number_of_classes(shapes: SmallSet, tmp_path: Path) -> None:
 def test_mistake_weights_that_cannot_be_fetched(shapes: SmallSet, tmp_path: Path) -> None:
     done = small_run(shapes, "mask", tmp_path, 1, *["MODEL.WEIGHTS", "https://127.0.0.1:9/none.pth"])
     expect_one_line(done, "https://127.0.0.1:9/none.pth")
-
-
-def test_a_diverging_run_says_why(shapes: SmallSet, tmp_path: Path) -> None:
-    flags = ["SOLVER.BASE_LR", "1e12", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CLIP_GRADIENTS.ENABLED", "False"]
-    done = small_run(shapes, "faster", tmp_path, 80, *flags, "SOLVER.MAX_NONFINITE_STEPS", "3")
-    expect_one_line(done, "diverged", "SOLVER.BASE_LR", code=3)

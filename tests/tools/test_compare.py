@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
-import logging
 import re
 import shutil
 import signal
@@ -23,6 +20,7 @@ from tests.reliability.kill_runs import KEYS
 from tests.reliability.runs import arguments, environment, need
 from tests.reliability.runs import run as train
 from tests.report.browser import BROWSER, Browser
+from tests.tools.called import called
 from zenith_det.commands import report as report_command
 
 ARMS = """
@@ -164,13 +162,9 @@ def report(compared: Any) -> Path:
 
 
 def make_report(folder: Path) -> tuple[str, Path]:
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            assert report_command.main([str(folder)]) == 0
-    finally:
-        logging.disable(logging.NOTSET)
-    return printed.getvalue(), folder / "report.html"
+    done = called(report_command.main, str(folder))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder / "report.html"
 
 
 def test_the_report_of_a_run(report: Path) -> None:
@@ -204,10 +198,7 @@ def test_the_report_of_what_is_left_of_a_run(compared: Any, tmp_path: Path) -> N
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "report.py"), str(tmp_path)],
-        cwd=ROOT, env=environment(), text=True, capture_output=True,
-    )  # fmt: skip
+    done = called(report_command.main, str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

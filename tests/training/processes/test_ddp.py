@@ -47,26 +47,24 @@ def train(folder: str, start: int, stop: int, settle: bool) -> None:
         torch.save(model.state_dict(), Path(folder, f"{stop}.pth"))
 
 
-def train_twice(whole: str, halves: str, settle: bool) -> None:
+def train_twice(root: str) -> None:
     """4 iterations in one go, and in two; each begins with a DDP of its own, as a process would."""
-    for folder, start, stop in ((whole, 0, 4), (halves, 0, 2), (halves, 2, 4)):
-        train(folder, start, stop, settle)
-        barrier()  # the others read what the first writes
-
-
-def weights(folder: Path, settle: bool) -> tuple[Tensor, Tensor]:
-    runs = [folder / f"whole{settle}", folder / f"halves{settle}"]
-    for run in runs:
-        run.mkdir()
-    launch(train_twice, 3, args=(*map(str, runs), settle), device="cpu")
-    whole, halves = (torch.cat([w.flatten() for w in torch.load(run / "4.pth").values()]) for run in runs)
-    return whole, halves
+    for settle in (True, False):
+        for run, start, stop in (("whole", 0, 4), ("halves", 0, 2), ("halves", 2, 4)):
+            train(f"{root}/{run}{settle}", start, stop, settle)
+            barrier()  # the others read what the first writes
 
 
 @pytest.mark.slow
 def test_a_resumed_run_of_three_processes_is_bit_equal(tmp_path: Path) -> None:
-    assert torch.equal(*weights(tmp_path, settle=True))
-    assert not torch.equal(*weights(tmp_path, settle=False)), (
+    ends = {}
+    for name in ("wholeTrue", "halvesTrue", "wholeFalse", "halvesFalse"):
+        (tmp_path / name).mkdir()
+    launch(train_twice, 3, args=(str(tmp_path),), device="cpu")
+    for folder in tmp_path.iterdir():
+        ends[folder.name] = torch.cat([w.flatten() for w in torch.load(folder / "4.pth").values()])
+    assert torch.equal(ends["wholeTrue"], ends["halvesTrue"])
+    assert not torch.equal(ends["wholeFalse"], ends["halvesFalse"]), (
         "DDP settles by itself now: settle_buckets can go"
     )
 
