@@ -28,9 +28,9 @@ def poison(count: int, seed: int) -> dict[int, str]:
     return {at: rng.choice(KINDS) for at in sorted(rng.sample(range(3, ITERATIONS - 3), count))}
 
 
-def losses(output: Path) -> list[float]:
+def final_loss(output: Path) -> float:
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    return [line["total_loss"] for line in lines if "total_loss" in line]
+    return float([line["total_loss"] for line in lines if "total_loss" in line][-1])
 
 
 def check(output: Path, poisoned: dict[int, str], rank: int | None, batch_size: int) -> list[dict[str, Any]]:
@@ -61,20 +61,27 @@ def check(output: Path, poisoned: dict[int, str], rank: int | None, batch_size: 
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
-def test_a_run_learns_in_spite_of_50_poisoned_steps(engine: str, data: Path, tmp_path: Path) -> None:
+def test_50_poisoned_steps_leave_the_result_within_noise(engine: str, data: Path, tmp_path: Path) -> None:
     runs.need(engine)
     poisoned = poison(50, seed=1)
-    words = runs.arguments(
-        engine, data, tmp_path, SOLVER__MAX_ITER=ITERATIONS, SOLVER__IMS_PER_BATCH=2,
-        SOLVER__CHECKPOINT_PERIOD=50, TEST__EVAL_PERIOD=0, CHECKPOINT__KEEP=0,
-    )  # fmt: skip
-    code, printed = runs.run(words, {"poison": poisoned})
+    common = {
+        "SOLVER__MAX_ITER": ITERATIONS, "SOLVER__IMS_PER_BATCH": 2, "SOLVER__CHECKPOINT_PERIOD": 50,
+        "TEST__EVAL_PERIOD": 0, "CHECKPOINT__KEEP": 0,
+    }  # fmt: skip
+    code, printed = runs.run(runs.arguments(engine, data, tmp_path / "clean", **common))
     assert code == 0, printed
-    check(tmp_path, poisoned, None, 2)
-    state = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    code, printed = runs.run(
+        runs.arguments(engine, data, tmp_path / "poisoned", **common), {"poison": poisoned}
+    )
+    assert code == 0, printed
+    check(tmp_path / "poisoned", poisoned, None, 2)
+    assert runs.events(tmp_path / "clean") == []
+    state = torch.load(tmp_path / "poisoned" / "model_final.pth", weights_only=True)
     assert state["guard"] == {"streak": 0, "skipped": 50}
-    first, *_, last = losses(tmp_path)
-    assert last < 0.7 * first
+    # Two fifths of the steps fewer: worse by no more than that, far from where training began (about 3).
+    clean, other = final_loss(tmp_path / "clean"), final_loss(tmp_path / "poisoned")
+    print(f"{engine}: final loss {clean:.3f} clean, {other:.3f} poisoned")
+    assert other < 1.25 * clean + 0.1
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
