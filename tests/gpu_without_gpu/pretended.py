@@ -303,11 +303,6 @@ def counting() -> Iterator[None]:
         _counting = False
 
 
-_waited = 0
-#: (target, values) of copies to the host that are still on their way.
-_late: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-
 def _pin(self: torch.Tensor, device: Any = None) -> torch.Tensor:
     copy = self.clone()
     _note_pinned(copy)

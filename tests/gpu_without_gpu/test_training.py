@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,16 @@ from tests.reliability.runs import ENGINES, need
 HERE = Path(__file__).parent
 #: Waits in an iteration of two images; they are Detectron2's own.
 MOST_WAITS_OF_DETECTRON2 = 120
+#: Files with tests marked ``gpu``.
+MARKED = {
+    "torchvision": [
+        "tests/optim/test_no_sync.py", "tests/optim/test_zenith_ratio.py",
+        "tests/engines/torchvision_engine/test_prefetch.py",
+    ],
+    "detectron2": [
+        "tests/engines/detectron2_engine/test_run.py", "tests/engines/detectron2_engine/test_trainer.py",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +88,17 @@ def test_in_float16_a_step_that_is_left_out_leaves_nothing(
     assert found["waits"] <= 4  # two images, the regions, and the scaler's own
     assert found["skipped"] == 1
     assert found["off_after_resuming"] == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_marked_gpu_passes(engine: str, stubs: dict[str, str], tmp_path: Path) -> None:
+    need(engine)
+    printed = run(
+        stubs, "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.gpu_without_gpu.plugin", "-m", "gpu",
+        f"--basetemp={tmp_path}", *MARKED[engine],
+    )  # fmt: skip
+    ended = re.search(r"^(\d+) passed(?:, (\d+) skipped)?, \d+ deselected", printed, re.MULTILINE)
+    assert ended, printed
+    passed, skipped = int(ended[1]), int(ended[2] or 0)
+    assert passed >= 4
+    assert skipped <= 1, printed  # the one that the plug-in names
