@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 
 from zenith_det import cli
+from zenith_det.training.logs.logging_setup import reset_logging
 
 
 def called(main: Callable[[list[str]], int | None], *words: str) -> subprocess.CompletedProcess[str]:
@@ -21,5 +22,6 @@ def called(main: Callable[[list[str]], int | None], *words: str) -> subprocess.C
             code = leaving.code
         finally:
             logging.disable(logging.NOTSET)
+            reset_logging()
     assert isinstance(code, int)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())

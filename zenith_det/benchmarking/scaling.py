@@ -71,8 +71,13 @@ def scale_window(
 
 def scale_images(counts: Sequence[int], *, rounds: int, warmup: int) -> list[Comparison]:
     """Reading and checking an annotation file of so many images, and evaluating 100 boxes on each."""
-    logging.getLogger("zenith_det.data").setLevel(logging.ERROR)  # it would report on every set
-    return [_scale_images(count, rounds, warmup) for count in counts]
+    logger = logging.getLogger("zenith_det.data")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # it would report on every set
+    try:
+        return [_scale_images(count, rounds, warmup) for count in counts]
+    finally:
+        logger.setLevel(before)
 
 
 def _scale_images(count: int, rounds: int, warmup: int) -> Comparison:

@@ -15,6 +15,7 @@ import torch
 
 from zenith_det import cli
 from zenith_det.errors import ConfigError, DatasetError, UserError
+from zenith_det.files import write_whole
 from zenith_det.training.processes import distributed
 from zenith_det.training.processes.launching import launch
 
@@ -56,7 +57,7 @@ def talk_among_themselves(folder: Path) -> None:
 def fail(folder: Path, kind: str) -> None:
     """What rank 1 does wrong, while rank 0 waits for it."""
     rank = distributed.get_rank()
-    (folder / f"pid{rank}").write_text(str(os.getpid()))
+    write_whole(folder / f"pid{rank}", str(os.getpid()))
     if kind == "talk, then both mistaken":
         talk(folder)
         raise DatasetError("train.json: no such file; give --train-json")
