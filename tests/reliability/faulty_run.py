@@ -24,6 +24,7 @@ FAULTS is a JSON object; each fault is for the rank ``"rank"`` (default: every r
 * ``"kill_worker"``: the iteration after which a loader worker gets SIGKILL.
 * ``"stall"``: each loader worker, or the run without any, hangs at the image of this number that it reads. When the
   file ``"signal_after"`` is there, the first sends the run SIGTERM.
+* ``"temporary"``: no fault: the folder that is the temporary one to it.
 * ``"drift"``: the iteration after which the rank's ZENITH history is changed behind its back.
 """
 
@@ -37,6 +38,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,8 @@ class Faults:
             before_call(evaluating.EvaluationProgress, "update", stop)
         if isinstance(when := self.faults.get("fill", [None, None])[1], str):
             before_call(run, when, self.fill)
+        if "temporary" in self.faults:
+            tempfile.tempdir = os.environ["TMPDIR"] = self.faults["temporary"]
         if "kill_at" in self.faults:
             before_call(run, self.faults["kill_at"], kill_me)
         if "stall" in self.faults:
