@@ -20,7 +20,9 @@ from tests.conftest import ROOT, SmallSet
 from tests.predicting.trained_run import write_run
 from zenith_det import Predictor, UserError
 from zenith_det.commands import export as export_command
+from zenith_det.config import get_cfg
 from zenith_det.data import load_coco_dataset, read_image
+from zenith_det.engines.data_description import DataDescription
 from zenith_det.engines.torchvision_engine import conversion
 from zenith_det.engines.torchvision_engine.backbone import normalize_and_pad
 from zenith_det.engines.torchvision_engine.export_module import ExportableRCNN, export_arguments
@@ -187,6 +189,18 @@ def test_a_keypoint_file_agrees(keypoint: Exported) -> None:
     assert len(expected) > 0
     distance = np.linalg.norm(found["keypoints"][..., :2] - expected.keypoints[..., :2], axis=-1)
     assert np.median(distance) < 0.01
+
+
+def test_images_of_registered_sets_are_found_by_what_the_run_says(shapes: SmallSet, tmp_path: Path) -> None:
+    """Those of the quickstart and of COCO, which are named in ``DATASETS.TEST``."""
+    cfg = get_cfg()
+    description = DataDescription(cfg)
+    description.add(load_coco_dataset(shapes.train), training=True)
+    description.add(load_coco_dataset(shapes.val), training=False)
+    description.keep(tmp_path)
+    found = export_command.chosen_images(None, tmp_path, cfg, 2)
+    assert len(found) == 2
+    assert {file.parent for file in found} == {Path(shapes.val[1])}
 
 
 def test_what_cant_be_exported_is_one_line(shapes: SmallSet, tmp_path: Path) -> None:

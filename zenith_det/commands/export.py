@@ -18,6 +18,7 @@ from pathlib import Path
 from zenith_det import cli
 from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
 from zenith_det.config import CfgNode
+from zenith_det.data.statistics import STATISTICS_FILE, read_statistics
 from zenith_det.errors import UserError
 from zenith_det.files import write_whole
 from zenith_det.predicting.image_sources import collect
@@ -57,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.compare < 1:
         raise UserError(f"--compare {args.compare}: give 1 or more, as a file is kept only where it agrees")
     source = Path(args.run or args.config_file)
-    output = args.output or (source if source.is_dir() else source.parent) / "model.onnx"
+    folder = source if source.is_dir() else source.parent
+    output = args.output or folder / "model.onnx"
     if output.suffix != ".onnx":
         raise UserError(f"--output {output}: the name must end in .onnx")
     predictor = Predictor(
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         class_names=args.class_names,
         opts=["MODEL.CHANNELS_LAST", False, *args.opts],
     )
-    images = chosen_images(args.images, predictor.cfg, args.compare)
+    images = chosen_images(args.images, folder, predictor.cfg, args.compare)
     content = to_onnx(predictor.model, predictor.cfg, predictor.metadata)
     agreement = check_agreement(content, predictor, images)
     write_whole(output, content)
@@ -76,18 +78,26 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def chosen_images(given: Sequence[Path] | None, cfg: CfgNode, most: int) -> list[Path]:
+def chosen_images(given: Sequence[Path] | None, run: Path, cfg: CfgNode, most: int) -> list[Path]:
     """The images to compare on, spread over all that there are.
 
     Args:
         given: files and folders; default: the folder of the run's validation or training images.
+        run: the folder of the run, which tells where registered sets have their images.
         most: at most so many.
 
     Raises:
         UserError: there are none.
     """
     if given is None:
-        folders = [Path(folder) for folder in (cfg.DATASETS.VAL_IMAGES, cfg.DATASETS.TRAIN_IMAGES) if folder]
+        sets = read_statistics(run)[0] if (run / STATISTICS_FILE).exists() else []
+        keys = (("validation", cfg.DATASETS.VAL_IMAGES), ("training", cfg.DATASETS.TRAIN_IMAGES))
+        folders = [
+            Path(folder)
+            for role, key in keys
+            for folder in (key, *(one.image_root for one in sets if one.role == role))
+            if folder
+        ]
         given = [folder for folder in folders if folder.is_dir()][:1]
         if not given:
             raise UserError(
