@@ -72,20 +72,20 @@ def test_metrics_on_a_full_disk_are_one_line(
     assert yaml.safe_load((output / "config.yaml").read_text())["SOLVER"]["CHECKPOINT_PERIOD"] == 100
 
 
+@pytest.mark.parametrize("engine", runs.ENGINES)
 @pytest.mark.parametrize(
     ("when", "what"), [("write_config", "config.yaml"), ("build_writers", "metrics.json")]
 )
 def test_a_disk_that_is_full_at_the_start_is_one_line_and_the_files_are_as_they_were(
-    when: str, what: str, data: Path, small_disk: Path
+    engine: str, when: str, what: str, data: Path, small_disk: Path
 ) -> None:
+    runs.need(engine)
     output = small_disk / "run"
     few = {"SOLVER__MAX_ITER": 2, "TEST__EVAL_PERIOD": 0}
-    code, printed = runs.run(runs.arguments("torchvision", data, output, **few))
+    code, printed = runs.run(runs.arguments(engine, data, output, **few))
     assert code == 0, printed
     before = {name: (output / name).read_bytes() for name in ("config.yaml", "metrics.json")}
-    more = runs.arguments(
-        "torchvision", data, output, resume=True, **{**few, "SOLVER__MAX_ITER": 3, "SEED": 9}
-    )
+    more = runs.arguments(engine, data, output, resume=True, **{**few, "SOLVER__MAX_ITER": 3, "SEED": 9})
     code, printed = runs.run(more, {"fill": [str(small_disk), when]})
     assert code == 2, printed
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -95,10 +95,12 @@ def test_a_disk_that_is_full_at_the_start_is_one_line_and_the_files_are_as_they_
     assert not list(output.glob("*.tmp")) + list(output.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("engine", runs.ENGINES)
 def test_pictures_on_a_full_disk_do_not_make_a_finished_run_a_failed_one(
-    data: Path, small_disk: Path
+    engine: str, data: Path, small_disk: Path
 ) -> None:
-    words = runs.arguments("torchvision", data, small_disk / "run", SOLVER__MAX_ITER=2)
+    runs.need(engine)
+    words = runs.arguments(engine, data, small_disk / "run", SOLVER__MAX_ITER=2)
     code, printed = runs.run(words, {"fill": [str(small_disk), "draw"]})
     assert code == 0, printed
     assert "not all pictures are drawn: " in printed

@@ -55,17 +55,19 @@ def test_a_killed_worker_ends_the_run_saved_and_it_goes_on(
     runs.assert_same_result(whole, tmp_path)
 
 
+@pytest.mark.parametrize("engine", runs.ENGINES)
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 2), (1, 0)])
 def test_a_signal_ends_a_wait_for_a_batch_that_never_comes(
-    processes: int, workers: int, data: Path, tmp_path: Path
+    engine: str, processes: int, workers: int, data: Path, tmp_path: Path
 ) -> None:
+    runs.need(engine)
     # Batch 6 never comes. Two workers take turns; a batch is of two images, or of one for each of two processes.
     stalled = 1 + 6 // max(workers, 1) * (2 // processes)
     faults = {
         "rank": processes - 1, "stall": stalled, "signal_after": str(tmp_path / "model_0000004.pth"),
     }  # fmt: skip
     words = runs.arguments(
-        "torchvision", data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, CHECKPOINT__KEEP=0,
+        engine, data, tmp_path, SOLVER__CHECKPOINT_PERIOD=1, CHECKPOINT__KEEP=0,
         DATALOADER__NUM_WORKERS=workers,
     )  # fmt: skip
     code, printed = runs.run(words, faults, processes=processes)
@@ -74,8 +76,10 @@ def test_a_signal_ends_a_wait_for_a_batch_that_never_comes(
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
 
 
-def test_the_deadline_ends_a_wait_for_the_first_batch(data: Path, tmp_path: Path) -> None:
-    words = runs.arguments("torchvision", data, tmp_path, "--max-time", "5s")
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_the_deadline_ends_a_wait_for_the_first_batch(engine: str, data: Path, tmp_path: Path) -> None:
+    runs.need(engine)
+    words = runs.arguments(engine, data, tmp_path, "--max-time", "5s")
     code, printed = runs.run(words, {"stall": 1})
     assert code == 75, printed
     assert "stopped: before iteration 0: its time (--max-time) is up while it waited for a batch" in printed

@@ -33,8 +33,12 @@ def test_a_second_run_is_told_and_changes_nothing(engine: str, data: Path, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_of_two_started_together_one_trains_and_the_other_is_told(data: Path, tmp_path: Path) -> None:
-    words = runs.arguments("torchvision", data, tmp_path, SOLVER__MAX_ITER=2000, TEST__EVAL_PERIOD=0)
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_of_two_started_together_one_trains_and_the_other_is_told(
+    engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    words = runs.arguments(engine, data, tmp_path, SOLVER__MAX_ITER=2000, TEST__EVAL_PERIOD=0)
     both = [runs.start(words) for _ in range(2)]
     while all(one.poll() is None for one in both):
         time.sleep(0.1)

@@ -176,17 +176,19 @@ def test_a_worse_evaluation_after_resuming_does_not_replace_the_best_model(
     assert torch.load(output / "model_best.pth", weights_only=True)["best"]["value"] == 99.0
 
 
+@pytest.mark.parametrize("engine", runs.ENGINES)
 def test_a_training_set_that_has_changed_is_told(
-    data: Path, begun: Callable[[str], Path], tmp_path: Path
+    engine: str, data: Path, begun: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    runs.need(engine)
     copy, output = shutil.copytree(data, tmp_path / "set"), tmp_path / "run"
-    code, printed = resumed("torchvision", copy, begun("torchvision"), output)
+    code, printed = resumed(engine, copy, begun(engine), output)
     assert code == 0, printed
     assert "the training set has changed" not in printed
     (file,) = (copy / "annotations").glob("*train*.json")
     content = json.loads(file.read_text())
     content["annotations"] = content["annotations"][1:]
     file.write_text(json.dumps(content))
-    code, printed = resumed("torchvision", copy, output, output, SOLVER__MAX_ITER=9)
+    code, printed = resumed(engine, copy, output, output, SOLVER__MAX_ITER=9)
     assert code == 0, printed
     assert "the training set has changed since the checkpoint (" in printed

@@ -80,10 +80,12 @@ def test_under_nohup_a_terminal_that_closes_ends_nothing() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_terminal_that_is_gone_ends_the_run_saved(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_terminal_that_is_gone_ends_the_run_saved(engine: str, data: Path, tmp_path: Path) -> None:
+    runs.need(engine)
     need_signal("SIGHUP")
     terminal, shown = pty.openpty()
-    words = runs.arguments("torchvision", data, tmp_path, SOLVER__MAX_ITER=3000)
+    words = runs.arguments(engine, data, tmp_path, SOLVER__MAX_ITER=3000)
     process = runs.start(words, stdout=shown, stderr=shown)
     os.close(shown)
     read = b""
