@@ -27,6 +27,7 @@ from zenith_det.comparing.plan import distinct, plan_runs
 from zenith_det.comparing.results import Comparison, collect, default_reference
 from zenith_det.comparing.runner import Runner, parse_device
 from zenith_det.comparing.summary import JSON_FILE, describe_final, save, text_table
+from zenith_det.config import LoadedConfig
 from zenith_det.engines.detectron2_engine.zoo import load_config_file
 from zenith_det.engines.val_share import hold_out
 from zenith_det.errors import ConfigError, RunStopped
@@ -181,10 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     for key, value, _ in data_overrides(args, output):
         opts += [key, value]
     loaded = load_config_file(args.config_file, opts)
-    if loaded.cfg.DATASETS.VAL_SHARE:  # once for all runs
-        hold_out(loaded, output, resume=True, say=print)
-        for key in ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
-            opts += [f"DATASETS.{key}", str(loaded.cfg.DATASETS[key])]
+    if loaded.cfg.DATASETS.VAL_SHARE:
+        opts += split_keys(loaded, output)
     devices = [parse_device(device, torch.cuda.device_count()) for device in args.devices]
     jobs = args.jobs or max(1, len(devices))
     flags = ["--engine", args.engine]
@@ -294,12 +293,8 @@ def tune(
     without_val = ["DATASETS.VAL_JSON", "", "DATASETS.VAL_IMAGES", ""]
     held = load_config_file(study.args.config_file, [*opts, *without_val, "DATASETS.VAL_SHARE", f"{share:g}"])
     folder = output / TUNING
-    hold_out(held, folder, resume=True, say=print)
-    opts = list(opts)
-    for key in ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES"):
-        opts += [f"DATASETS.{key}", str(held.cfg.DATASETS[key])]
     found = study.carry_out(
-        study.args.seeds[:1], folder, opts, only=several, evaluations=1,
+        study.args.seeds[:1], folder, [*opts, *split_keys(held, folder)], only=several, evaluations=1,
         **dict(tries) | {"lrs": {name: lrs for name, lrs in tries["lrs"].items() if name in several}},
     )  # fmt: skip
     chosen = {arm.name: [found.best(arm).lr] for arm in found.arms}
@@ -308,6 +303,13 @@ def tune(
         f"train on ({TUNING}/compare.html); the arms reported train on all of them."
     )
     return sentence, {**tries["lrs"], **chosen}
+
+
+def split_keys(loaded: LoadedConfig, folder: Path) -> list[str]:
+    """Hold out ``DATASETS.VAL_SHARE`` once for all runs; the KEY VALUE pairs by which each takes the same two sets."""
+    hold_out(loaded, folder, resume=True, say=print)
+    keys = ("VAL_SHARE", "TRAIN_JSON", "TRAIN_IMAGES", "VAL_JSON", "VAL_IMAGES")
+    return [word for key in keys for word in (f"DATASETS.{key}", str(loaded.cfg.DATASETS[key]))]
 
 
 def made_with(output: Path, *, new: bool) -> dict[str, Any]:
