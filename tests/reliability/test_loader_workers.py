@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.reliability import runs
+from zenith_det.training.processes import loader_wait
+from zenith_det.training.processes.loader_wait import LoaderError, WatchedBatches
 
 #: Runs what follows with so little shared memory, seen by nobody else.
 LITTLE_SHARED_MEMORY = [
@@ -35,6 +39,33 @@ def test_too_little_shared_memory_is_told_in_one_line(engine: str, data: Path, t
     assert "set DATALOADER.NUM_WORKERS 0" in line
     assert "docker run --shm-size" in line
     assert "Traceback" not in printed
+
+
+def long_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_temporary_folder_too_long_for_sockets_is_no_hindrance(
+    engine: str, data: Path, tmp_path: Path
+) -> None:
+    runs.need(engine)
+    folder = long_folder(tmp_path)
+    words = runs.arguments(engine, data, tmp_path / "run")
+    code, printed = runs.run(words, {"temporary": str(folder)}, launcher=[sys.executable])
+    assert code == 0, printed
+    assert not list(folder.iterdir())
+
+
+def test_where_no_temporary_folder_is_short_enough_that_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(long_folder(tmp_path)))
+    monkeypatch.setattr(loader_wait, "_SHORT", ())
+    with pytest.raises(LoaderError, match=r"too long .*: set TMPDIR to one of at most 71 characters, or "):
+        WatchedBatches(DataLoader([1, 2], num_workers=1))
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,10 @@ __all__ = ["LoaderError", "WatchedBatches", "begin_worker", "until_stopped"]
 POLL_SECONDS = 1
 _SHARED = Path("/dev/shm")
 _FIRST = "set DATALOADER.NUM_WORKERS 0 (the run's own process loads, without shared memory)"
+
+#: A socket's path may have 103 characters where it may have fewest (macOS); "/pymp-12345678/listener-12345678" follows.
+_LONGEST = 103 - 32
+_SHORT = ("/tmp", "/var/tmp")
 
 #: Seconds of a wait after which it is told.
 _TOLD_AFTER = (60, 600)
@@ -71,8 +76,7 @@ class WatchedBatches(Iterator[list[Any]]):
             if "cv2" in sys.modules:
                 # A worker forked from a process whose OpenCV has threads would wait for them, and there are none.
                 sys.modules["cv2"].setNumThreads(0)
-            # Workers keep their sockets in this process's folder. They would make others, and leave them when killed.
-            get_temp_dir()
+            _make_sockets_folder()
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
         with starting_workers():
@@ -155,6 +159,27 @@ def until_stopped(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
     except WaitStopped:
         return
+
+
+def _make_sockets_folder() -> None:
+    """Make the folder of the workers' sockets, this process's; they would make others, and leave them when killed.
+
+    Raises:
+        LoaderError: no temporary folder has a path that is short enough for a socket.
+    """
+    chosen = tempfile.gettempdir()
+    fitting = [folder for folder in (chosen, *_SHORT) if len(os.fsencode(folder)) <= _LONGEST]
+    usable = [folder for folder in fitting if os.access(folder, os.W_OK | os.X_OK)]
+    if not usable:
+        raise LoaderError(
+            f"the path of the temporary folder {chosen} is too long for the loader workers' sockets: set TMPDIR to one "
+            f"of at most {_LONGEST} characters, or {_FIRST}"
+        )
+    tempfile.tempdir = usable[0]
+    try:
+        get_temp_dir()
+    finally:
+        tempfile.tempdir = chosen
 
 
 def _be_told_of_deaths(before: Any) -> None:
