@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import SmallSet
 from tests.engines.torchvision_engine.small_models import small_config
 from tests.reliability import runs
 from tests.report.test_run_report import page_of
-from zenith_det.data import read_image
+from zenith_det.data import load_coco_dataset, read_image
 from zenith_det.data.synthetic import generate
 from zenith_det.engines.engine import load_engine
+from zenith_det.engines.run_pictures import draw_run
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
@@ -45,6 +47,21 @@ def test_predictions_are_drawn_anew_with_and_without_detections(engine: str, tmp
     assert (cv2.imread(str(picture)) != without).any()
     text, _ = page_of(output)
     assert "Largest objects missed (averaged weights, iteration 1)" in text
+
+
+def test_predictions_are_drawn_from_the_score_that_is_recommended(shapes: SmallSet, tmp_path: Path) -> None:
+    """A short run's best detections often have scores below a half."""
+    dataset = load_coco_dataset(shapes.val)
+    annotations = json.loads(Path(shapes.val[0]).read_text())["annotations"]
+    found = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.2} for one in annotations
+    ]
+    pictures = []
+    for score in (None, 0.25, 0.15):
+        draw_run(tmp_path, dataset, found, score=score)
+        pictures.append(cv2.imread(str(tmp_path / "predictions.png"))[60:])
+    assert (pictures[0] != pictures[1]).any()  # they name the score
+    assert (pictures[0] != pictures[2]).sum() > 2 * (pictures[0] != pictures[1]).sum()
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)

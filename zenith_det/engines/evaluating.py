@@ -348,16 +348,19 @@ class Evaluator:
             else found
         )
 
-    def recommend(self, cfg: CfgNode) -> None:
+    def recommend(self, cfg: CfgNode) -> float | None:
         """Tell and write down from which score on the last detections are worth keeping."""
         dataset = self.test_sets[0].dataset if self.results is not None else None
         if dataset is None or self.results is None:
-            return
+            return None
         ids = {record["image_id"] for record in self.test_sets[0].records(cfg.TEST.MAX_IMAGES)}
         judgement = judge(coco_ground_truth(dataset), self.results, image_ids=ids)
-        if best := note_recommended(self._folder, judgement):
-            logger.info(
-                "scores: F1 is highest, %.3f in the mean of the classes, for detections from %.3g on",
-                best.f1,
-                best.score,
-            )
+        best = note_recommended(self._folder, judgement)
+        if best is None:
+            return None
+        logger.info(
+            "scores: F1 is highest, %.3f in the mean of the classes, for detections from %.3g on",
+            best.f1,
+            best.score,
+        )
+        return best.score

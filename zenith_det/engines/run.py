@@ -455,8 +455,8 @@ def evaluate_only(
 def draw(evaluator: Evaluator, cfg: CfgNode) -> None:
     """The run's curves, its last evaluation's predictions, and the score to keep them from; the run is done without."""
     dataset = evaluator.test_sets[0].dataset if evaluator.results is not None else None
-    evaluator.recommend(cfg)
+    score = evaluator.recommend(cfg)
     try:
-        draw_run(evaluator.output_dir, dataset, evaluator.results or [], cfg.TEST.MAX_IMAGES)
+        draw_run(evaluator.output_dir, dataset, evaluator.results or [], cfg.TEST.MAX_IMAGES, score)
     except UserError as error:
         logger.warning("not all pictures are drawn: %s", error)

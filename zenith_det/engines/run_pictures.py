@@ -74,6 +74,7 @@ def draw_run(
     dataset: CocoDataset | None,
     results: Sequence[Mapping[str, Any]],
     max_images: int = 0,
+    score: float | None = None,
 ) -> list[Path]:
     """Draw ``curves.png``, where there are metrics, and ``predictions.png``, where there is a dataset.
 
@@ -82,13 +83,14 @@ def draw_run(
         dataset: the checked set that was evaluated on.
         results: the detections in COCO's result format, with the file's own category ids.
         max_images: how many images, from the first on, were evaluated; 0: all.
+        score: the least of a detection that is drawn, 0..1; by default the picture's own.
 
     Returns:
         The pictures made; a line in the log names them.
     """
     # Here and not above: it imports matplotlib, for which a run that draws nothing need not wait.
     from zenith_det.report.curves import plot_curves
-    from zenith_det.report.pictures import Instances, SheetRow, prediction_sheet
+    from zenith_det.report.pictures import SHEET_SCORE, Instances, SheetRow, prediction_sheet
 
     pictures = []
     if (output_dir / "metrics.json").exists():
@@ -110,7 +112,9 @@ def draw_run(
             for record in with_objects[::step][:PICTURED_IMAGES]
         )
         try:
-            pictures.append(prediction_sheet(rows, dataset.metadata, output_dir / "predictions.png"))
+            path = output_dir / "predictions.png"
+            from_score = SHEET_SCORE if score is None else score
+            pictures.append(prediction_sheet(rows, dataset.metadata, path, score=from_score))
         except MissingLibraryError as error:
             logger.warning("predictions.png isn't drawn: %s", error)
     if pictures:

@@ -45,7 +45,7 @@ _MOST_COVERED = 0.1
 #: Predicted keypoints below this score aren't drawn.
 KEYPOINT_THRESHOLD = 0.05
 #: Predictions below this score aren't drawn on a sheet.
-SHEET_THRESHOLD = 0.5
+SHEET_SCORE = 0.5
 #: The width of an image on a sheet, in pixels; tall images get less, so that none is taller than 0.8 of this.
 SHEET_WIDTH = 640
 #: The longer side that :func:`draw_instances` enlarges smaller images to, in pixels.
@@ -249,18 +249,23 @@ def draw_instances(
 
 
 def prediction_sheet(
-    rows: Iterable[SheetRow], metadata: DatasetMetadata | None, path: str | os.PathLike[str]
+    rows: Iterable[SheetRow],
+    metadata: DatasetMetadata | None,
+    path: str | os.PathLike[str],
+    *,
+    score: float = SHEET_SCORE,
 ) -> Path:
     """Write a picture with an image per row: ground truth to the left, predictions to the right.
 
-    Predictions below :data:`SHEET_THRESHOLD` are not drawn; where none is left, the picture says so, with the highest
-    score.
+    Its title names the score from which predictions are drawn; where none is left, the picture says so, with the
+    highest score.
 
     Args:
         rows: images (BGR) with their ground truth and predictions; taken one by one, so that the masks of one image
             at a time are in memory where they are made as they are asked for.
         metadata: as in :func:`draw_instances`.
         path: the picture, usually ``OUTPUT_DIR/predictions.png``.
+        score: predictions below it are not drawn; 0..1.
 
     Returns:
         the picture's path.
@@ -275,7 +280,7 @@ def prediction_sheet(
         scale = min(SHEET_WIDTH / width, 0.8 * SHEET_WIDTH / height)
         kept = row.predictions
         if kept.scores is not None:
-            kept = kept.pick(kept.scores >= SHEET_THRESHOLD)
+            kept = kept.pick(kept.scores >= score)
         pictures = [
             draw_instances(
                 row.image, i.boxes, i.classes, i.scores, i.masks, i.keypoints, metadata,
@@ -283,7 +288,7 @@ def prediction_sheet(
             )
             for i in (row.ground_truth, kept)
         ]  # fmt: skip
-        cells.append((row.name, pictures, _below_threshold(row.predictions, kept)))
+        cells.append((row.name, pictures, _nothing_left(row.predictions, kept, score)))
         del row, kept
     if not cells:
         raise UserError(f"{path}: no image to draw predictions on")
@@ -292,7 +297,7 @@ def prediction_sheet(
     column = max(picture.shape[1] for _, pictures, _ in cells for picture in pictures)
     sheet = Image.new("RGB", (2 * column + 3 * gap, head + sum(row_heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    for n, title in enumerate(("ground truth", "predictions")):
+    for n, title in enumerate(("ground truth", f"predictions from a score of {score:.2g} on")):
         letters, text = Lettering(26, bold=True), titled(title, metadata)
         letters.draw(pen, (gap + n * (column + gap), (head - letters.height(text)) / 2), text, _INK)
     top, names = head, Lettering(16)
@@ -358,12 +363,12 @@ def _save(sheet: Image.Image, target: Path) -> Path:
     return write_whole(target, lambda file: sheet.save(file, kind))
 
 
-def _below_threshold(found: Instances, kept: Instances) -> str:
+def _nothing_left(found: Instances, kept: Instances, score: float) -> str:
     if len(kept):
         return ""
     if not len(found) or found.scores is None:
         return "no detection"
-    return f"no detection of {SHEET_THRESHOLD:.0%} or more (highest {float(found.scores.max()):.1%})"
+    return f"no detection of {score:.0%} or more (highest {float(found.scores.max()):.1%})"
 
 
 def _resize(image: ByteImage, scale: float) -> ByteImage:
