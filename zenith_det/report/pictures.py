@@ -297,7 +297,7 @@ def prediction_sheet(
     column = max(picture.shape[1] for _, pictures, _ in cells for picture in pictures)
     sheet = Image.new("RGB", (2 * column + 3 * gap, head + sum(row_heights)), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    for n, title in enumerate(("ground truth", f"predictions from a score of {score:.2g} on")):
+    for n, title in enumerate(("ground truth", f"predictions of {score:.0%} or more")):
         letters, text = Lettering(26, bold=True), titled(title, metadata)
         letters.draw(pen, (gap + n * (column + gap), (head - letters.height(text)) / 2), text, _INK)
     top, names = head, Lettering(16)
