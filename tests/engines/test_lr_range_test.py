@@ -80,6 +80,18 @@ def test_a_ruined_model_that_finds_nothing_is_no_low() -> None:
     assert choose(RangeTest(LRS, losses, False)).lr == pytest.approx(choose(plain).lr, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_ruined_model_may_lose_less_again_for_a_while(seed: int) -> None:
+    """As Mask R-CNN's on microscope images (docs/results/lr_range_test.md): down again after nine iterations."""
+    plain = curve(explodes=False, seed=seed)
+    at = int(np.searchsorted(LRS, choose(plain).edge)) + 9
+    losses = plain.losses.copy()
+    losses[at : at + 2 * CYCLE] -= 1.0
+    smooth = choose(RangeTest(LRS, losses, False)).smooth
+    assert smooth[at + CYCLE] < 0.5 * (smooth[0] + smooth.min())
+    assert choose(RangeTest(LRS, losses, False)).lr == pytest.approx(choose(plain).lr, rel=0.3)
+
+
 def adamw_curve(distance: float = 0.009, plateau: float = 0.4, iterations: int = ITERATIONS) -> RangeTest:
     """A detector's under AdamW: it falls over a distance of the weights, loses a part of it again, then explodes."""
     lrs = np.geomspace(1e-5, 1.0, iterations)

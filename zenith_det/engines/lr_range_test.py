@@ -33,14 +33,16 @@ ITERATIONS = 180
 SGD_LRS, ADAMW_LRS = (1e-4, 10.0), (1e-5, 1.0)
 #: It ends where the loss is so many times the highest of the first ones; no loss counts for more in the curve.
 _DIVERGED = 4.0
+#: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
+CYCLE = 12
 #: The part of its fall that the loss climbs back where the LR is too high.
 CLIMB = 0.5
+#: For so many iterations: a detector that has been ruined may lose less again for a while.
+LASTING = CYCLE // 2
 #: η₀ for SGD, as a part of that LR.
 SHARE = 1 / 8
 #: η₀ for AdamW: so many steps of it go as far as the test had gone when the loss had had this part of its fall.
 STEPS, FALL = 10, 0.8
-#: It goes round so many batches: what differs between images is then the same in every mean over a cycle.
-CYCLE = 12
 # A fall that counts: so many times the noise of the smoothed curve, and such a part of the loss.
 _NOISE, _LEAST_FALL = 4.0, 0.03
 _NEVER = 10**8
@@ -278,7 +280,7 @@ def choose(test: RangeTest) -> Choice:
             f"{low[-1]:.4g} at its low (noise {noise:.2g}); look at the data, or set SOLVER.BASE_LR"
         )
     climbed = fell & (smooth - low >= np.maximum(CLIMB * (start - low), _NOISE * noise))
-    edges = [i for i in np.flatnonzero(climbed) if climbed[i : i + CYCLE].all()]
+    edges = [i for i in np.flatnonzero(climbed) if climbed[i : i + LASTING].all()]
     if edges:
         end = int(edges[0])
     elif test.broke_off:
