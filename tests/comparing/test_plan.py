@@ -80,6 +80,16 @@ def test_every_arm_of_the_settings_study_trains_with_its_own_settings(tmp_path: 
     assert seen == {(25, 0, 0.0), (100, 0, 0.0), (400, 0, 0.0), (100, 50, 0.0), (100, 0, 0.7)}
 
 
+def test_every_arm_of_the_study_of_bad_starts_trains_with_its_own_settings(tmp_path: Path) -> None:
+    file = ROOT / "docs" / "bad_starts.yaml"
+    seen = []
+    for arm in read_arms(file):
+        (run,) = plan([arm.name], tmp_path, file, seeds=(0,))
+        zenith = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER.ZENITH
+        seen.append((zenith.WINDOW, zenith.MIN_RATIO, zenith.RECORD_AFTER, zenith.HALF_LIFE))
+    assert seen == [(25, 1.0, 0, 0), (25, 0.0, 0, 0), (25, 0.0, 30, 0), (25, 0.0, 0, 100)]
+
+
 def test_every_arm_of_the_averaging_study_averages_by_its_own_settings(tmp_path: Path) -> None:
     file = ROOT / "docs" / "tail_average.yaml"
     seen = []

@@ -108,8 +108,8 @@ def outlier(metrics: Metrics, window: int) -> str | None:
         return (
             f"The ratio collapsed by iteration {at + round(1.3 * window)}: the zenith, {top:.3g}, was set by the very "
             f"first norms, and the window's mean was {after:.3g} once they had left it. The LR has been near "
-            f"{settled:.2f} of what was asked for since; SOLVER.ZENITH.RECORD_AFTER leaves the first norms out. A model "
-            "that the first steps have ruined looks the same, with an AP near 0: then lower SOLVER.BASE_LR."
+            f"{settled:.2f} of what was asked for since; SOLVER.ZENITH.RECORD_AFTER leaves the first norms out. A "
+            "model that the first steps have ruined looks the same, with an AP near 0: then lower SOLVER.BASE_LR."
         )
     if top < JUMP * before:
         return None
