@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.conftest import ROOT
 from zenith_det.comparing.arms import BUILT_IN, choose_arms, read_arms
 from zenith_det.comparing.plan import Run, plan_runs
 from zenith_det.comparing.results import default_reference
-from zenith_det.config import load_config
+from zenith_det.config import CfgNode, load_config
 from zenith_det.errors import ConfigError
 from zenith_det.solver import build_lr_scheduler, build_optimizer
 
@@ -70,33 +71,29 @@ def test_every_built_in_arm_trains_with_what_it_says(tmp_path: Path) -> None:
         assert type(optimizer).__name__.lower().startswith(("zenith", "sgd", "adamw", "prodigy", "dadapt"))
 
 
-def test_every_arm_of_the_settings_study_trains_with_its_own_settings(tmp_path: Path) -> None:
-    file = ROOT / "docs" / "zenith_settings.yaml"
-    seen = set()
+def solvers_of(study: str, tmp_path: Path) -> Iterator[CfgNode]:
+    """``SOLVER`` of each arm of a study's file in docs/."""
+    file = ROOT / "docs" / study
     for arm in read_arms(file):
         (run,) = plan([arm.name], tmp_path, file, seeds=(0,))
-        zenith = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER.ZENITH
-        seen.add((zenith.WINDOW, zenith.RECORD_AFTER, zenith.MIN_RATIO))
+        yield load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER
+
+
+def test_every_arm_of_the_settings_study_trains_with_its_own_settings(tmp_path: Path) -> None:
+    settings = [solver.ZENITH for solver in solvers_of("zenith_settings.yaml", tmp_path)]
+    seen = {(zenith.WINDOW, zenith.RECORD_AFTER, zenith.MIN_RATIO) for zenith in settings}
     assert seen == {(25, 0, 0.0), (100, 0, 0.0), (400, 0, 0.0), (100, 50, 0.0), (100, 0, 0.7)}
 
 
 def test_every_arm_of_the_study_of_bad_starts_trains_with_its_own_settings(tmp_path: Path) -> None:
-    file = ROOT / "docs" / "bad_starts.yaml"
-    seen = []
-    for arm in read_arms(file):
-        (run,) = plan([arm.name], tmp_path, file, seeds=(0,))
-        zenith = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER.ZENITH
-        seen.append((zenith.WINDOW, zenith.MIN_RATIO, zenith.RECORD_AFTER, zenith.HALF_LIFE))
+    settings = [solver.ZENITH for solver in solvers_of("bad_starts.yaml", tmp_path)]
+    seen = [(zenith.WINDOW, zenith.MIN_RATIO, zenith.RECORD_AFTER, zenith.HALF_LIFE) for zenith in settings]
     assert seen == [(25, 1.0, 0, 0), (25, 0.0, 0, 0), (25, 0.0, 30, 0), (25, 0.0, 0, 100)]
 
 
 def test_every_arm_of_the_averaging_study_averages_by_its_own_settings(tmp_path: Path) -> None:
-    file = ROOT / "docs" / "tail_average.yaml"
-    seen = []
-    for arm in read_arms(file):
-        (run,) = plan([arm.name], tmp_path, file, seeds=(0,))
-        average = load_config(CONFIG, [word for pair in run.keys.items() for word in pair]).cfg.SOLVER.AVERAGE
-        seen.append((average.KIND, average.TAIL if average.KIND == "tail" else average.DECAY))
+    averages = [solver.AVERAGE for solver in solvers_of("tail_average.yaml", tmp_path)]
+    seen = [(a.KIND, a.TAIL if a.KIND == "tail" else a.DECAY) for a in averages]
     assert seen == [*(("tail", tail) for tail in (0.03, 0.06, 0.1, 0.15, 0.25, 0.4)), ("ema", 0.99)]
 
 

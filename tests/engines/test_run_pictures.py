@@ -18,6 +18,7 @@ from zenith_det.data import load_coco_dataset, read_image
 from zenith_det.data.synthetic import generate
 from zenith_det.engines.engine import load_engine
 from zenith_det.engines.run_pictures import draw_run
+from zenith_det.evaluation.recommended import DEFAULT_SCORE
 
 
 @pytest.mark.parametrize("engine", runs.ENGINES)
@@ -57,7 +58,7 @@ def test_predictions_are_drawn_from_the_score_that_is_recommended(shapes: SmallS
         {key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.2} for one in annotations
     ]
     pictures = []
-    for score in (None, 0.25, 0.15):
+    for score in (DEFAULT_SCORE, 0.25, 0.15):
         draw_run(tmp_path, dataset, found, score=score)
         pictures.append(cv2.imread(str(tmp_path / "predictions.png"))[60:])
     assert (pictures[0] != pictures[1]).any()  # they name the score

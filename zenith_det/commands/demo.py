@@ -29,14 +29,13 @@ from zenith_det import opencv as cv2
 from zenith_det.commands.model_arguments import add_model_flags, parse_model_arguments
 from zenith_det.errors import UserError
 from zenith_det.evaluation import ResultsWriter
+from zenith_det.evaluation.recommended import DEFAULT_SCORE
 from zenith_det.predicting.image_sources import collect, frames_per_second, is_video
 from zenith_det.predicting.prediction import Prediction, save_picture
 from zenith_det.predicting.predictor import Predictor
 from zenith_det.report.run_data import recommended_score
 from zenith_det.training.logs.logging_setup import setup_logging
 
-#: The lowest score that is drawn where none is recommended.
-DEFAULT_THRESHOLD = 0.5
 PREDICTIONS_FILE = "predictions.json"
 CROPS_FOLDER = "crops"
 
@@ -80,7 +79,7 @@ def argument_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="P",
         help="lowest score that is drawn (default: the one that RUN's evaluation recommends; "
-        f"{DEFAULT_THRESHOLD} where that is not known)",
+        f"{DEFAULT_SCORE} where that is not known)",
     )
     parser.add_argument(
         "--crop",
@@ -155,7 +154,7 @@ def lowest_score(args: argparse.Namespace) -> float:
                     "evaluated (--confidence-threshold sets another)"
                 )
                 return recommended.score
-    return DEFAULT_THRESHOLD
+    return DEFAULT_SCORE
 
 
 def make_folder(path: Path) -> None:

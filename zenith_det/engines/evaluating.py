@@ -31,6 +31,7 @@ from zenith_det.evaluation import (
     write_explanations,
     write_results,
 )
+from zenith_det.evaluation.recommended import DEFAULT_SCORE
 from zenith_det.training.checkpoints import averaging
 from zenith_det.training.course.validation_loss import validation_losses, without_augmentation
 from zenith_det.training.failures.out_of_memory import telling_of_memory
@@ -348,16 +349,16 @@ class Evaluator:
             else found
         )
 
-    def recommend(self, cfg: CfgNode) -> float | None:
-        """Tell and write down from which score on the last detections are worth keeping."""
+    def recommend(self, cfg: CfgNode) -> float:
+        """Tell, write down and return from which score on the last detections are worth keeping."""
         dataset = self.test_sets[0].dataset if self.results is not None else None
         if dataset is None or self.results is None:
-            return None
+            return DEFAULT_SCORE
         ids = {record["image_id"] for record in self.test_sets[0].records(cfg.TEST.MAX_IMAGES)}
         judgement = judge(coco_ground_truth(dataset), self.results, image_ids=ids)
         best = note_recommended(self._folder, judgement)
         if best is None:
-            return None
+            return DEFAULT_SCORE
         logger.info(
             "scores: F1 is highest, %.3f in the mean of the classes, for detections from %.3g on",
             best.f1,

@@ -12,6 +12,7 @@ from zenith_det.config import CfgNode
 from zenith_det.data import CocoDataset, DatasetMetadata, read_image
 from zenith_det.engines.engine import Batch, Engine, Sample
 from zenith_det.errors import MissingLibraryError, one_line
+from zenith_det.evaluation.recommended import DEFAULT_SCORE
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def draw_run(
     dataset: CocoDataset | None,
     results: Sequence[Mapping[str, Any]],
     max_images: int = 0,
-    score: float | None = None,
+    score: float = DEFAULT_SCORE,
 ) -> list[Path]:
     """Draw ``curves.png``, where there are metrics, and ``predictions.png``, where there is a dataset.
 
@@ -83,14 +84,14 @@ def draw_run(
         dataset: the checked set that was evaluated on.
         results: the detections in COCO's result format, with the file's own category ids.
         max_images: how many images, from the first on, were evaluated; 0: all.
-        score: the least of a detection that is drawn, 0..1; by default the picture's own.
+        score: the least of a detection that is drawn, 0..1.
 
     Returns:
         The pictures made; a line in the log names them.
     """
     # Here and not above: it imports matplotlib, for which a run that draws nothing need not wait.
     from zenith_det.report.curves import plot_curves
-    from zenith_det.report.pictures import SHEET_SCORE, Instances, SheetRow, prediction_sheet
+    from zenith_det.report.pictures import Instances, SheetRow, prediction_sheet
 
     pictures = []
     if (output_dir / "metrics.json").exists():
@@ -113,8 +114,7 @@ def draw_run(
         )
         try:
             path = output_dir / "predictions.png"
-            from_score = SHEET_SCORE if score is None else score
-            pictures.append(prediction_sheet(rows, dataset.metadata, path, score=from_score))
+            pictures.append(prediction_sheet(rows, dataset.metadata, path, score))
         except MissingLibraryError as error:
             logger.warning("predictions.png isn't drawn: %s", error)
     if pictures:

@@ -13,6 +13,8 @@ from zenith_det.evaluation.results import RESULTS_FILE
 from zenith_det.files import write_whole
 
 RECOMMENDED_FILE = "recommended_score.json"
+#: Detections from this score on are shown where nothing recommends another.
+DEFAULT_SCORE = 0.5
 
 
 @dataclass(frozen=True)

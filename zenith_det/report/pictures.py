@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from zenith_det import opencv as cv2
 from zenith_det.errors import UserError
+from zenith_det.evaluation.recommended import DEFAULT_SCORE
 from zenith_det.files import write_whole
 from zenith_det.report.fonts import Lettering, drawable, tell_undrawable
 
@@ -44,8 +45,6 @@ _MOST_COVERED = 0.1
 
 #: Predicted keypoints below this score aren't drawn.
 KEYPOINT_THRESHOLD = 0.05
-#: Predictions below this score aren't drawn on a sheet.
-SHEET_SCORE = 0.5
 #: The width of an image on a sheet, in pixels; tall images get less, so that none is taller than 0.8 of this.
 SHEET_WIDTH = 640
 #: The longer side that :func:`draw_instances` enlarges smaller images to, in pixels.
@@ -252,8 +251,7 @@ def prediction_sheet(
     rows: Iterable[SheetRow],
     metadata: DatasetMetadata | None,
     path: str | os.PathLike[str],
-    *,
-    score: float = SHEET_SCORE,
+    score: float = DEFAULT_SCORE,
 ) -> Path:
     """Write a picture with an image per row: ground truth to the left, predictions to the right.
 

@@ -25,6 +25,7 @@ from zenith_det.evaluation import Judgement, SizeBin, evaluate_by_size, note_rec
 from zenith_det.evaluation.coco import METRICS
 from zenith_det.evaluation.explained import EXPLAINED_FILE
 from zenith_det.evaluation.judging import ScoredClass
+from zenith_det.evaluation.recommended import DEFAULT_SCORE
 from zenith_det.report import curves
 from zenith_det.report.dataset_page import statistics_parts
 from zenith_det.report.diagnosis import config_window, diagnose, sentences
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HTML_FILE = "report.html"
-#: The score from which on detections count as found where none is recommended.
-DEFAULT_THRESHOLD = 0.5
 #: False positives and misses that are shown.
 SHOWN = 12
 #: The longer side of a cell, pixels.
@@ -167,7 +166,7 @@ def _page(
     if evaluated is not None:
         judgement = evaluated.judge()
         note_recommended(evaluated.folder, judgement)
-        score = threshold if threshold is not None else judgement.recommended_score or DEFAULT_THRESHOLD
+        score = threshold if threshold is not None else judgement.recommended_score or DEFAULT_SCORE
         judged = _Judged(evaluated, judgement, score)
         of = evaluated.dataset.metadata.name if evaluated.dataset.metadata.name in sets else ""
     # One kind of weights for AP and errors: those to use.
